@@ -1,0 +1,156 @@
+"""The computation graph: a DAG of operators with static shapes and no batch axis."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bounds.ops.base import Affine, Elementwise, Input, Operator, Shape
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class UnsupportedOperator(ValueError):
+    """A network uses an operator (or a form of one) that has no sound implementation here."""
+
+
+class InvalidNetwork(ValueError):
+    """A network file or module cannot be read: damaged, NaN weights, several inputs, ..."""
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operator in its place. `inputs` are indices of earlier nodes; `shape` is without batch axis;
+    `name` is the tensor's name in the source (ONNX value name or module path)."""
+
+    name: str
+    op: Operator
+    inputs: tuple[int, ...]
+    shape: Shape
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """`nodes` in topological order, `nodes[0]` the input, `output` the index of the result.
+
+    As read, a graph is the stored function and shares parameters with the module it came from;
+    `simplify()` gives a frozen, fused twin for search. `onnx_input_shape` is the shape that an
+    onnxruntime session of the source expects at batch one (None for modules).
+    """
+
+    nodes: tuple[Node, ...]
+    output: int
+    onnx_input_shape: Shape | None = None
+    source: str = "graph"
+
+    def __post_init__(self) -> None:
+        if not self.nodes or not isinstance(self.nodes[0].op, Input):
+            raise InvalidNetwork(f"{self.source}: the first node must be the input")
+        for i, node in enumerate(self.nodes):
+            if any(not 0 <= j < i for j in node.inputs):
+                raise InvalidNetwork(f"{self.source}: node {node.name} uses a later node")
+
+    # ------------------------------------------------------------------ construction
+
+    @staticmethod
+    def from_onnx(source: str | Path | bytes) -> Graph:
+        """Read an ONNX file (plain or gzip; a path or its bytes). See `bounds.graph.from_onnx`."""
+        from bounds.graph.from_onnx import read_onnx
+        return read_onnx(source)
+
+    @staticmethod
+    def from_torch(module: nn.Module, input_shape: Shape) -> Graph:
+        """Trace a module; parameters stay shared with it. See `bounds.graph.from_torch`."""
+        from bounds.graph.from_torch import trace_module
+        return trace_module(module, input_shape)
+
+    def simplify(self) -> Graph:
+        """A frozen twin with constants folded and neighbouring affine maps fused."""
+        from bounds.graph.simplify import simplify
+        return simplify(self)
+
+    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Graph:
+        nodes = tuple(dataclasses.replace(n, op=n.op.to(dtype=dtype, device=device)) for n in self.nodes)
+        return dataclasses.replace(self, nodes=nodes)
+
+    # ------------------------------------------------------------------ facts
+
+    @property
+    def input_shape(self) -> Shape:
+        return self.nodes[0].shape
+
+    @property
+    def output_shape(self) -> Shape:
+        return self.nodes[self.output].shape
+
+    @cached_property
+    def consumers(self) -> tuple[tuple[int, ...], ...]:
+        """For each node the nodes that read it."""
+        readers: list[list[int]] = [[] for _ in self.nodes]
+        for i, node in enumerate(self.nodes):
+            for j in dict.fromkeys(node.inputs):
+                readers[j].append(i)
+        return tuple(tuple(r) for r in readers)
+
+    @cached_property
+    def relaxed_inputs(self) -> tuple[int, ...]:
+        """Nodes whose bounds a linear relaxation needs: the inputs of every non-affine operator."""
+        found = {j for n in self.nodes if not isinstance(n.op, (Affine, Input)) for j in n.inputs}
+        return tuple(sorted(found))
+
+    def parameters(self) -> list[Tensor]:
+        """Every floating-point tensor of the operators, each once."""
+        seen: dict[int, Tensor] = {}
+        for node in self.nodes:
+            for field in dataclasses.fields(node.op):
+                value: Any = getattr(node.op, field.name)
+                if isinstance(value, Tensor) and value.is_floating_point():
+                    seen[id(value)] = value
+        return list(seen.values())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next((p.dtype for p in self.parameters()), torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    def describe(self) -> str:
+        """One line a node: index, operator, name, shape, inputs."""
+        return "\n".join(f"{i:3d} {n.op.kind:14s} {n.name:30s} {n.shape!s:18s} <- {list(n.inputs)}"
+                         for i, n in enumerate(self.nodes))
+
+    # ------------------------------------------------------------------ evaluation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x "B *input_shape" -> "B *output_shape"."""
+        return self.values(x, keep=False)[self.output]
+
+    def values(self, x: Tensor, *, keep: bool = True) -> list[Any]:
+        """The value of every node at x; with `keep=False` values are dropped after their last use."""
+        if tuple(x.shape[1:]) != self.input_shape:
+            raise ValueError(f"input must have shape (B, {', '.join(map(str, self.input_shape))}), "
+                             f"got {tuple(x.shape)}")
+        values: list[Any] = [None] * len(self.nodes)
+        values[0] = x
+        last_use = {j: i for i, n in enumerate(self.nodes) for j in n.inputs}
+        for i, node in enumerate(self.nodes):
+            if i:
+                values[i] = node.op.forward(*(values[j] for j in node.inputs))
+            if not keep:
+                for j in node.inputs:
+                    if last_use[j] == i and j != self.output:
+                        values[j] = None
+        return values
+
+
+def elementwise(node: Node) -> Elementwise | None:
+    """The node's operator if it is elementwise."""
+    return node.op if isinstance(node.op, Elementwise) else None

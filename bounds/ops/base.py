@@ -1,0 +1,142 @@
+"""What an operator must offer: operators know mathematics, methods know traversal.
+
+Axis legend of this package: B domains, N flat rows, R rows of one domain, F features, *shape the
+tensor without its batch axis.
+
+Three kinds exist. `Affine` operators are pulled back exactly. `Elementwise` operators offer two
+lines (`relax`). Everything else offers `interval` and linear bounds of its own (`Relaxed`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from bounds.interval import Interval
+from bounds.relaxation import Relaxation
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Operator:
+    """One operator of the graph. Subclasses are frozen dataclasses; tensor fields are parameters."""
+
+    kind: ClassVar[str] = "operator"
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Values: each input "B *in", the result "B *out"."""
+        raise NotImplementedError(f"{self.kind} has no forward")
+
+    def interval(self, *inputs: Interval) -> Interval:
+        """An enclosure of `forward` over the product of the input intervals."""
+        raise NotImplementedError(f"{self.kind} has no interval")
+
+    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Self:
+        """This operator with its floating-point tensors converted (indices move, keep their dtype)."""
+        return self.map_tensors(
+            lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None))
+
+    def detach(self) -> Self:
+        """This operator with tensors cut off from any module that shares them."""
+        return self.map_tensors(lambda t: t.detach().clone() if isinstance(t, nn.Parameter) else t.detach())
+
+    def map_tensors(self, function) -> Self:  # type: ignore[no-untyped-def]
+        changes: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                changes[field.name] = function(value)
+        return dataclasses.replace(self, **changes) if changes else self
+
+
+class Affine(Operator):
+    """`forward(x, ...) = linear(x, ...) + constant`, jointly linear in all inputs."""
+
+    kind: ClassVar[str] = "affine"
+
+    def linear(self, *inputs: Tensor) -> Tensor:
+        """The linear part: `forward` without its constant. "B *in" -> "B *out"."""
+        return self.forward(*inputs)
+
+    def magnitude(self, *radii: Tensor) -> Tensor:
+        """`|W| r`: the linear part with absolute weights; radii >= 0. Override unless W >= 0."""
+        return self.linear(*radii)
+
+    def interval(self, *inputs: Interval) -> Interval:
+        centre = self.forward(*(i.centre for i in inputs))
+        radius = self.magnitude(*(i.radius for i in inputs))
+        return Interval(centre - radius, centre + radius)
+
+    def pull_back(self, A: Tensor, input_shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
+        """The transpose: `<A, linear(x, ...)> = sum_i <result_i, x_i>`; "N *out" -> one "N *in" an input."""
+        raise NotImplementedError(f"{self.kind} has no pull_back")
+
+    def constant(self, A: Tensor) -> Tensor | None:
+        """`<A, forward(0)>`: "N *out" -> "N", or None where the constant is zero."""
+        return None
+
+
+class Elementwise(Operator):
+    """y_i = f(x_i) (parameters may differ between neurons); one input, same shape."""
+
+    kind: ClassVar[str] = "elementwise"
+    increasing: ClassVar[bool] = True
+
+    def interval(self, *inputs: Interval) -> Interval:
+        (x,) = inputs
+        if not self.increasing:
+            raise NotImplementedError(f"{self.kind} is not increasing and has no interval of its own")
+        return Interval(self.forward(x.lower), self.forward(x.upper))
+
+    def relax(self, x: Interval) -> Relaxation:
+        """The default two lines on [x.lower, x.upper] (adaptive: small area, CROWN's choice)."""
+        raise NotImplementedError(f"{self.kind} has no relaxation")
+
+    def relax_parallel(self, x: Interval) -> Relaxation:
+        """Two lines of equal slope (Fast-Lin, zonotope): lower_slope is upper_slope."""
+        raise NotImplementedError(f"{self.kind} has no parallel relaxation")
+
+    def is_linear_on(self, x: Interval) -> Tensor:
+        """bool "B *shape": true where f restricted to the interval is one line (nothing is lost,
+        so tighter input bounds are not needed for the relaxation)."""
+        return x.lower == x.upper
+
+    # --- parameterised relaxation (alpha-CROWN); None where the operator has nothing to optimise
+
+    def parameters(self, x: Interval) -> tuple[Tensor, Tensor, Tensor] | None:
+        """(initial, low, high), each "K B *shape": K parameters a neuron, boxed to [low, high].
+        With the initial values `relax_with` gives the lines of `relax`."""
+        return None
+
+    def relax_with(self, x: Interval, params: Tensor) -> Relaxation:
+        """Two valid lines for ANY `params` inside their box: "K N *shape", where N equals (or
+        broadcasts against) the leading axis of x. Differentiable in params and in x."""
+        raise NotImplementedError(f"{self.kind} has no parameterised relaxation")
+
+
+class Relaxed(Operator):
+    """A non-affine operator that is not elementwise (max-pool, product, softmax): it offers linear
+    bounds of its outputs in its inputs and pulls rows back through them."""
+
+    kind: ClassVar[str] = "relaxed"
+
+    def pull_back_relaxed(self, A: Tensor, owner: Any, inputs: tuple[Interval, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Lower bound of <A, forward(x)>: "N *out" -> (one "N *in" an input, constant "N") with
+        `<A, forward(x)> >= sum_i <result_i, x_i> + constant` for all x in the input intervals.
+        `owner` maps a "B ..." tensor to rows: `owner.rows(t)` is "N ..." (or "1 ...", broadcastable)."""
+        raise NotImplementedError(f"{self.kind} has no linear relaxation")
+
+    def is_linear_on(self, *inputs: Interval) -> Tensor:
+        """bool "B *in" for the first input: true where tighter input bounds would not help."""
+        return inputs[0].lower == inputs[0].upper
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Input(Operator):
+    """The network's input: the first node of every graph."""
+
+    kind: ClassVar[str] = "Input"

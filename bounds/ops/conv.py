@@ -1,0 +1,72 @@
+"""Convolution over any number of spatial axes (1-d, 2-d, 3-d), groups, stride, dilation, zero padding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from bounds.ops.base import Affine, Shape
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+@dataclass(frozen=True, eq=False)
+class Conv(Affine):
+    """weight "Cout Cin/groups *k", bias "Cout" or None; x "B Cin *map" -> "B Cout *map'".
+
+    `padding` is symmetric, one number an axis (an asymmetric one is a `Pad` before it).
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    stride: tuple[int, ...] = (1, 1)
+    padding: tuple[int, ...] = (0, 0)
+    dilation: tuple[int, ...] = (1, 1)
+    groups: int = 1
+    kind: ClassVar[str] = "Conv"
+
+    def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return _CONV[weight.dim() - 2](x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self._apply(inputs[0], self.weight, self.bias)
+
+    def linear(self, *inputs: Tensor) -> Tensor:
+        return self._apply(inputs[0], self.weight, None)
+
+    def magnitude(self, *radii: Tensor) -> Tensor:
+        return self._apply(radii[0], self.weight.abs(), None)
+
+    def pull_back(self, A: Tensor, input_shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
+        axes = self.weight.dim() - 2
+        # What the stride dropped at the far edge must come back as zeros.
+        missing = tuple(
+            input_shapes[0][1 + i] - ((A.shape[2 + i] - 1) * self.stride[i] - 2 * self.padding[i]
+                                      + self.dilation[i] * (self.weight.shape[2 + i] - 1) + 1)
+            for i in range(axes))
+        # `missing` can exceed the stride's reach only where F.conv_transpose would refuse it, so pad by hand.
+        direct = tuple(m if m < max(s, d) else 0 for m, s, d in zip(missing, self.stride, self.dilation, strict=True))
+        out = _CONV_TRANSPOSE[axes](A, self.weight, None, self.stride, self.padding, direct, self.groups, self.dilation)
+        rest = [m - d for m, d in zip(missing, direct, strict=True)]
+        if any(rest):
+            out = F.pad(out, [n for r in reversed(rest) for n in (0, r)])
+        return (out,)
+
+    def constant(self, A: Tensor) -> Tensor | None:
+        if self.bias is None:
+            return None
+        return A.flatten(2).sum(2) @ self.bias
+
+
+def conv_of(weight: Tensor, bias: Tensor | None, **settings: object) -> Conv:
+    """A Conv whose stride, padding and dilation default to the right number of axes."""
+    axes = weight.dim() - 2
+    defaults: dict[str, object] = {"stride": (1,) * axes, "padding": (0,) * axes, "dilation": (1,) * axes}
+    return Conv(weight, bias, **{**defaults, **settings})  # type: ignore[arg-type]
+
+
+__all__ = ["Conv", "conv_of"]

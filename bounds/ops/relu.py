@@ -1,0 +1,53 @@
+"""ReLU: max(x, 0). Upper line: the chord; lower line: any slope in [0, 1] (CROWN, arXiv:1811.00866)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bounds.interval import Interval
+from bounds.ops.base import Elementwise
+from bounds.relaxation import Relaxation
+
+
+@dataclass(frozen=True, eq=False)
+class Relu(Elementwise):
+    """y = max(x, 0)."""
+
+    kind: ClassVar[str] = "Relu"
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return inputs[0].clamp(min=0)
+
+    def is_linear_on(self, x: Interval) -> Tensor:
+        return (x.lower >= 0) | (x.upper <= 0)
+
+    def _chord(self, x: Interval) -> tuple[Tensor, Tensor]:
+        low = x.lower.clamp(max=0)
+        high = x.upper.clamp(min=0)
+        width = high - low
+        slope = high / torch.where(width > 0, width, torch.ones_like(width))
+        # A stable active neuron has low = 0, hence slope 1 and intercept 0; an inactive one slope 0.
+        return slope, -slope * low
+
+    def relax(self, x: Interval) -> Relaxation:
+        slope, intercept = self._chord(x)
+        adaptive = (x.upper + x.lower > 0).to(slope.dtype)
+        return Relaxation(adaptive, None, slope, intercept)
+
+    def relax_parallel(self, x: Interval) -> Relaxation:
+        slope, intercept = self._chord(x)
+        return Relaxation(slope, None, slope, intercept)
+
+    def parameters(self, x: Interval) -> tuple[Tensor, Tensor, Tensor] | None:
+        initial = self.relax(x).lower_slope.unsqueeze(0)
+        active = (x.lower >= 0).to(initial.dtype).unsqueeze(0)
+        dead = (x.upper <= 0).unsqueeze(0)
+        return initial, active, torch.where(dead, active, torch.ones_like(active))
+
+    def relax_with(self, x: Interval, params: Tensor) -> Relaxation:
+        slope, intercept = self._chord(x)
+        return Relaxation(params[0], None, slope, intercept)

@@ -1,0 +1,1 @@
+"""Exact optimisation of piecewise-linear networks: MILP, LP and SDP."""

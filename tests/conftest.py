@@ -1,0 +1,17 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with benchmark networks and published verdicts; skips where it is absent."""
+    path = Path(os.environ.get("RMAX_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not (path / "vnncomp").is_dir():
+        pytest.skip("benchmark data not found: set RMAX_SHARED or put it at ../shared beside the checkout")
+    return path

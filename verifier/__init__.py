@@ -1,0 +1,23 @@
+"""Does a property hold, how far does it hold, and what is the evidence?
+
+Names are loaded on first use (PEP 562), so importing this package never loads PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_WHERE = {
+    "verify": "verifier.verify", "Result": "verifier.verify",
+    "Property": "verifier.property", "robustness": "verifier.property", "read_vnnlib": "verifier.vnnlib",
+    "Verified": "verifier.verdict", "Falsified": "verifier.verdict", "Unknown": "verifier.verdict",
+    "Evidence": "verifier.verdict", "Claim": "verifier.verdict", "Reason": "verifier.verdict",
+}
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'verifier' has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)
