@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bounds.interval import Interval
 from bounds.relaxation import Relaxation
+from bounds.window import Extent
 
 Shape = tuple[int, ...]
 
@@ -76,7 +77,13 @@ class Affine(Operator):
         raise NotImplementedError(f"{self.kind} has no pull_back")
 
     def constant(self, A: Tensor) -> Tensor | None:
-        """`<A, forward(0)>`: "N *out" -> "N", or None where the constant is zero."""
+        """`<A, forward(0)>`: "N *out" -> "N", or None where the constant is zero. On windows ("N C h w",
+        zero outside the map) it must give the same."""
+        return None
+
+    def pull_back_window(self, A: Tensor, extent: Extent) -> tuple[Tensor, Extent] | None:
+        """`pull_back` on windows of a 3-d map: "N Cout h w" at `extent` -> "N Cin h' w'" at the new extent;
+        None where the operator has no window form (the rows are then made dense)."""
         return None
 
 
@@ -111,6 +118,9 @@ class Elementwise(Operator):
         """(initial, low, high), each "K B *shape": K parameters a neuron, boxed to [low, high].
         With the initial values `relax_with` gives the lines of `relax`."""
         return None
+
+    reuses_lines: ClassVar[bool] = False
+    """True where the parameters replace lower_slope alone and the other lines are those of `relax`."""
 
     def relax_with(self, x: Interval, params: Tensor) -> Relaxation:
         """Two valid lines for ANY `params` inside their box: "K N *shape", where N equals (or

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bounds.ops.base import Affine, Shape
+from bounds.window import Extent
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -55,6 +56,14 @@ class Conv(Affine):
         if any(rest):
             out = F.pad(out, [n for r in reversed(rest) for n in (0, r)])
         return (out,)
+
+    def pull_back_window(self, A: Tensor, extent: Extent) -> tuple[Tensor, Extent] | None:
+        if self.weight.dim() != 4:
+            return None
+        kernel = (self.weight.shape[2], self.weight.shape[3])
+        stride, padding, dilation = ((v[0], v[1]) for v in (self.stride, self.padding, self.dilation))
+        out = F.conv_transpose2d(A, self.weight, None, stride, 0, 0, self.groups, dilation)
+        return out, extent.pulled(kernel, stride, padding, dilation)
 
     def constant(self, A: Tensor) -> Tensor | None:
         if self.bias is None:

@@ -18,6 +18,7 @@ class Relu(Elementwise):
     """y = max(x, 0)."""
 
     kind: ClassVar[str] = "Relu"
+    reuses_lines: ClassVar[bool] = True
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return inputs[0].clamp(min=0)

@@ -1,0 +1,179 @@
+"""Rows: linear functions of one node's value, kept in the smallest layout that holds them.
+
+A row is `<A, z>` for the value z of a node. Pulling it back towards the input is the inner loop of
+every backward method, so its layout decides the speed:
+
+- unit: `sign * z[index]`, one neuron a row; where intermediate bounds start. Nothing is stored.
+- columns: dense, but only over the flat positions that can matter (neurons that are not dead).
+- window: on a convolutional map, dense over a rectangle around the start position; everything
+  outside is zero. Windows that start at one map keep one size and move with the start position.
+- full: dense over the whole node.
+
+Every row knows its domain through `Owner`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bounds.window import Extent, Owner, Positions
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """N rows over one node. Exactly one layout: see the module. `clean`: a window is zero outside the map."""
+
+    owner: Owner
+    count: int
+    A: Tensor | None = None
+    index: Tensor | None = None
+    sign: Tensor | None = None
+    columns: Tensor | None = None
+    positions: Positions | None = None
+    extent: Extent | None = None
+    clean: bool = True
+
+    # ------------------------------------------------------------------ making rows
+
+    @staticmethod
+    def full(A: Tensor, owner: Owner) -> Rows:
+        return Rows(owner, A.shape[0], A=A)
+
+    @staticmethod
+    def unit(index: Tensor, sign: Tensor, owner: Owner) -> Rows:
+        """`sign * z[index]`: index "N" into the flat node, sign "N" of +-1 (its dtype is the rows')."""
+        return Rows(owner, index.shape[0], index=index, sign=sign)
+
+    def with_values(self, A: Tensor, *, clean: bool | None = None) -> Rows:
+        return replace(self, A=A, clean=self.clean if clean is None else clean)
+
+    # ------------------------------------------------------------------ changing layout
+
+    def as_window_or_full(self, shape: Shape) -> Rows:
+        """Units become 1x1 windows on a map (3-d shapes), else one-hot rows; columns become full."""
+        if self.index is None:
+            return self.as_full(shape) if self.columns is not None else self
+        assert self.sign is not None
+        if len(shape) != 3:
+            return self.as_full(shape)
+        channels, height, width = shape
+        area = height * width
+        A = self.sign.new_zeros(self.count, channels, 1, 1)
+        A[torch.arange(self.count, device=A.device), self.index // area, 0, 0] = self.sign
+        positions = Positions.of(self.owner, self.index % area, height, width)
+        return Rows(self.owner, self.count, A=A, positions=positions, extent=Extent((1, 1), (0, 0), (1, 1)))
+
+    def as_full(self, shape: Shape) -> Rows:
+        """Dense over the whole node: A "N *shape"."""
+        if self.index is not None:
+            assert self.sign is not None
+            A = self.sign.new_zeros(self.count, *shape)
+            A.view(self.count, -1)[torch.arange(self.count, device=A.device), self.index] = self.sign
+            return Rows.full(A, self.owner)
+        assert self.A is not None
+        if self.columns is not None:
+            size = 1
+            for n in shape:
+                size *= n
+            A = self.A.new_zeros(self.count, size).index_copy(1, self.columns, self.A)
+            return Rows.full(A.view(self.count, *shape), self.owner)
+        if self.extent is not None and self.positions is not None:
+            return Rows.full(self._scatter(shape), self.owner)
+        return self
+
+    def _scatter(self, shape: Shape) -> Tensor:
+        assert self.A is not None and self.extent is not None and self.positions is not None
+        channels, height, width = shape
+        p, e = self.positions, self.extent
+        top, bottom, left, right = e.margins((p.height, p.width), (height, width))
+        wide = width + left + right
+        tall = height + top + bottom
+        y = (p.y * e.stride[0] + e.offset[0] + top).index_select(0, p.of_row)
+        x = (p.x * e.stride[1] + e.offset[1] + left).index_select(0, p.of_row)
+        rows = torch.arange(e.size[0], device=y.device)
+        cols = torch.arange(e.size[1], device=y.device)
+        where = (((y[:, None] + rows)[:, :, None] * wide) + (x[:, None] + cols)[:, None, :]).view(self.count, 1, -1)
+        A = self.A.new_zeros(self.count, channels, tall * wide)
+        A = A.scatter(2, where.expand(-1, channels, -1), self.A.flatten(2))
+        return A.view(self.count, channels, tall, wide)[:, :, top:top + height, left:left + width]
+
+    def covers(self, shape: Shape) -> bool:
+        """Whether a window has grown so large that the full map is no more work."""
+        if self.extent is None:
+            return False
+        return self.extent.size[0] * self.extent.size[1] >= 0.8 * shape[1] * shape[2]
+
+    # ------------------------------------------------------------------ reading node values in this layout
+
+    def gather(self, t: Tensor) -> Tensor:
+        """Values "B *shape" of a node, aligned with A: broadcastable against it. Outside the map: 0."""
+        if self.extent is not None and self.positions is not None:
+            p = self.positions
+            return self.windows(t).index_select(0, p.of_row)
+        if self.columns is not None:
+            return self.owner.rows(t.flatten(1).index_select(1, self.columns))
+        return self.owner.rows(t)
+
+    def windows(self, t: Tensor) -> Tensor:
+        """Values "B C H W" of a map at each distinct position: "P C h w", 0 outside the map."""
+        assert self.extent is not None and self.positions is not None
+        p, e = self.positions, self.extent
+        top, bottom, left, right = e.margins((p.height, p.width), (t.shape[2], t.shape[3]))
+        padded = F.pad(t, (left, right, top, bottom))
+        # The first window starts at offset + top in the padded map.
+        padded = padded[:, :, e.offset[0] + top:, e.offset[1] + left:]
+        view = padded.unfold(2, e.size[0], e.stride[0]).unfold(3, e.size[1], e.stride[1])
+        return view[p.owner, :, p.y, p.x]
+
+    def masked(self, shape: Shape) -> Rows:
+        """Set what lies outside the map to zero."""
+        if self.clean or self.extent is None or self.positions is None:
+            return self
+        assert self.A is not None
+        p, e = self.positions, self.extent
+        if not any(e.margins((p.height, p.width), (shape[1], shape[2]))):
+            return replace(self, clean=True)
+        ones = self.A.new_ones(1, 1, shape[1], shape[2])
+        inside = replace(self, positions=replace(p, owner=torch.zeros_like(p.owner))).windows(ones)
+        return self.with_values(self.A * inside.index_select(0, p.of_row), clean=True)
+
+    # ------------------------------------------------------------------ arithmetic
+
+    def plus(self, other: Rows, shape: Shape) -> Rows:
+        """The sum of two sets of rows over the same node and the same owners."""
+        if self.extent is not None and other.extent is not None and self.extent.stride == other.extent.stride:
+            extent = self.extent.union(other.extent)
+            return replace(self, A=self._grown(extent) + other._grown(extent), extent=extent,
+                           clean=self.clean and other.clean)
+        if self.index is None and other.index is None and self.columns is not None \
+                and self.columns is other.columns:
+            assert self.A is not None and other.A is not None
+            return self.with_values(self.A + other.A)
+        first = self.as_window_or_full(shape) if other.extent is not None else self
+        second = other.as_window_or_full(shape) if self.extent is not None else other
+        if first.extent is not None and second.extent is not None and first.extent.stride == second.extent.stride \
+                and (first is not self or second is not other):
+            return first.plus(second, shape)
+        first, second = self.as_full(shape), other.as_full(shape)
+        assert first.A is not None and second.A is not None
+        return first.with_values(first.A + second.A)
+
+    def _grown(self, extent: Extent) -> Tensor:
+        assert self.A is not None and self.extent is not None
+        pads = []
+        for axis in (1, 0):
+            before = self.extent.offset[axis] - extent.offset[axis]
+            pads += [before, extent.size[axis] - self.extent.size[axis] - before]
+        return F.pad(self.A, pads) if any(pads) else self.A
+
+    @cached_property
+    def elements(self) -> int:
+        """Stored coefficients a row."""
+        return 1 if self.A is None else self.A[0].numel() if self.count else 0
