@@ -14,6 +14,7 @@ Every row knows its domain through `Owner`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -53,6 +54,22 @@ class Rows:
 
     def with_values(self, A: Tensor, *, clean: bool | None = None) -> Rows:
         return replace(self, A=A, clean=self.clean if clean is None else clean)
+
+    def take(self, chosen: slice | Tensor) -> Rows:
+        """Some of the rows."""
+        def part(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t[chosen]
+        if isinstance(chosen, slice):
+            count = len(range(*chosen.indices(self.count)))
+        else:
+            count = int(chosen.sum()) if chosen.dtype == torch.bool else chosen.shape[0]
+        positions = self.positions
+        if positions is not None:
+            used, of_row = torch.unique(positions.of_row[chosen], return_inverse=True)
+            positions = replace(positions, owner=positions.owner[used], y=positions.y[used], x=positions.x[used],
+                                of_row=of_row)
+        return replace(self, owner=self.owner.take(chosen), count=count, A=part(self.A), index=part(self.index),
+                       sign=part(self.sign), positions=positions)
 
     # ------------------------------------------------------------------ changing layout
 
@@ -132,17 +149,23 @@ class Rows:
         view = padded.unfold(2, e.size[0], e.stride[0]).unfold(3, e.size[1], e.stride[1])
         return view[p.owner, :, p.y, p.x]
 
-    def masked(self, shape: Shape) -> Rows:
-        """Set what lies outside the map to zero."""
-        if self.clean or self.extent is None or self.positions is None:
+    def masked(self, shape: Shape, keep: Callable[[Callable[[], Tensor | None]], Tensor | None] | None = None) -> Rows:
+        """Set what lies outside the map to zero. `keep` may store the mask between calls."""
+        if self.clean or self.extent is None:
             return self
+        inside = self._inside(shape) if keep is None else keep(lambda: self._inside(shape))
         assert self.A is not None
-        p, e = self.positions, self.extent
-        if not any(e.margins((p.height, p.width), (shape[1], shape[2]))):
-            return replace(self, clean=True)
+        return replace(self, clean=True) if inside is None else self.with_values(self.A * inside, clean=True)
+
+    def _inside(self, shape: Shape) -> Tensor | None:
+        """ "N 1 h w": one inside the map, zero outside; None where no window reaches out."""
+        assert self.extent is not None and self.positions is not None and self.A is not None
+        p = self.positions
+        if not any(self.extent.margins((p.height, p.width), (shape[1], shape[2]))):
+            return None
         ones = self.A.new_ones(1, 1, shape[1], shape[2])
-        inside = replace(self, positions=replace(p, owner=torch.zeros_like(p.owner))).windows(ones)
-        return self.with_values(self.A * inside.index_select(0, p.of_row), clean=True)
+        at_first = replace(self, positions=replace(p, owner=torch.zeros_like(p.owner)))
+        return at_first.windows(ones).index_select(0, p.of_row)
 
     # ------------------------------------------------------------------ arithmetic
 

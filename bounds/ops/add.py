@@ -41,3 +41,6 @@ class Add(Affine):
 
     def pull_back(self, A: Tensor, input_shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
         return sum_to(A, input_shapes[0]), sum_to(A if self.sign > 0 else -A, input_shapes[1])
+
+    def passes_rows(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> tuple[int, ...] | None:
+        return (1, self.sign) if input_shapes[0] == input_shapes[1] == output_shape else None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bounds.interval import Interval
 from bounds.relaxation import Relaxation
-from bounds.window import Extent
+from bounds.window import Extent, Owner
 
 Shape = tuple[int, ...]
 
@@ -81,6 +81,11 @@ class Affine(Operator):
         zero outside the map) it must give the same."""
         return None
 
+    def passes_rows(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> tuple[int, ...] | None:
+        """Signs where rows pass unchanged (in flat order) to every input, as through a reshape, a sum or a
+        difference of equal shapes; None otherwise."""
+        return None
+
     def pull_back_window(self, A: Tensor, extent: Extent) -> tuple[Tensor, Extent] | None:
         """`pull_back` on windows of a 3-d map: "N Cout h w" at `extent` -> "N Cin h' w'" at the new extent;
         None where the operator has no window form (the rows are then made dense)."""
@@ -134,7 +139,8 @@ class Relaxed(Operator):
 
     kind: ClassVar[str] = "relaxed"
 
-    def pull_back_relaxed(self, A: Tensor, owner: Any, inputs: tuple[Interval, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
+    def pull_back_relaxed(self, A: Tensor, owner: Owner, inputs: tuple[Interval, ...]
+                          ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Lower bound of <A, forward(x)>: "N *out" -> (one "N *in" an input, constant "N") with
         `<A, forward(x)> >= sum_i <result_i, x_i> + constant` for all x in the input intervals.
         `owner` maps a "B ..." tensor to rows: `owner.rows(t)` is "N ..." (or "1 ...", broadcastable)."""

@@ -22,3 +22,6 @@ class Reshape(Affine):
 
     def pull_back(self, A: Tensor, input_shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
         return (A.reshape(A.shape[0], *input_shapes[0]),)
+
+    def passes_rows(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> tuple[int, ...] | None:
+        return (1,)

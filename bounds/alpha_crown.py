@@ -1,0 +1,174 @@
+"""alpha-CROWN: projected gradient ascent over the free slopes of the relaxation (arXiv:2011.13824).
+
+Every row has slopes of its own at every neuron on its way. As each row's bound depends on its own
+slopes alone once the enclosures before it are fixed, layers are optimised one after the other:
+later layers start from the final enclosures of the earlier ones, no gradient runs through
+enclosures, and rows run in blocks that stay in cache for all their iterations. Any slope in its box
+gives a valid bound, so the best value of each row is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bounds.backward import Backward, Block, Params, adaptive
+from bounds.bounds import Bounds, LinearRows
+from bounds.final import finish, output_rows, part_of
+from bounds.graph.graph import Graph
+from bounds.intermediate import refine
+from bounds.interval import Interval
+from bounds.ops.base import Elementwise
+from bounds.rows import Rows
+from bounds.sets import InputSet
+
+# Slopes and their gradients of a block; a few MB, as for BLOCK_COEFFICIENTS.
+BLOCK_COEFFICIENTS = 1 << 20
+
+
+@dataclass(frozen=True)
+class AlphaCrown:
+    """Settings: `iterations` evaluations, the first at CROWN's lines; steps start at `step` (a share of
+    each parameter's box) and shrink by `decay`; with `intermediate` the neurons' rows are optimised too."""
+
+    iterations: int = 20
+    step: float = 0.25
+    decay: float = 0.88
+    intermediate: bool = True
+
+    def bound(self, graph: Graph, sets: InputSet, rows: LinearRows, *,
+              given: Mapping[int, Interval] | None = None, params: Any = None) -> Bounds:
+        """Lower bounds of the rows; `params` (from an earlier answer on the same rows) warm-start the slopes."""
+        engine = Backward(graph, sets, adaptive)
+        row_bound = self._optimise_neurons(engine) if self.intermediate else engine.lower
+        intervals = refine(engine, given=given, row_bound=row_bound)
+        return self.optimise_output(engine, rows, intervals, params)
+
+    # ------------------------------------------------------------------ neurons
+
+    def _optimise_neurons(self, engine: Backward) -> Callable[[int, Rows], Tensor]:
+        def row_bound(node: int, rows: Rows) -> Tensor:
+            size = engine.block_size(node, rows, BLOCK_COEFFICIENTS)
+            best = [self._climb(engine, Block(node, rows.take(slice(first, first + size))))
+                    for first in range(0, rows.count, size)]
+            return torch.cat(best)
+        return row_bound
+
+    def _climb(self, engine: Backward, block: Block) -> Tensor:
+        """Best lower bounds "N" of a block of neuron rows."""
+        def value(params: Params) -> Tensor:
+            return engine.concretise(block, engine.pull(block, params))
+
+        with torch.no_grad():
+            best = engine.concretise(block, engine.pull(block))
+            params, low, high = initial(engine, block)
+        for k in range(1, self.iterations):
+            if not params:
+                break
+            now = self._step(value, params, low, high, k)
+            if k > 1:
+                best = torch.maximum(best, now)
+        with torch.no_grad():
+            return torch.maximum(best, value(params)) if params else best
+
+    # ------------------------------------------------------------------ asked rows
+
+    def optimise_output(self, engine: Backward, rows: LinearRows, intervals: dict[int, Interval],
+                        warm: Any = None) -> Bounds:
+        """Optimise the asked rows on fixed enclosures; the answer holds the best slopes of each row."""
+        start = output_rows(engine, rows)
+        size = engine.block_size(engine.graph.output, start, BLOCK_COEFFICIENTS)
+        parts = []
+        for number, first in enumerate(range(0, start.count, size)):
+            chosen = slice(first, first + size)
+            block = Block(engine.graph.output, start.take(chosen))
+            parts.append(self._climb_output(engine, block, part_of(rows, chosen), warm[number] if warm else None))
+        lower, A, b = (torch.cat([p[k] for p in parts]) for k in range(3))
+        return Bounds(lower, None, intervals, [p[3] for p in parts], A, b)
+
+    def _climb_output(self, engine: Backward, block: Block, rows: LinearRows, warm: Params | None
+                      ) -> tuple[Tensor, Tensor, Tensor, Params]:
+        with torch.no_grad():
+            best, A, b = finish(engine, block, rows)
+            params, low, high = initial(engine, block)
+        best_params = {i: p.clone() for i, p in params.items()}
+        if warm is not None:
+            params = {i: torch.minimum(torch.maximum(warm[i], low[i]), high[i]) for i in params}
+        kept: list[tuple[Tensor, Tensor]] = []
+
+        def value(params: Params) -> Tensor:
+            lower, A, b = finish(engine, block, rows, params)
+            kept[:] = [(A.detach(), b.detach())]
+            return lower
+
+        first = 0 if warm is not None else 1
+        for k in range(first, self.iterations + 1):
+            if not params:
+                break
+            before = {i: p.clone() for i, p in params.items()} if k < self.iterations else params
+            if k < self.iterations:
+                now = self._step(value, params, low, high, max(k, 1))
+            else:
+                with torch.no_grad():
+                    now = value(params)
+            better = now > best
+            best = torch.where(better, now, best)
+            A = torch.where(better.view(-1, *(1,) * (A.dim() - 1)), kept[0][0], A)
+            b = torch.where(better, kept[0][1], b)
+            for i, p in before.items():
+                best_params[i] = torch.where(better.view(1, -1, *(1,) * (p.dim() - 2)), p, best_params[i])
+        return best, A, b, best_params
+
+    # ------------------------------------------------------------------ one step
+
+    def _step(self, value: Callable[[Params], Tensor], params: Params, low: Params, high: Params, k: int) -> Tensor:
+        """Evaluate at `params` and move them in place along the signs of their gradient."""
+        with torch.enable_grad():
+            for p in params.values():
+                p.requires_grad_(True)
+            now = value(params)
+            grads = torch.autograd.grad(now.sum(), list(params.values()), allow_unused=True)
+        length = self.step * self.decay ** (k - 1)
+        for (i, p), grad in zip(params.items(), grads, strict=True):
+            p.requires_grad_(False)
+            if grad is not None:
+                p.addcmul_(grad.sign_(), high[i] - low[i], value=length)
+                torch.minimum(torch.maximum(p, low[i], out=p), high[i], out=p)
+        return now.detach()
+
+
+def initial(engine: Backward, block: Block) -> tuple[Params, Params, Params]:
+    """(start, low, high) of the parameters along a block that was pulled back once: CROWN's lines."""
+    params: Params = {}
+    low: Params = {}
+    high: Params = {}
+    for (i, what) in list(block.gathered):
+        if what != "lines":
+            continue
+        op = engine.graph.nodes[i].op
+        assert isinstance(op, Elementwise)
+        # The rows as they were at this node are gone, but their layout was kept with the lines.
+        x = engine.intervals[engine.graph.nodes[i].inputs[0]].map(block.gathered[i, "layout"].gather)
+        found = op.parameters(x)
+        if found is None:
+            continue
+        start, lowest, highest = found
+        shape = (start.shape[0], block.rows.count, *start.shape[2:])
+        params[i] = start.expand(shape).clone()
+        low[i], high[i] = lowest, highest
+    return params, low, high
+
+
+def bound(graph: Graph, sets: InputSet, rows: LinearRows, *, given: Mapping[int, Interval] | None = None,
+          params: Any = None) -> Bounds:
+    """alpha-CROWN with the default settings."""
+    return AlphaCrown().bound(graph, sets, rows, given=given, params=params)
+
+
+def without_intermediate(settings: AlphaCrown) -> AlphaCrown:
+    """The same optimisation of the asked rows on CROWN's enclosures."""
+    return replace(settings, intermediate=False)

@@ -1,0 +1,464 @@
+"""Backward linear bound propagation: rows are pulled back from any node to the input.
+
+A row is bounded from below; an upper bound is the lower bound of its negative. At an affine operator
+rows are pulled back exactly; at an elementwise one positive coefficients take the lower line and
+negative ones the upper line (Fast-Lin arXiv:1804.09699, CROWN arXiv:1811.00866, DeepPoly POPL 2019):
+
+    <A, f(z)> >= <A+ * lower_slope + A- * upper_slope, z> + <A+, lower_intercept> + <A-, upper_intercept>.
+
+`Backward` holds one graph, one batch of sets and the enclosures proved so far; the methods
+(`fastlin`, `crown`, `crown_ibp`, `alpha_crown`) decide which rows run, with which lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bounds.graph.graph import Graph
+from bounds.interval import Interval
+from bounds.ops.base import Affine, Elementwise, Input, Relaxed
+from bounds.ops.linear import Linear
+from bounds.relaxation import Relaxation
+from bounds.rows import Rows
+from bounds.sets import InputSet
+from bounds.window import Extent, Owner
+
+Lines = Callable[[Elementwise, Interval], Relaxation]
+Params = dict[int, Tensor]
+"""Relaxation parameters of one block of rows: for each elementwise node "K N ...", laid out as its rows are."""
+
+# Coefficients a block of rows may hold at its widest node: a few MB, so that a block's passes over
+# memory stay in cache (measured: convolutions on blocks of 100 MB ran 3 to 5 times slower).
+BLOCK_COEFFICIENTS = 1 << 20
+# Below this share of neurons that matter, columns of dead neurons are left out of dense products.
+COLUMNS_SHARE = 0.9
+
+
+def adaptive(op: Elementwise, x: Interval) -> Relaxation:
+    """CROWN's lines: the lower one is chosen to leave a small area."""
+    return op.relax(x)
+
+
+def parallel(op: Elementwise, x: Interval) -> Relaxation:
+    """Fast-Lin's lines: equal slopes."""
+    return op.relax_parallel(x)
+
+
+class _PullBackLines(torch.autograd.Function):
+    """(A, lines) -> (A', constant); one pass forward and one backward instead of autograd's many."""
+
+    @staticmethod
+    def forward(ctx: Any, A: Tensor, lower_slope: Tensor, lower_intercept: Tensor | None,  # type: ignore[override]
+                upper_slope: Tensor, upper_intercept: Tensor | None) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(A, lower_slope, lower_intercept, upper_slope, upper_intercept)
+        return _pull_back_lines(A, lower_slope, lower_intercept, upper_slope, upper_intercept)
+
+    @staticmethod
+    def backward(ctx: Any, grad_A: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        A, lower_slope, lower_intercept, upper_slope, upper_intercept = ctx.saved_tensors
+        grad_c = grad_c.view(-1, *(1,) * (A.dim() - 1))
+        result: list[Tensor | None] = [None] * 5
+        needs = ctx.needs_input_grad
+        if needs[0]:
+            low = grad_A * lower_slope
+            if lower_intercept is not None:
+                low = torch.addcmul(low, grad_c, lower_intercept)
+            high = grad_A * upper_slope
+            if upper_intercept is not None:
+                high = torch.addcmul(high, grad_c, upper_intercept)
+            result[0] = torch.where(A >= 0, low, high)
+        if needs[1] or needs[2]:
+            positive = A.clamp(min=0)
+            if needs[1]:
+                result[1] = (positive * grad_A).sum_to_size(lower_slope.shape)
+            if needs[2] and lower_intercept is not None:
+                result[2] = (positive * grad_c).sum_to_size(lower_intercept.shape)
+        if needs[3] or needs[4]:
+            negative = A.clamp(max=0)
+            if needs[3]:
+                result[3] = (negative * grad_A).sum_to_size(upper_slope.shape)
+            if needs[4] and upper_intercept is not None:
+                result[4] = (negative * grad_c).sum_to_size(upper_intercept.shape)
+        return tuple(result)
+
+
+def _pull_back_lines(A: Tensor, lower_slope: Tensor, lower_intercept: Tensor | None,
+                     upper_slope: Tensor, upper_intercept: Tensor | None) -> tuple[Tensor, Tensor]:
+    positive = A.clamp(min=0)
+    negative = A.clamp(max=0)
+    constant = None
+    if upper_intercept is not None:
+        constant = dot(negative, upper_intercept)
+    if lower_intercept is not None:
+        part = dot(positive, lower_intercept)
+        constant = part if constant is None else constant + part
+    if lower_slope is upper_slope:
+        out = A * lower_slope
+    else:
+        # Two products before one sum: `A` is not needed again, so its halves are reused.
+        out = torch.addcmul(negative.mul_(upper_slope), positive, lower_slope)
+    return out, A.new_zeros(A.shape[0]) if constant is None else constant
+
+
+def dot(A: Tensor, t: Tensor) -> Tensor:
+    """<A_n, t_n>: A "N ...", t "N ..." or "1 ..." -> "N"."""
+    flat = A.flatten(1)
+    if t.shape[0] == 1 and t[0].numel() == flat.shape[1]:
+        return flat @ t.reshape(-1)
+    return torch.linalg.vecdot(flat, t.expand_as(A).flatten(1))
+
+
+@dataclass(frozen=True, eq=False)
+class NodeLines:
+    """The lines of one elementwise node over all domains, and the flat positions that matter (or None: all)."""
+
+    relaxation: Relaxation
+    columns: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Pulled:
+    """Rows at the input: `rows` (None: they vanished) and a constant "N"."""
+
+    rows: Rows | None
+    constant: Tensor
+
+
+class Block:
+    """A block of rows that is pulled back repeatedly: what was gathered for it is kept between passes."""
+
+    def __init__(self, start: int, rows: Rows) -> None:
+        self.start = start
+        self.rows = rows
+        self.gathered: dict[tuple[int, str], Any] = {}
+
+    def keep(self, node: int, what: str, make: Callable[[], Any]) -> Any:
+        key = (node, what)
+        if key not in self.gathered:
+            self.gathered[key] = make()
+        return self.gathered[key]
+
+
+class Backward:
+    """Backward propagation on one graph over one batch of sets."""
+
+    def __init__(self, graph: Graph, sets: InputSet, lines: Lines = adaptive) -> None:
+        self.graph = graph
+        self.sets = sets
+        self.choose_lines = lines
+        self.intervals: dict[int, Interval] = {}
+        self._lines: dict[int, NodeLines] = {}
+        self._weights: dict[tuple[int, int, int], tuple[Tensor, Tensor | None]] = {}
+        self._widest: dict[tuple[int, bool], tuple[int, int]] = {}
+        self._centre_values: list[Tensor] | None = None
+
+    # ------------------------------------------------------------------ enclosures and lines
+
+    def enclose(self, node: int, interval: Interval) -> None:
+        """Record proved bounds of a node; the lines of the operators that read it follow from them."""
+        self.intervals[node] = interval
+        for reader in self.graph.consumers[node]:
+            self._lines.pop(reader, None)
+        self._weights.clear()
+
+    def lines(self, node: int) -> NodeLines:
+        """The lines of an elementwise node, from the enclosure of its input."""
+        found = self._lines.get(node)
+        if found is None:
+            entry = self.graph.nodes[node]
+            assert isinstance(entry.op, Elementwise)
+            relaxation = self.choose_lines(entry.op, self.intervals[entry.inputs[0]])
+            found = self._lines[node] = NodeLines(relaxation, self._columns(node, relaxation))
+        return found
+
+    def _columns(self, node: int, relaxation: Relaxation) -> Tensor | None:
+        """Flat positions of a dense layer's neurons that are not dead in every domain."""
+        if len(self.graph.nodes[node].shape) != 1:
+            return None
+        matters = (relaxation.lower_slope != 0) | (relaxation.upper_slope != 0)
+        for intercept in (relaxation.lower_intercept, relaxation.upper_intercept):
+            if intercept is not None:
+                matters = matters | (intercept != 0)
+        columns = matters.any(0).nonzero().squeeze(1)
+        return columns if columns.numel() < COLUMNS_SHARE * matters.shape[1] else None
+
+    # ------------------------------------------------------------------ pulling rows back
+
+    def pull(self, block: Block, params: Params | None = None) -> Pulled:
+        """Pull a block of rows back to the input."""
+        graph = self.graph
+        pending: dict[int, Rows] = {block.start: block.rows}
+        constants: list[Tensor] = []
+        for i in range(block.start, 0, -1):
+            rows = pending.pop(i, None)
+            if rows is None:
+                continue
+            node = graph.nodes[i]
+            if isinstance(node.op, Elementwise):
+                results = (self._through_lines(block, i, rows, params, constants),)
+            elif isinstance(node.op, Linear) and len(node.shape) == 1:
+                results = (self._through_linear(i, rows, constants),)
+            elif isinstance(node.op, Affine):
+                results = self._through_affine(i, rows, constants)
+            elif isinstance(node.op, Relaxed):
+                results = self._through_relaxed(i, rows, constants)
+            else:
+                raise NotImplementedError(f"{node.op.kind} ({node.name}) cannot be pulled back")
+            for j, result in zip(node.inputs, results, strict=True):
+                before = pending.get(j)
+                pending[j] = result if before is None else before.plus(result, graph.nodes[j].shape)
+        constant = constants[0] if constants else None
+        for c in constants[1:]:
+            constant = constant + c  # type: ignore[operator]
+        if constant is None:
+            constant = self.sets.lower.new_zeros(block.rows.count)
+        return Pulled(pending.get(0), constant)
+
+    def _through_lines(self, block: Block, i: int, rows: Rows, params: Params | None,
+                       constants: list[Tensor]) -> Rows:
+        node = self.graph.nodes[i]
+        assert isinstance(node.op, Elementwise)
+        lines = self.lines(i)
+        if lines.columns is not None and rows.columns is None and rows.extent is None:
+            rows = self._to_columns(rows, lines.columns, node.shape)
+        rows = rows.as_window_or_full(node.shape) if rows.index is not None else rows
+        if rows.covers(node.shape):
+            rows = rows.as_full(node.shape)
+        relaxation = block.keep(i, "lines", lambda: _gather(lines.relaxation, rows))
+        block.keep(i, "layout", lambda: replace(rows, A=None))
+        if params is not None and i in params:
+            # Gathered lines are zero outside the map; parameters are not, so the rows must be.
+            rows = rows.masked(node.shape, lambda make: block.keep(i, "inside", make))
+            if node.op.reuses_lines:
+                relaxation = replace(relaxation, lower_slope=params[i][0])
+            else:
+                x = block.keep(i, "x", lambda: self.intervals[node.inputs[0]].map(rows.gather))
+                relaxation = node.op.relax_with(x, params[i])
+        assert rows.A is not None
+        args = (rows.A, relaxation.lower_slope, relaxation.lower_intercept, relaxation.upper_slope,
+                relaxation.upper_intercept)
+        tracked = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in args)
+        A, constant = _PullBackLines.apply(*args) if tracked else _pull_back_lines(*args)
+        constants.append(constant)
+        return rows.with_values(A, clean=True)
+
+    def _to_columns(self, rows: Rows, columns: Tensor, shape: tuple[int, ...]) -> Rows:
+        full = rows.as_full(shape)
+        assert full.A is not None
+        return replace(full, A=full.A.flatten(1).index_select(1, columns), columns=columns)
+
+    def _through_linear(self, i: int, rows: Rows, constants: list[Tensor]) -> Rows:
+        """Dense layers, restricted on both sides to the neurons that matter."""
+        node = self.graph.nodes[i]
+        assert isinstance(node.op, Linear)
+        source = self.graph.nodes[node.inputs[0]]
+        wanted = self.lines(node.inputs[0]).columns if isinstance(source.op, Elementwise) else None
+        weight, bias = self._weight(i, rows.columns, wanted)
+        if rows.index is not None:
+            assert rows.sign is not None
+            A = weight.index_select(0, rows.index) * rows.sign.unsqueeze(1)
+            if bias is not None:
+                constants.append(bias.index_select(0, rows.index) * rows.sign)
+        else:
+            assert rows.A is not None
+            A = rows.A @ weight
+            if bias is not None:
+                constants.append(rows.A @ bias)
+        return Rows(rows.owner, rows.count, A=A, columns=wanted)
+
+    def _weight(self, i: int, out: Tensor | None, wanted: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        op = self.graph.nodes[i].op
+        assert isinstance(op, Linear)
+        if out is None and wanted is None:
+            return op.weight, op.bias
+        key = (i, id(out), id(wanted))
+        found = self._weights.get(key)
+        if found is None:
+            weight, bias = op.weight, op.bias
+            if out is not None:
+                weight = weight.index_select(0, out)
+                bias = None if bias is None else bias.index_select(0, out)
+            if wanted is not None:
+                weight = weight.index_select(1, wanted)
+            found = self._weights[key] = (weight, bias)
+        return found
+
+    def _through_affine(self, i: int, rows: Rows, constants: list[Tensor]) -> tuple[Rows, ...]:
+        node = self.graph.nodes[i]
+        op = node.op
+        assert isinstance(op, Affine)
+        shapes = tuple(self.graph.nodes[j].shape for j in node.inputs)
+        passes_through = op.passes_rows(shapes, node.shape)
+        if rows.index is not None and passes_through is not None:
+            assert rows.sign is not None
+            return tuple(rows if s > 0 else replace(rows, sign=-rows.sign) for s in passes_through)
+        rows = rows.as_window_or_full(node.shape)
+        if rows.extent is not None:
+            assert rows.A is not None
+            if passes_through is not None and shapes[0] == node.shape:
+                return tuple(rows if s > 0 else rows.with_values(-rows.A) for s in passes_through)
+            if not rows.covers(node.shape):
+                rows = rows.masked(node.shape)
+                assert rows.A is not None
+                assert rows.extent is not None
+                pulled = op.pull_back_window(rows.A, rows.extent)
+                if pulled is not None:
+                    constant = op.constant(rows.A)
+                    if constant is not None:
+                        constants.append(constant)
+                    return (replace(rows, A=pulled[0], extent=pulled[1], clean=False),)
+        rows = rows.as_full(node.shape)
+        assert rows.A is not None
+        constant = op.constant(rows.A)
+        if constant is not None:
+            constants.append(constant)
+        return tuple(Rows.full(A, rows.owner) for A in op.pull_back(rows.A, shapes))
+
+    def _through_relaxed(self, i: int, rows: Rows, constants: list[Tensor]) -> tuple[Rows, ...]:
+        node = self.graph.nodes[i]
+        assert isinstance(node.op, Relaxed)
+        rows = rows.as_full(node.shape)
+        assert rows.A is not None
+        results, constant = node.op.pull_back_relaxed(
+            rows.A, rows.owner, tuple(self.intervals[j] for j in node.inputs))
+        constants.append(constant)
+        return tuple(Rows.full(A, rows.owner) for A in results)
+
+    # ------------------------------------------------------------------ values
+
+    def concretise(self, block: Block, pulled: Pulled) -> Tensor:
+        """The exact minimum of pulled rows over their sets: "N"."""
+        rows = pulled.rows
+        if rows is None:
+            return pulled.constant
+        if self.sets.is_box and rows.index is None:
+            centre, radius = block.keep(0, "box", lambda: (rows.gather(self._centre), rows.gather(self._radius)))
+            assert rows.A is not None
+            return pulled.constant + dot(rows.A, centre) - dot(rows.A.abs(), radius)
+        rows = rows.as_full(self.graph.input_shape)
+        assert rows.A is not None
+        return pulled.constant + self.minimise(rows.A, rows.owner)
+
+    def minimise(self, A: Tensor, owner: Owner) -> Tensor:
+        """The exact minimum of <A_n, x> over each row's set: "N"."""
+        if self.sets.is_box:
+            return dot(A, owner.rows(self._centre)) - dot(A.abs(), owner.rows(self._radius))
+        return self.sets.minimise(A, owner.index)
+
+    @property
+    def _centre(self) -> Tensor:
+        return (self.sets.lower + self.sets.upper) / 2
+
+    @property
+    def _radius(self) -> Tensor:
+        # Rounded so that centre +- radius holds both ends.
+        centre = self._centre
+        return torch.maximum(self.sets.upper - centre, centre - self.sets.lower)
+
+    def lower(self, start: int, rows: Rows, params: Params | None = None) -> Tensor:
+        """Lower bounds "N" of rows over node `start`, in blocks that fit into cache and memory."""
+        size = self.block_size(start, rows)
+        if rows.count <= size:
+            block = Block(start, rows)
+            return self.concretise(block, self.pull(block, params))
+        parts = []
+        for first in range(0, rows.count, size):
+            block = Block(start, rows.take(slice(first, first + size)))
+            parts.append(self.concretise(block, self.pull(block, None)))
+        return torch.cat(parts)
+
+    def centre_value(self, node: int) -> Tensor:
+        """The network's values at a point of each set: a guess at signs, never a bound."""
+        if self._centre_values is None:
+            with torch.no_grad():
+                self._centre_values = self.graph.values(self.sets.centre_point)
+        return self._centre_values[node]
+
+    def block_size(self, start: int, rows: Rows, coefficients: int = BLOCK_COEFFICIENTS) -> int:
+        """Rows that may run together."""
+        widest, _ = self.footprint(start, rows.index is not None)
+        return max(16, coefficients // widest)
+
+    def footprint(self, start: int, unit: bool) -> tuple[int, int]:
+        """(at the widest node, over all nodes): coefficients that one row holds on its way to the input."""
+        key = (start, unit)
+        if key not in self._widest:
+            self._widest[key] = _footprint(self.graph, start, unit)
+        return self._widest[key]
+
+
+def _gather(relaxation: Relaxation, rows: Rows) -> Relaxation:
+    def get(t: Tensor | None) -> Tensor | None:
+        return None if t is None else rows.gather(t)
+    lower_slope = rows.gather(relaxation.lower_slope)
+    upper_slope = lower_slope if relaxation.upper_slope is relaxation.lower_slope else rows.gather(relaxation.upper_slope)
+    return Relaxation(lower_slope, get(relaxation.lower_intercept), upper_slope, get(relaxation.upper_intercept))
+
+
+def _footprint(graph: Graph, start: int, unit: bool) -> tuple[int, int]:
+    """Follow the layouts that `pull` would use, without values."""
+    def size(i: int, extent: Extent | None) -> int:
+        n = 1
+        for s in graph.nodes[i].shape:
+            n *= s
+        shape = graph.nodes[i].shape
+        return n if extent is None else min(n, shape[0] * extent.size[0] * extent.size[1])
+
+    first = Extent((1, 1), (0, 0), (1, 1)) if unit and len(graph.nodes[start].shape) == 3 else None
+    pending: dict[int, Extent | None] = {start: first}
+    widest, total = 1, 0
+    for i in range(start, 0, -1):
+        if i not in pending:
+            continue
+        extent = pending.pop(i)
+        node = graph.nodes[i]
+        here = size(i, extent)
+        widest, total = max(widest, here), total + here
+        result: Extent | None = None
+        if extent is not None and extent.size[0] * extent.size[1] < 0.8 * node.shape[1] * node.shape[2]:
+            result = _extent_through(graph, i, extent)
+        for j in node.inputs:
+            if j in pending:
+                before = pending[j]
+                same = before is not None and result is not None and before.stride == result.stride
+                pending[j] = before.union(result) if same else None  # type: ignore[union-attr, arg-type]
+            else:
+                pending[j] = result
+    if 0 in pending:
+        here = size(0, pending[0])
+        widest, total = max(widest, here), total + here
+    return widest, total
+
+
+def _extent_through(graph: Graph, i: int, extent: Extent) -> Extent | None:
+    node = graph.nodes[i]
+    shapes = tuple(graph.nodes[j].shape for j in node.inputs)
+    if isinstance(node.op, Elementwise):
+        return extent
+    if not isinstance(node.op, Affine):
+        return None
+    if node.op.passes_rows(shapes, node.shape) is not None:
+        return extent if shapes[0] == node.shape else None
+    A = torch.zeros(0, node.shape[0], *extent.size, dtype=graph.dtype, device=graph.device)
+    try:
+        pulled = node.op.pull_back_window(A, extent)
+    except RuntimeError:  # an operator that cannot run on no rows: assume it becomes dense
+        return None
+    return None if pulled is None else pulled[1]
+
+
+def input_rows(pulled: Pulled, graph: Graph) -> Tensor:
+    """Pulled rows as a dense tensor "N *input"."""
+    if pulled.rows is None:
+        return pulled.constant.new_zeros(pulled.constant.shape[0], *graph.input_shape)
+    A = pulled.rows.as_full(graph.input_shape).A
+    assert A is not None
+    return A
+
+
+__all__ = ["Backward", "Block", "Input", "Owner", "Params", "Pulled", "adaptive", "input_rows", "parallel"]
