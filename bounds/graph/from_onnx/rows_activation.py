@@ -1,0 +1,119 @@
+"""Importer rows of activations. Their files are loaded when a network uses them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from bounds.graph.builder import Value
+from bounds.graph.from_onnx.call import Call, Constant
+from bounds.graph.from_onnx.table import row
+from bounds.graph.graph import InvalidNetwork, UnsupportedOperator
+
+
+@row("Relu")
+def relu(c: Call) -> Value:
+    from bounds.ops.relu import Relu
+
+    return c.builder.elementwise(Relu(), c.value())
+
+
+@row("LeakyRelu")
+def leaky_relu(c: Call) -> Value:
+    from bounds.ops.leaky_relu import LeakyRelu
+
+    return c.builder.elementwise(LeakyRelu(float(c.attribute("alpha", np.float32(0.01)))), c.value())
+
+
+@row("PRelu")
+def prelu(c: Call) -> Value:
+    from bounds.ops.prelu import PRelu
+
+    x, slope = c.value(), c.tensor(1)
+    if slope.dim() > len(x.shape):
+        raise InvalidNetwork(f"slopes of shape {tuple(slope.shape)} do not broadcast to {x.shape}")
+    return c.builder.elementwise(PRelu(c.builder.constant_for(slope, x.shape)), x)
+
+
+@row("Elu")
+def elu(c: Call) -> Value:
+    from bounds.ops.elu import Elu
+
+    return c.builder.elementwise(Elu(float(c.attribute("alpha", 1.0))), c.value())
+
+
+@row("Softplus")
+def softplus(c: Call) -> Value:
+    from bounds.ops.softplus import Softplus
+
+    return c.builder.elementwise(Softplus(1.0, math.inf), c.value())
+
+
+@row("Sigmoid")
+def sigmoid(c: Call) -> Value:
+    from bounds.ops.sigmoid import Sigmoid
+
+    return c.builder.elementwise(Sigmoid(), c.value())
+
+
+@row("Tanh")
+def tanh(c: Call) -> Value:
+    from bounds.ops.tanh import Tanh
+
+    return c.builder.elementwise(Tanh(), c.value())
+
+
+@row("Clip")
+def clip(c: Call) -> Value:
+    low = _limit(c, 1, "min", -math.inf)
+    high = _limit(c, 2, "max", math.inf)
+    return _clipped(c, c.value(), low, high)
+
+
+def _limit(c: Call, i: int, attribute: str, default: float) -> float:
+    stored = c.attribute(attribute)
+    if stored is None:
+        stored = _scalar(c.array(i)) if c.has(i) else default
+    return float(stored)
+
+
+def _scalar(array: np.ndarray) -> float:
+    if array.size != 1:
+        raise UnsupportedOperator(f"a limit of shape {array.shape}: only one number is supported")
+    return float(array.reshape(()))
+
+
+def _clipped(c: Call, x: Value, low: float, high: float) -> Value:
+    from bounds.ops.clip import Clip
+    from bounds.ops.relu import Relu
+
+    if not low <= high:  # NaN too
+        raise InvalidNetwork(f"clipping needs min <= max, got {low} and {high}")
+    if (low, high) == (-math.inf, math.inf):
+        return x
+    return c.builder.elementwise(Relu() if (low, high) == (0.0, math.inf) else Clip(low, high), x)
+
+
+@row("Max", "Min")
+def extremum(c: Call) -> Value:
+    """With constants of one number: a clip."""
+    values = [v for v in c.inputs if isinstance(v, Value)]
+    if len(values) > 1:
+        raise UnsupportedOperator("the maximum or minimum of two activations has no bounds yet; rewrite it with Relu: "
+                                  "max(a, b) = a + Relu(b - a)")
+    limits = [_scalar(v.array) for v in c.inputs if isinstance(v, Constant)]
+    if c.op_type == "Max":
+        return _clipped(c, values[0], max(limits, default=-math.inf), math.inf)
+    return _clipped(c, values[0], -math.inf, min(limits, default=math.inf))
+
+
+@row("Softmax")
+def softmax(c: Call) -> Value:
+    x = c.value()
+    if c.opset >= 13:
+        return c.builder.softmax(x, c.attribute("axis", -1))
+    # Older operator sets flatten the axes from `axis` on and normalise over all of them.
+    axis = c.attribute("axis", 1) % max(len(x.shape), 1)
+    rows = c.builder.reshape(x, (math.prod(x.shape[:axis]), math.prod(x.shape[axis:])))
+    return c.builder.reshape(c.builder.softmax(rows, -1), x.shape)

@@ -1,0 +1,25 @@
+"""Permutation of axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from bounds.ops.base import Affine, Shape
+
+
+@dataclass(frozen=True, eq=False)
+class Transpose(Affine):
+    """Axis i of the result is axis `perm[i]` of x (axes counted without the batch axis)."""
+
+    perm: tuple[int, ...]
+    kind: ClassVar[str] = "Transpose"
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return inputs[0].permute(0, *(p + 1 for p in self.perm))
+
+    def pull_back(self, A: Tensor, input_shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
+        inverse = sorted(range(len(self.perm)), key=self.perm.__getitem__)
+        return (A.permute(0, *(p + 1 for p in inverse)),)
