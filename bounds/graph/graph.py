@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -36,18 +37,33 @@ class Node:
 
 
 @dataclass(frozen=True, eq=False)
+class FoldError:
+    """How far the parameters of a folded node lie from those that exact arithmetic on the stored ones gives:
+    `|stored - exact| <= radius`, elementwise, in float64. `weight` belongs to the operator's weight (or factor), `bias`
+    to its bias (or shift); None means exact."""
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    def to(self, device: torch.device | str | None) -> FoldError:
+        return FoldError(*(None if r is None else r.to(device=device) for r in (self.weight, self.bias)))
+
+
+@dataclass(frozen=True, eq=False)
 class Graph:
     """`nodes` in topological order, `nodes[0]` the input, `output` the index of the result.
 
     As read, a graph is the stored function and shares parameters with the module it came from;
     `simplify()` gives a frozen, fused twin for search. `onnx_input_shape` is the shape that an
-    onnxruntime session of the source expects at batch one (None for modules).
+    onnxruntime session of the source expects at batch one (None for modules). `fold_errors` maps the nodes whose
+    parameters `simplify` computed to the errors of that computation (empty as read).
     """
 
     nodes: tuple[Node, ...]
     output: int
     onnx_input_shape: Shape | None = None
     source: str = "graph"
+    fold_errors: Mapping[int, FoldError] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.nodes or not isinstance(self.nodes[0].op, Input):
@@ -76,8 +92,10 @@ class Graph:
         return simplify(self)
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Graph:
+        """Parameters converted; a narrower dtype rounds them, and claims are then about the rounded network."""
         nodes = tuple(dataclasses.replace(n, op=n.op.to(dtype=dtype, device=device)) for n in self.nodes)
-        return dataclasses.replace(self, nodes=nodes)
+        errors = {i: error.to(device) for i, error in self.fold_errors.items()}
+        return dataclasses.replace(self, nodes=nodes, fold_errors=errors)
 
     # ------------------------------------------------------------------ facts
 
@@ -108,8 +126,8 @@ class Graph:
         """Every floating-point tensor of the operators, each once."""
         seen: dict[int, Tensor] = {}
         for node in self.nodes:
-            for field in dataclasses.fields(node.op):
-                value: Any = getattr(node.op, field.name)
+            for f in dataclasses.fields(node.op):
+                value: Any = getattr(node.op, f.name)
                 if isinstance(value, Tensor) and value.is_floating_point():
                     seen[id(value)] = value
         return list(seen.values())
