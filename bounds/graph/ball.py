@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 _U = 2.0**-53        # unit roundoff of float64
-_TINY = 2.0**-1022   # more than any underflow error, and cheap to add
+_TINY = 2.0**-900    # more than any underflow error, and far enough from it to keep slow subnormals away
 _CHUNK = 2**22       # entries of a factor converted to float64 at a time
 
 

@@ -358,7 +358,8 @@ class Builder:
     def batch_norm(self, x: Value, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor,
                    eps: float) -> Value:
         if len(x.shape) < 2 or x.shape[0] != 1 or x.shape[1] != mean.numel():
-            raise UnsupportedOperator(f"batch normalisation of {mean.numel()} channels over a tensor of shape {x.shape}")
+            raise UnsupportedOperator(f"batch normalisation of {mean.numel()} channels over a tensor of shape "
+                                      f"{x.shape}")
         return self.elementwise(BatchNorm(weight, bias, mean, variance, eps), x)
 
     def avg_pool(self, x: Value, *, kernel: Sequence[int], stride: Sequence[int], before: Sequence[int],
@@ -378,8 +379,8 @@ class Builder:
 
         index = self.batched(x, len(kernel) + 2, "max pooling")
         if tuple(before) != tuple(after) or any(2 * b > k for b, k in zip(before, kernel, strict=True)):
-            raise UnsupportedOperator(f"max pooling with pads {tuple(before)} and {tuple(after)}: only equal pads of at "
-                                      "most half a window are supported; pad with a constant below all values first")
+            raise UnsupportedOperator(f"max pooling with pads {tuple(before)} and {tuple(after)}: only equal pads of "
+                                      "at most half a window are supported")
         reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
         sizes = [pooled_size(n, r, s, b, a, ceil)
                  for n, r, s, b, a in zip(x.shape[2:], reach, stride, before, after, strict=True)]

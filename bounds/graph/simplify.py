@@ -92,7 +92,9 @@ def _readers(drafts: dict[int, _Draft], i: int) -> int:
 
 
 def _replace_by(drafts: dict[int, _Draft], i: int, source: int, output: int) -> int:
-    del drafts[i]
+    repeated = drafts.pop(i)
+    if source and _readers(drafts, source) == 0:  # nobody else knows it by its own name
+        drafts[source].name = repeated.name
     for draft in drafts.values():
         draft.inputs = tuple(source if j == i else j for j in draft.inputs)
     return source if output == i else output
