@@ -20,7 +20,7 @@ from bounds.backward import Backward, Block, Params, adaptive
 from bounds.bounds import Bounds, LinearRows
 from bounds.final import finish, output_rows, part_of
 from bounds.graph.graph import Graph
-from bounds.intermediate import refine
+from bounds.intermediate import RowBound, refine
 from bounds.interval import Interval
 from bounds.ops.base import Elementwise
 from bounds.rows import Rows
@@ -28,6 +28,9 @@ from bounds.sets import InputSet
 
 # Slopes and their gradients of a block; a few MB, as for BLOCK_COEFFICIENTS.
 BLOCK_COEFFICIENTS = 1 << 20
+# Iterations after which decided neurons leave their block, if they are this share of it.
+DECIDE_AFTER = (2, 4, 8, 12)
+DECIDED_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -44,36 +47,44 @@ class AlphaCrown:
               given: Mapping[int, Interval] | None = None, params: Any = None) -> Bounds:
         """Lower bounds of the rows; `params` (from an earlier answer on the same rows) warm-start the slopes."""
         engine = Backward(graph, sets, adaptive)
-        row_bound = self._optimise_neurons(engine) if self.intermediate else engine.lower
-        intervals = refine(engine, given=given, row_bound=row_bound)
+        polish = self._optimise_neurons(engine) if self.intermediate else None
+        intervals = refine(engine, given=given, row_bound=engine.lower, polish=polish)
         return self.optimise_output(engine, rows, intervals, params)
 
     # ------------------------------------------------------------------ neurons
 
-    def _optimise_neurons(self, engine: Backward) -> Callable[[int, Rows], Tensor]:
-        def row_bound(node: int, rows: Rows) -> Tensor:
-            size = engine.block_size(node, rows, BLOCK_COEFFICIENTS)
-            best = [self._climb(engine, Block(node, rows.take(slice(first, first + size))))
-                    for first in range(0, rows.count, size)]
-            return torch.cat(best)
+    def _optimise_neurons(self, engine: Backward) -> RowBound:
+        def row_bound(node: int, rows: Rows, threshold: float | None) -> Tensor:
+            return torch.cat([self._climb(engine, block, threshold)
+                              for block in engine.blocks(node, rows, BLOCK_COEFFICIENTS)])
         return row_bound
 
-    def _climb(self, engine: Backward, block: Block) -> Tensor:
-        """Best lower bounds "N" of a block of neuron rows."""
-        def value(params: Params) -> Tensor:
-            return engine.concretise(block, engine.pull(block, params))
-
+    def _climb(self, engine: Backward, block: Block, threshold: float | None) -> Tensor:
+        """Best lower bounds "N" of a block of neuron rows, two a neuron. Neurons with a side that reaches
+        the threshold are decided and leave."""
         with torch.no_grad():
-            best = engine.concretise(block, engine.pull(block))
+            result = engine.concretise(block, engine.pull(block))
             params, low, high = initial(engine, block)
-        for k in range(1, self.iterations):
-            if not params:
-                break
-            now = self._step(value, params, low, high, k)
-            if k > 1:
-                best = torch.maximum(best, now)
+        best = result
+        alive: Tensor | None = None
+        for k in range(1, self.iterations if params else 0):
+            now = self._step(lambda p: engine.concretise(block, engine.pull(block, p)), params, low, high, k)
+            best = torch.maximum(best, now)
+            if threshold is not None and k in DECIDE_AFTER:
+                done = (best >= threshold).view(-1, 2).any(1).repeat_interleave(2)
+                if int(done.sum()) >= DECIDED_SHARE * done.shape[0]:
+                    result = best if alive is None else result.index_copy(0, alive, best)
+                    rest = (~done).nonzero().squeeze(1)
+                    if not rest.numel():
+                        return result
+                    alive = rest if alive is None else alive[rest]
+                    best = best[rest]
+                    block = block.take(rest)
+                    params, low, high = ({i: _rows_of(p, rest) for i, p in group.items()}
+                                         for group in (params, low, high))
         with torch.no_grad():
-            return torch.maximum(best, value(params)) if params else best
+            best = torch.maximum(best, engine.concretise(block, engine.pull(block, params)))
+        return best if alive is None else result.index_copy(0, alive, best)
 
     # ------------------------------------------------------------------ asked rows
 
@@ -139,6 +150,11 @@ class AlphaCrown:
                 p.addcmul_(grad.sign_(), high[i] - low[i], value=length)
                 torch.minimum(torch.maximum(p, low[i], out=p), high[i], out=p)
         return now.detach()
+
+
+def _rows_of(p: Tensor, chosen: Tensor) -> Tensor:
+    """Parameters "K N ..." of some rows ("K 1 ..." holds for all)."""
+    return p if p.shape[1] == 1 else p.index_select(1, chosen)
 
 
 def initial(engine: Backward, block: Block) -> tuple[Params, Params, Params]:

@@ -12,7 +12,8 @@ negative ones the upper line (Fast-Lin arXiv:1804.09699, CROWN arXiv:1811.00866,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from bounds.interval import Interval
 from bounds.ops.base import Affine, Elementwise, Input, Relaxed
 from bounds.ops.linear import Linear
 from bounds.relaxation import Relaxation
-from bounds.rows import Rows
+from bounds.rows import DENSE_SHARE, Rows
 from bounds.sets import InputSet
 from bounds.window import Extent, Owner
 
@@ -37,6 +38,12 @@ Params = dict[int, Tensor]
 BLOCK_COEFFICIENTS = 1 << 20
 # Below this share of neurons that matter, columns of dead neurons are left out of dense products.
 COLUMNS_SHARE = 0.9
+# Rows that are decided on their way are dropped when they are this share of at least so many rows:
+# dropping copies the others.
+DECIDED_SHARE = 0.15
+FEWEST_TO_DECIDE = 32
+# From so many rows a domain on, blocks hold rows of one domain only.
+ROWS_OF_ONE_DOMAIN = 48
 
 
 def adaptive(op: Elementwise, x: Interval) -> Relaxation:
@@ -89,28 +96,30 @@ class _PullBackLines(torch.autograd.Function):
 
 def _pull_back_lines(A: Tensor, lower_slope: Tensor, lower_intercept: Tensor | None,
                      upper_slope: Tensor, upper_intercept: Tensor | None) -> tuple[Tensor, Tensor]:
+    """As few passes over A as there are; the halves of A are fresh, so they may be overwritten."""
     positive = A.clamp(min=0)
-    negative = A.clamp(max=0)
     constant = None
-    if upper_intercept is not None:
-        constant = dot(negative, upper_intercept)
     if lower_intercept is not None:
-        part = dot(positive, lower_intercept)
-        constant = part if constant is None else constant + part
-    if lower_slope is upper_slope:
+        constant = dot(positive, lower_intercept)
+    if lower_slope is upper_slope and upper_intercept is None:
         out = A * lower_slope
     else:
-        # Two products before one sum: `A` is not needed again, so its halves are reused.
+        negative = A.clamp(max=0)
+        if upper_intercept is not None:
+            part = dot(negative, upper_intercept)
+            constant = part if constant is None else constant + part
         out = torch.addcmul(negative.mul_(upper_slope), positive, lower_slope)
     return out, A.new_zeros(A.shape[0]) if constant is None else constant
 
 
 def dot(A: Tensor, t: Tensor) -> Tensor:
     """<A_n, t_n>: A "N ...", t "N ..." or "1 ..." -> "N"."""
+    if A.dim() == 4:  # maps lie channels-last in memory: flatten without copying
+        A, t = A.permute(0, 2, 3, 1), t.expand(-1, *A.shape[1:]).permute(0, 2, 3, 1)
     flat = A.flatten(1)
-    if t.shape[0] == 1 and t[0].numel() == flat.shape[1]:
-        return flat @ t.reshape(-1)
-    return torch.linalg.vecdot(flat, t.expand_as(A).flatten(1))
+    if t.shape[0] == 1:
+        return flat @ t.expand(1, *A.shape[1:]).reshape(-1)
+    return torch.linalg.vecdot(flat, t.flatten(1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +152,67 @@ class Block:
             self.gathered[key] = make()
         return self.gathered[key]
 
+    def take(self, chosen: Tensor) -> Block:
+        """Some of the rows, with what was gathered for them."""
+        block = Block(self.start, self.rows.take(chosen))
+        block.gathered = {key: _select(value, chosen) for key, value in self.gathered.items()}
+        return block
+
+
+def _select(value: Any, chosen: Tensor) -> Any:
+    """The chosen rows of whatever was gathered; what holds for all rows stays."""
+    if isinstance(value, Tensor):
+        return value if value.shape[0] == 1 else value.index_select(0, chosen)
+    if isinstance(value, Rows):
+        return value.take(chosen)
+    if isinstance(value, Interval):
+        return value.map(lambda t: _select(t, chosen))
+    if isinstance(value, Relaxation):
+        same = value.lower_slope is value.upper_slope
+        lower_slope = _select(value.lower_slope, chosen)
+        return Relaxation(lower_slope, _select(value.lower_intercept, chosen),
+                          lower_slope if same else _select(value.upper_slope, chosen),
+                          _select(value.upper_intercept, chosen))
+    if isinstance(value, tuple):
+        return tuple(_select(v, chosen) for v in value)
+    return value
+
+
+class _Sweep:
+    """A block of rows on its way to the input: what waits at which node, and the constants collected."""
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+        self.pending: dict[int, Rows] = {block.start: block.rows}
+        self.constants: list[Tensor] = []
+
+    @property
+    def next_node(self) -> int:
+        """The last node that rows wait at (all its readers are done); 0 when only the input is left."""
+        return max(self.pending, default=0)
+
+    @property
+    def count(self) -> int:
+        return next(iter(self.pending.values())).count
+
+    def total(self) -> Tensor:
+        """The constant so far, "N"."""
+        if not self.constants:
+            rows = self.block.rows
+            like = rows.A if rows.A is not None else rows.sign
+            assert like is not None
+            self.constants.append(like.new_zeros(rows.count))
+        while len(self.constants) > 1:
+            last = self.constants.pop()
+            self.constants[0] = self.constants[0] + last
+        return self.constants[0]
+
+    def take(self, chosen: Tensor) -> None:
+        """Go on with some of the rows; nothing gathered for all of them is of use any more."""
+        self.constants = [self.total()[chosen]]
+        self.pending = {j: rows.take(chosen) for j, rows in self.pending.items()}
+        self.block = Block(self.block.start, self.block.rows.take(chosen))
+
 
 class Backward:
     """Backward propagation on one graph over one batch of sets."""
@@ -152,6 +222,7 @@ class Backward:
         self.sets = sets
         self.choose_lines = lines
         self.intervals: dict[int, Interval] = {}
+        self.enclosures: dict[int, Interval] = {}
         self._lines: dict[int, NodeLines] = {}
         self._weights: dict[tuple[int, int, int], tuple[Tensor, Tensor | None]] = {}
         self._widest: dict[tuple[int, bool], tuple[int, int]] = {}
@@ -191,33 +262,74 @@ class Backward:
 
     def pull(self, block: Block, params: Params | None = None) -> Pulled:
         """Pull a block of rows back to the input."""
-        graph = self.graph
-        pending: dict[int, Rows] = {block.start: block.rows}
-        constants: list[Tensor] = []
-        for i in range(block.start, 0, -1):
-            rows = pending.pop(i, None)
-            if rows is None:
+        sweep = _Sweep(block)
+        while sweep.next_node > 0:
+            self._advance(sweep, params)
+        return Pulled(sweep.pending.get(0), sweep.total())
+
+    def decide(self, block: Block, threshold: float) -> Tensor:
+        """Lower bounds "N" of a block; a row stops on its way as soon as the enclosures of the nodes
+        reached show it to be at least `threshold`, with the bound that they give."""
+        sweep = _Sweep(block)
+        result = block.rows.A if block.rows.A is not None else block.rows.sign
+        assert result is not None
+        result = result.new_empty(block.rows.count)
+        alive: Tensor | None = None
+        while sweep.next_node > 0:
+            i = self._advance(sweep, None)
+            worth = sweep.count >= FEWEST_TO_DECIDE and isinstance(self.graph.nodes[i].op, Elementwise)
+            if not worth or all(j in (0, 1) for j in sweep.pending):
                 continue
-            node = graph.nodes[i]
-            if isinstance(node.op, Elementwise):
-                results = (self._through_lines(block, i, rows, params, constants),)
-            elif isinstance(node.op, Linear) and len(node.shape) == 1:
-                results = (self._through_linear(i, rows, constants),)
-            elif isinstance(node.op, Affine):
-                results = self._through_affine(i, rows, constants)
-            elif isinstance(node.op, Relaxed):
-                results = self._through_relaxed(i, rows, constants)
-            else:
-                raise NotImplementedError(f"{node.op.kind} ({node.name}) cannot be pulled back")
-            for j, result in zip(node.inputs, results, strict=True):
-                before = pending.get(j)
-                pending[j] = result if before is None else before.plus(result, graph.nodes[j].shape)
-        constant = constants[0] if constants else None
-        for c in constants[1:]:
-            constant = constant + c  # type: ignore[operator]
-        if constant is None:
-            constant = self.sets.lower.new_zeros(block.rows.count)
-        return Pulled(pending.get(0), constant)
+            value = self._at_frontier(sweep)
+            done = value >= threshold
+            number = int(done.sum())
+            if number < DECIDED_SHARE * sweep.count:
+                continue
+            where = done.nonzero().squeeze(1)
+            rest = (~done).nonzero().squeeze(1)
+            result[where if alive is None else alive[where]] = value[where]
+            alive = rest if alive is None else alive[rest]
+            if not rest.numel():
+                return result
+            sweep.take(rest)
+        value = self.concretise(sweep.block, Pulled(sweep.pending.get(0), sweep.total()))
+        if alive is None:
+            return value
+        result[alive] = value
+        return result
+
+    def _at_frontier(self, sweep: _Sweep) -> Tensor:
+        """Lower bounds from the enclosures of the nodes that the rows have reached."""
+        value = sweep.total()
+        for j, rows in sweep.pending.items():
+            x = self.enclosures[j]
+            if rows.index is not None:
+                rows = rows.as_window_or_full(self.graph.nodes[j].shape)
+            assert rows.A is not None
+            value = value + dot(rows.A, rows.gather(x.centre)) - dot(rows.A.abs(), rows.gather(x.radius))
+        return value
+
+    def _advance(self, sweep: _Sweep, params: Params | None) -> int:
+        """Pull the rows at the last pending node back to its inputs; returns that node."""
+        graph = self.graph
+        i = sweep.next_node
+        rows = sweep.pending.pop(i)
+        node = graph.nodes[i]
+        constants = sweep.constants
+        if isinstance(node.op, Elementwise):
+            results = (self._through_lines(sweep.block, i, rows, params, constants),)
+        elif isinstance(node.op, Linear) and len(node.shape) == 1:
+            results = (self._through_linear(i, rows, constants),)
+        elif isinstance(node.op, Affine):
+            results = self._through_affine(i, rows, constants)
+        elif isinstance(node.op, Relaxed):
+            results = self._through_relaxed(i, rows, constants)
+        else:
+            raise NotImplementedError(f"{node.op.kind} ({node.name}) cannot be pulled back")
+        for j, result in zip(node.inputs, results, strict=True):
+            before = sweep.pending.get(j)
+            sweep.pending[j] = result if before is None else before.plus(result, graph.nodes[j].shape)
+        return i
 
     def _through_lines(self, block: Block, i: int, rows: Rows, params: Params | None,
                        constants: list[Tensor]) -> Rows:
@@ -360,17 +472,32 @@ class Backward:
         centre = self._centre
         return torch.maximum(self.sets.upper - centre, centre - self.sets.lower)
 
-    def lower(self, start: int, rows: Rows, params: Params | None = None) -> Tensor:
-        """Lower bounds "N" of rows over node `start`, in blocks that fit into cache and memory."""
-        size = self.block_size(start, rows)
-        if rows.count <= size:
-            block = Block(start, rows)
-            return self.concretise(block, self.pull(block, params))
+    def lower(self, start: int, rows: Rows, threshold: float | None = None) -> Tensor:
+        """Lower bounds "N" of rows over node `start`, in blocks that fit into cache and memory. With a
+        threshold, rows shown to reach it stop early (see `decide`)."""
         parts = []
-        for first in range(0, rows.count, size):
-            block = Block(start, rows.take(slice(first, first + size)))
-            parts.append(self.concretise(block, self.pull(block, None)))
-        return torch.cat(parts)
+        for block in self.blocks(start, rows):
+            if threshold is None:
+                parts.append(self.concretise(block, self.pull(block)))
+            else:
+                parts.append(self.decide(block, threshold))
+        return torch.cat(parts) if len(parts) != 1 else parts[0]
+
+    def blocks(self, start: int, rows: Rows, coefficients: int = BLOCK_COEFFICIENTS) -> Iterator[Block]:
+        """Cut rows (sorted by domain) into blocks; where domains have many rows, blocks of one domain each,
+        which read that domain's lines without gathering them."""
+        size = self.block_size(start, rows, coefficients)
+        index = rows.owner.index
+        cuts = [0, rows.count]
+        if index is not None and rows.count >= ROWS_OF_ONE_DOMAIN * rows.owner.batch:
+            counts = torch.bincount(index, minlength=rows.owner.batch)
+            cuts = [0, *counts.cumsum(0).tolist()]
+        for first, last in itertools.pairwise(cuts):
+            for begin in range(first, last, size):
+                part = rows.take(slice(begin, min(begin + size, last)))
+                if len(cuts) > 2 and index is not None:
+                    part = replace(part, owner=Owner(rows.owner.batch, None, int(index[begin])))
+                yield Block(start, part)
 
     def centre_value(self, node: int) -> Tensor:
         """The network's values at a point of each set: a guess at signs, never a bound."""
@@ -382,7 +509,7 @@ class Backward:
     def block_size(self, start: int, rows: Rows, coefficients: int = BLOCK_COEFFICIENTS) -> int:
         """Rows that may run together."""
         widest, _ = self.footprint(start, rows.index is not None)
-        return max(16, coefficients // widest)
+        return max(16, coefficients // widest // 2 * 2)  # even: neurons' rows come in pairs
 
     def footprint(self, start: int, unit: bool) -> tuple[int, int]:
         """(at the widest node, over all nodes): coefficients that one row holds on its way to the input."""
@@ -420,7 +547,7 @@ def _footprint(graph: Graph, start: int, unit: bool) -> tuple[int, int]:
         here = size(i, extent)
         widest, total = max(widest, here), total + here
         result: Extent | None = None
-        if extent is not None and extent.size[0] * extent.size[1] < 0.8 * node.shape[1] * node.shape[2]:
+        if extent is not None and extent.size[0] * extent.size[1] < DENSE_SHARE * node.shape[1] * node.shape[2]:
             result = _extent_through(graph, i, extent)
         for j in node.inputs:
             if j in pending:

@@ -18,9 +18,9 @@ def owner_of(rows: LinearRows, batch: int) -> Owner:
     """Which set each asked row runs over."""
     count = rows.C.shape[0]
     if rows.owner is not None:
-        return Owner(batch, None if batch == 1 else rows.owner)
+        return Owner.of(batch, rows.owner)
     if batch == 1:
-        return Owner(1, None)
+        return Owner.of(1, None)
     if count != batch:
         raise ValueError(f"{count} rows over {batch} sets need an owner")
     return Owner(batch, torch.arange(count, device=rows.C.device))

@@ -20,26 +20,30 @@ from bounds.ops.scale import Scale
 from bounds.rows import Rows
 from bounds.window import Owner
 
-RowBound = Callable[[int, Rows], Tensor]
-"""(node, rows) -> lower bounds "N"."""
+RowBound = Callable[[int, Rows, float | None], Tensor]
+"""(node, rows sorted by domain, threshold from which a row's bound need not be better) -> lower bounds "N"."""
 
 # Coefficients (rows times all nodes on their way) from which two phases pay for their overhead.
 TWO_PHASE_COEFFICIENTS = 4_000_000
 
 
 def refine(engine: Backward, *, given: Mapping[int, Interval] | None = None,
-           row_bound: RowBound | None = None, output: bool = False) -> dict[int, Interval]:
+           row_bound: RowBound | None = None, polish: RowBound | None = None,
+           output: bool = False) -> dict[int, Interval]:
     """Enclose every node that a relaxation reads (engine.enclose); returns the interval of every node.
 
     `given` intervals are taken as proved. `row_bound` bounds the rows of undecided neurons (None:
-    interval arithmetic alone). With `output` the output node is tightened as well.
+    interval arithmetic alone); neurons that stay undecided are bounded once more by `polish`, whose rows
+    come in pairs (a neuron's lower side, then its upper). With `output` the output node is tightened too.
     """
     graph, sets = engine.graph, engine.sets
     given = given or {}
     needed = set(graph.relaxed_inputs)
     if output:
         needed.add(graph.output)
-    intervals: dict[int, Interval] = {0: Interval(sets.lower, sets.upper)}
+    intervals = engine.enclosures
+    intervals.clear()
+    intervals[0] = Interval(sets.lower, sets.upper)
     boxes = {0} if sets.is_box else set()
     for i, node in enumerate(graph.nodes[:graph.output + 1]):
         exact = sets.is_box and i == 0
@@ -55,6 +59,8 @@ def refine(engine: Backward, *, given: Mapping[int, Interval] | None = None,
             intervals[i] = intervals[i].meet(given[i])
         elif i in needed and not exact and row_bound is not None:
             intervals[i] = _tighten(engine, i, intervals[i], row_bound)
+            if polish is not None:
+                intervals[i] = _polish(engine, i, intervals[i], polish)
         if i in needed:
             engine.enclose(i, intervals[i])
     return intervals
@@ -77,41 +83,58 @@ def undecided(engine: Backward, i: int, x: Interval) -> Tensor:
 
 
 def _tighten(engine: Backward, i: int, x: Interval, row_bound: RowBound) -> Interval:
-    mask = undecided(engine, i, x).flatten(1)
-    domain, index = mask.nonzero(as_tuple=True)
+    """Bound the undecided neurons of node i."""
+    domain, index = undecided(engine, i, x).flatten(1).nonzero(as_tuple=True)
     if index.numel() == 0:
         return x
-    lower, upper = x.lower.flatten(1), x.upper.flatten(1)
-    batch = lower.shape[0]
     _, total = engine.footprint(i, unit=True)
-
-    def run(domain: Tensor, index: Tensor, sign: Tensor) -> Tensor:
-        return row_bound(i, Rows.unit(index, sign, Owner(batch, None if batch == 1 else domain)))
-
-    def put(t: Tensor, domain: Tensor, index: Tensor, values: Tensor) -> Tensor:
-        return t.index_put((domain, index), values)
-
-    ones = lower.new_ones(index.shape[0])
     if 2 * index.numel() * total < TWO_PHASE_COEFFICIENTS:
-        both = run(domain.repeat(2), index.repeat(2), torch.cat([ones, -ones]))
-        low, high = both[:index.shape[0]], -both[index.shape[0]:]
-        lower = put(lower, domain, index, torch.maximum(low, lower[domain, index]))
-        upper = put(upper, domain, index, torch.minimum(high, upper[domain, index]))
-    else:
-        sign = torch.where(engine.centre_value(i).flatten(1)[domain, index] >= 0, ones, -ones)
-        for phase in (1, 2):
-            value = run(domain, index, sign)
-            old = torch.where(sign > 0, lower[domain, index], -upper[domain, index])
-            value = torch.maximum(value, old) * sign
-            up = sign > 0
-            lower = put(lower, domain[up], index[up], value[up])
-            upper = put(upper, domain[~up], index[~up], value[~up])
-            if phase == 1:
-                open_ = undecided(engine, i, Interval(lower.view_as(x.lower), upper.view_as(x.upper)))
-                still = open_.flatten(1)[domain, index]
-                domain, index, sign = domain[still], index[still], -sign[still]
-                if index.numel() == 0:
-                    break
+        return _both_sides(engine, i, x, domain, index, row_bound)
+    ones = x.lower.new_ones(index.shape[0])
+    sign = torch.where(engine.centre_value(i).flatten(1)[domain, index] >= 0, ones, -ones)
+    x = _one_side(engine, i, x, domain, index, sign, row_bound)
+    still = undecided(engine, i, x).flatten(1)[domain, index]
+    if not bool(still.any()):
+        return x
+    return _one_side(engine, i, x, domain[still], index[still], -sign[still], row_bound)
+
+
+def _polish(engine: Backward, i: int, x: Interval, polish: RowBound) -> Interval:
+    domain, index = undecided(engine, i, x).flatten(1).nonzero(as_tuple=True)
+    return x if index.numel() == 0 else _both_sides(engine, i, x, domain, index, polish)
+
+
+def _rows(engine: Backward, domain: Tensor, index: Tensor, sign: Tensor) -> Rows:
+    return Rows.unit(index, sign, Owner.of(engine.sets.batch, domain))
+
+
+def _both_sides(engine: Backward, i: int, x: Interval, domain: Tensor, index: Tensor, bound: RowBound) -> Interval:
+    sign = x.lower.new_tensor([1.0, -1.0]).repeat(index.shape[0])
+    rows = _rows(engine, domain.repeat_interleave(2), index.repeat_interleave(2), sign)
+    value = bound(i, rows, _threshold(engine, i))
+    return _meet_at(x, domain, index, value[::2], -value[1::2])
+
+
+def _one_side(engine: Backward, i: int, x: Interval, domain: Tensor, index: Tensor, sign: Tensor,
+              bound: RowBound) -> Interval:
+    """Rows `sign * z`: a lower bound where the sign is 1, an upper one where it is -1."""
+    value = bound(i, _rows(engine, domain, index, sign), _threshold(engine, i)) * sign
+    lower, upper = x.lower.flatten(1)[domain, index], x.upper.flatten(1)[domain, index]
+    return _meet_at(x, domain, index, torch.where(sign > 0, value, lower), torch.where(sign > 0, upper, value))
+
+
+def _meet_at(x: Interval, domain: Tensor, index: Tensor, low: Tensor, high: Tensor) -> Interval:
+    """x, met with [low, high] at some of its neurons."""
+    lower, upper = x.lower.flatten(1), x.upper.flatten(1)
+    lower = lower.index_put((domain, index), torch.maximum(low, lower[domain, index]))
+    upper = upper.index_put((domain, index), torch.minimum(high, upper[domain, index]))
     # Rounding may cross two bounds that meet: keep the interval between them.
     lower, upper = torch.minimum(lower, upper), torch.maximum(lower, upper)
     return Interval(lower.view_as(x.lower), upper.view_as(x.upper))
+
+
+def _threshold(engine: Backward, i: int) -> float | None:
+    """A row at least this large decides its neuron: 0 where every reader has its only kink at 0."""
+    readers = [engine.graph.nodes[j].op for j in engine.graph.consumers[i]]
+    kinks = {op.only_kink if isinstance(op, Elementwise) else None for op in readers}
+    return 0.0 if kinks == {0.0} and i != engine.graph.output else None

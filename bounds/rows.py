@@ -9,6 +9,8 @@ every backward method, so its layout decides the speed:
   outside is zero. Windows that start at one map keep one size and move with the start position.
 - full: dense over the whole node.
 
+Rows over maps are kept in channels-last memory order, in which convolutions run fastest.
+
 Every row knows its domain through `Owner`.
 """
 
@@ -25,6 +27,10 @@ from torch import Tensor
 from bounds.window import Extent, Owner, Positions
 
 Shape = tuple[int, ...]
+
+
+# A window that covers this share of its map becomes a full map: the next convolution would cover it.
+DENSE_SHARE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +71,7 @@ class Rows:
             count = int(chosen.sum()) if chosen.dtype == torch.bool else chosen.shape[0]
         positions = self.positions
         if positions is not None:
-            used, of_row = torch.unique(positions.of_row[chosen], return_inverse=True)
-            positions = replace(positions, owner=positions.owner[used], y=positions.y[used], x=positions.x[used],
-                                of_row=of_row)
+            positions = replace(positions, of_row=positions.of_row[chosen])
         return replace(self, owner=self.owner.take(chosen), count=count, A=part(self.A), index=part(self.index),
                        sign=part(self.sign), positions=positions)
 
@@ -82,7 +86,7 @@ class Rows:
             return self.as_full(shape)
         channels, height, width = shape
         area = height * width
-        A = self.sign.new_zeros(self.count, channels, 1, 1)
+        A = self.sign.new_zeros(self.count, 1, 1, channels).permute(0, 3, 1, 2)
         A[torch.arange(self.count, device=A.device), self.index // area, 0, 0] = self.sign
         positions = Positions.of(self.owner, self.index % area, height, width)
         return Rows(self.owner, self.count, A=A, positions=positions, extent=Extent((1, 1), (0, 0), (1, 1)))
@@ -116,38 +120,41 @@ class Rows:
         x = (p.x * e.stride[1] + e.offset[1] + left).index_select(0, p.of_row)
         rows = torch.arange(e.size[0], device=y.device)
         cols = torch.arange(e.size[1], device=y.device)
-        where = (((y[:, None] + rows)[:, :, None] * wide) + (x[:, None] + cols)[:, None, :]).view(self.count, 1, -1)
-        A = self.A.new_zeros(self.count, channels, tall * wide)
-        A = A.scatter(2, where.expand(-1, channels, -1), self.A.flatten(2))
-        return A.view(self.count, channels, tall, wide)[:, :, top:top + height, left:left + width]
+        where = (((y[:, None] + rows)[:, :, None] * wide) + (x[:, None] + cols)[:, None, :]).view(self.count, -1, 1)
+        A = self.A.new_zeros(self.count, tall * wide, channels)
+        A = A.scatter(1, where.expand(-1, -1, channels), self.A.permute(0, 2, 3, 1).flatten(1, 2))
+        A = A.view(self.count, tall, wide, channels)
+        if tall != height or wide != width:
+            A = A[:, top:top + height, left:left + width].contiguous()
+        return A.permute(0, 3, 1, 2)
 
     def covers(self, shape: Shape) -> bool:
         """Whether a window has grown so large that the full map is no more work."""
         if self.extent is None:
             return False
-        return self.extent.size[0] * self.extent.size[1] >= 0.8 * shape[1] * shape[2]
+        return self.extent.size[0] * self.extent.size[1] >= DENSE_SHARE * shape[1] * shape[2]
 
     # ------------------------------------------------------------------ reading node values in this layout
 
     def gather(self, t: Tensor) -> Tensor:
         """Values "B *shape" of a node, aligned with A: broadcastable against it. Outside the map: 0."""
         if self.extent is not None and self.positions is not None:
-            p = self.positions
-            return self.windows(t).index_select(0, p.of_row)
+            return self.windows(t).index_select(0, self.positions.of_row).permute(0, 3, 1, 2)
         if self.columns is not None:
             return self.owner.rows(t.flatten(1).index_select(1, self.columns))
-        return self.owner.rows(t)
+        t = self.owner.rows(t)
+        return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
 
     def windows(self, t: Tensor) -> Tensor:
-        """Values "B C H W" of a map at each distinct position: "P C h w", 0 outside the map."""
+        """Values "B C H W" of a map at each distinct position: "P h w C", 0 outside the map."""
         assert self.extent is not None and self.positions is not None
         p, e = self.positions, self.extent
         top, bottom, left, right = e.margins((p.height, p.width), (t.shape[2], t.shape[3]))
-        padded = F.pad(t, (left, right, top, bottom))
+        padded = F.pad(t, (left, right, top, bottom)).permute(0, 2, 3, 1)
         # The first window starts at offset + top in the padded map.
-        padded = padded[:, :, e.offset[0] + top:, e.offset[1] + left:]
-        view = padded.unfold(2, e.size[0], e.stride[0]).unfold(3, e.size[1], e.stride[1])
-        return view[p.owner, :, p.y, p.x]
+        padded = padded[:, e.offset[0] + top:, e.offset[1] + left:]
+        view = padded.unfold(1, e.size[0], e.stride[0]).unfold(2, e.size[1], e.stride[1])  # "B Y X C h w"
+        return view.permute(0, 1, 2, 4, 5, 3)[p.owner, p.y, p.x]
 
     def masked(self, shape: Shape, keep: Callable[[Callable[[], Tensor | None]], Tensor | None] | None = None) -> Rows:
         """Set what lies outside the map to zero. `keep` may store the mask between calls."""
@@ -165,7 +172,7 @@ class Rows:
             return None
         ones = self.A.new_ones(1, 1, shape[1], shape[2])
         at_first = replace(self, positions=replace(p, owner=torch.zeros_like(p.owner)))
-        return at_first.windows(ones).index_select(0, p.of_row)
+        return at_first.windows(ones).index_select(0, p.of_row).permute(0, 3, 1, 2)
 
     # ------------------------------------------------------------------ arithmetic
 

@@ -10,14 +10,33 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Owner:
-    """Which of the B domains each of N rows belongs to; `index` is None when there is one domain."""
+    """Which of the B domains each of N rows belongs to: `index` "N", or `only` where all rows have one."""
 
     batch: int
-    index: Tensor | None
+    index: Tensor | None = None
+    only: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.index is None) == (self.only is None):
+            raise ValueError("rows have either one domain or an index of domains")
+
+    @staticmethod
+    def of(batch: int, index: Tensor | None) -> Owner:
+        """Owner of rows; with a single domain the index is not needed."""
+        return Owner(batch, None, 0) if batch == 1 or index is None else Owner(batch, index)
 
     def rows(self, t: Tensor) -> Tensor:
-        """ "B ..." -> "N ...", or "1 ..." (broadcastable) when there is one domain."""
-        return t if self.index is None else t.index_select(0, self.index)
+        """ "B ..." -> "N ...", or "1 ..." (broadcastable) when all rows have one domain."""
+        if self.index is None:
+            assert self.only is not None
+            return t if t.shape[0] == 1 else t[self.only:self.only + 1]
+        return t.index_select(0, self.index)
+
+    def domains(self, count: int, like: Tensor) -> Tensor:
+        """The index, spelled out: "N"."""
+        if self.index is not None:
+            return self.index
+        return torch.full((count,), self.only or 0, dtype=torch.long, device=like.device)
 
     def take(self, chosen: Tensor | slice) -> Owner:
         return self if self.index is None else Owner(self.batch, self.index[chosen])
@@ -38,7 +57,7 @@ class Positions:
     @staticmethod
     def of(owner: Owner, flat: Tensor, height: int, width: int) -> Positions:
         """flat "N": y * width + x of each row's start."""
-        domain = owner.index if owner.index is not None else torch.zeros_like(flat)
+        domain = owner.domains(flat.shape[0], flat)
         key, of_row = torch.unique(domain * (height * width) + flat, return_inverse=True)
         domain = key // (height * width)
         flat = key % (height * width)

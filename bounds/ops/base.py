@@ -97,6 +97,8 @@ class Elementwise(Operator):
 
     kind: ClassVar[str] = "elementwise"
     increasing: ClassVar[bool] = True
+    only_kink: ClassVar[float | None] = None
+    """Where f consists of two straight pieces, the point between them."""
 
     def interval(self, *inputs: Interval) -> Interval:
         (x,) = inputs

@@ -68,7 +68,10 @@ class Conv(Affine):
     def constant(self, A: Tensor) -> Tensor | None:
         if self.bias is None:
             return None
-        return A.flatten(2).sum(2) @ self.bias
+        if A.dim() != 4:
+            return A.flatten(2).sum(2) @ self.bias
+        # One matrix-vector product over maps that lie channels-last.
+        return A.permute(0, 2, 3, 1).flatten(1) @ self.bias.repeat(A.shape[2] * A.shape[3])
 
 
 def conv_of(weight: Tensor, bias: Tensor | None, **settings: object) -> Conv:

@@ -19,6 +19,7 @@ class Relu(Elementwise):
 
     kind: ClassVar[str] = "Relu"
     reuses_lines: ClassVar[bool] = True
+    only_kink: ClassVar[float | None] = 0.0
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return inputs[0].clamp(min=0)
