@@ -16,11 +16,18 @@ from torch import Tensor
 from bounds.graph import Graph, Node
 from bounds.ops.add import Add
 from bounds.ops.base import Elementwise, Input, Operator, Shape
+from bounds.ops.clip import Clip
 from bounds.ops.conv import conv_of
+from bounds.ops.elu import Elu
+from bounds.ops.leaky_relu import LeakyRelu
 from bounds.ops.linear import Linear
+from bounds.ops.prelu import PRelu
 from bounds.ops.relu import Relu
 from bounds.ops.reshape import Reshape
 from bounds.ops.scale import Scale
+from bounds.ops.sigmoid import Sigmoid
+from bounds.ops.softplus import Softplus
+from bounds.ops.tanh import Tanh
 from bounds.sets import InputSet
 
 Random = Callable[..., Tensor]
@@ -28,6 +35,15 @@ Random = Callable[..., Tensor]
 # One row an activation: (random "*shape" -> tensor, shape of the neurons) -> operator.
 ACTIVATIONS: dict[str, Callable[[Random, Shape], Elementwise]] = {
     "Relu": lambda random, shape: Relu(),
+    "LeakyRelu": lambda random, shape: LeakyRelu(float(random(1)) * 0.3),
+    "PRelu": lambda random, shape: PRelu(random(shape[0], *(1,) * (len(shape) - 1)) * 0.7),
+    "Clip": lambda random, shape: Clip(-1.0 + float(random(1)) * 0.3, 1.0),
+    "Relu6": lambda random, shape: Clip(0.0, 2.0),
+    "Elu": lambda random, shape: Elu(1.0),
+    "SteepElu": lambda random, shape: Elu(1.8),
+    "Softplus": lambda random, shape: Softplus(2.0),
+    "Sigmoid": lambda random, shape: Sigmoid(),
+    "Tanh": lambda random, shape: Tanh(),
 }
 
 

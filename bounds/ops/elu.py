@@ -1,0 +1,153 @@
+"""ELU: z for z > 0, alpha (exp(z) - 1) below. Convex for alpha <= 1; beyond that the kink at 0 is concave.
+
+Both lines are parameterised by slope, because at the kink one point has many tangents, and the
+intercept is computed so that *any* slope t gives a valid line:
+
+- below: min of f(z) - t z. On the exponential part the minimum lies where f' = t (closed form), on the
+  straight part at its ends;
+- above: max of f(z) - t z. Both parts are convex, so it lies at an end or at 0.
+
+The slope boxes hold those slopes that are not beaten everywhere by another. For alpha <= 1: chord above, tangents
+below (CROWN, arXiv:1811.00866, section 3.2). For alpha > 1 and l < 0 < u: above, the chord or, where the graph
+pokes through it at 0, a line through the origin; below, tangents up to the one through (u, u), whose slope t* maximises
+(u - f(d)) / (u - d) (Dinkelbach's iteration, quadratic). Intercepts carry the slack of `bounds.ops.slack`,
+except where l >= 0: there the line is exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bounds.interval import Interval
+from bounds.ops.base import Elementwise
+from bounds.ops.slack import slack
+from bounds.relaxation import Relaxation
+
+DINKELBACH_STEPS = 4  # from d = l; any other result is sound, only a little less tight
+
+
+@dataclass(frozen=True, eq=False)
+class Elu(Elementwise):
+    """y = x for x > 0, else alpha (exp(x) - 1); alpha >= 0."""
+
+    alpha: float = 1.0
+    kind: ClassVar[str] = "Elu"
+
+    def __post_init__(self) -> None:
+        if not self.alpha >= 0:
+            raise ValueError(f"Elu needs alpha >= 0, got {self.alpha}")
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return F.elu(inputs[0], self.alpha)
+
+    def is_linear_on(self, x: Interval) -> Tensor:
+        return (x.lower >= 0) | (x.lower == x.upper)
+
+    def interval(self, *inputs: Interval) -> Interval:
+        (x,) = inputs
+        low, high = self.forward(x.lower), self.forward(x.upper)
+        return Interval(torch.where(x.lower < 0, low - slack(low.abs()), low),
+                        torch.where(x.upper < 0, high + slack(high.abs()), high))
+
+    # ------------------------------------------------------------------ slopes
+
+    def _derivative(self, z: Tensor) -> Tensor:
+        return torch.where(z > 0, torch.ones_like(z), self.alpha * z.clamp(max=0).exp())
+
+    def _chord_slope(self, x: Interval) -> Tensor:
+        width = x.upper - x.lower
+        rise = self.forward(x.upper) - self.forward(x.lower)
+        slope = (rise / torch.where(width > 0, width, torch.ones_like(width))).clamp(0, max(1.0, self.alpha))
+        return torch.where(x.lower >= 0, torch.ones_like(slope), slope)
+
+    @torch.no_grad()
+    def _steepest_lower(self, x: Interval) -> Tensor:
+        """t*: the largest slope of a lower line worth having."""
+        if self.alpha <= 1:
+            return torch.where(x.lower >= 0, torch.ones_like(x.upper), self._derivative(x.upper))
+        straddles = (x.lower < 0) & (x.upper > 0)
+        low, u = x.lower.clamp(max=0), x.upper.clamp(min=0)
+        d, slope = low, torch.zeros_like(low)
+        for _ in range(DINKELBACH_STEPS):
+            run = u - d
+            slope = (u - self.forward(d)) / torch.where(run > 0, run, torch.ones_like(run))
+            d = torch.maximum((slope / self.alpha).clamp(min=torch.finfo(slope.dtype).tiny).log(), low).clamp(max=0)
+        stable = torch.where(x.lower >= 0, torch.ones_like(u), self._derivative(x.upper))
+        return torch.where(straddles, slope.clamp(0, self.alpha), stable)
+
+    def _lower_slopes(self, x: Interval) -> tuple[Tensor, Tensor, Tensor]:
+        """(default, low, high): the tangent in the middle has the smallest area."""
+        high = self._steepest_lower(x)
+        at_lower = torch.where(x.lower >= 0, torch.ones_like(high), self._derivative(x.lower))
+        low = torch.minimum(at_lower, high)
+        middle = self.alpha * x.centre.clamp(max=0).exp() if self.alpha > 1 else self._derivative(x.centre)
+        return torch.minimum(torch.maximum(middle, low), high), low, high
+
+    def _upper_slopes(self, x: Interval) -> tuple[Tensor, Tensor, Tensor]:
+        """(default, low, high): the chord, or for alpha > 1 lines through the origin where it fails."""
+        chord = self._chord_slope(x)
+        if self.alpha <= 1:
+            return chord, chord, chord
+        low = torch.where(x.lower < 0, x.lower, -torch.ones_like(x.lower))
+        secant = self.forward(low) / low  # from the origin to (l, f(l))
+        through_origin = (x.lower < 0) & (x.upper > 0) & (secant > 1)
+        high = torch.where(through_origin, secant, chord)
+        low_slope = torch.where(through_origin, torch.ones_like(chord), chord)
+        return torch.where(x.centre > 0, low_slope, high), low_slope, high
+
+    # ------------------------------------------------------------------ intercepts, valid for any slope
+
+    def _below(self, x: Interval, slope: Tensor) -> Tensor:
+        low, high = x.lower.clamp(max=0), x.upper.clamp(max=0)  # the exponential part
+        floor = torch.finfo(slope.dtype).tiny
+        touch = (slope / self.alpha).clamp(min=floor).log() if self.alpha > 0 else torch.zeros_like(slope)
+        d = torch.minimum(torch.maximum(touch, low), high)
+        tangent = self.alpha * d.exp()
+        turn = tangent - slope  # of a rounding error, or where d was clipped: then exact at the clipped end
+        curve = self.alpha * torch.expm1(d) - tangent * d + torch.minimum(turn * low, turn * high)
+        intercept = torch.minimum(curve, self.forward(x.upper) - slope * x.upper)
+        return intercept - self._slack(x, torch.maximum(slope.abs(), tangent))
+
+    def _above(self, x: Interval, slope: Tensor) -> Tensor:
+        kink = torch.minimum(x.lower.clamp(min=0), x.upper)  # 0, or the end nearest to it
+        ends = torch.maximum(self.forward(x.lower) - slope * x.lower, self.forward(x.upper) - slope * x.upper)
+        return torch.maximum(ends, self.forward(kink) - slope * kink) + self._slack(x, slope.abs())
+
+    def _slack(self, x: Interval, slope: Tensor) -> Tensor:
+        value = torch.maximum(self.forward(x.lower).abs(), self.forward(x.upper).abs())
+        error = slack(value + slope * torch.maximum(x.lower.abs(), x.upper.abs()))
+        return torch.where(x.lower >= 0, torch.zeros_like(error), error)
+
+    # ------------------------------------------------------------------ the contract
+
+    def _lines(self, x: Interval, lower_slope: Tensor, upper_slope: Tensor) -> Relaxation:
+        return Relaxation(lower_slope, self._below(x, lower_slope), upper_slope, self._above(x, upper_slope))
+
+    def relax(self, x: Interval) -> Relaxation:
+        return self._lines(x, self._lower_slopes(x)[0], self._upper_slopes(x)[0])
+
+    def relax_parallel(self, x: Interval) -> Relaxation:
+        """alpha <= 1: the chord's slope. Else the smaller of the steepest useful slopes of both lines, where the gap,
+        convex in the slope, changes from falling to rising."""
+        slope = self._chord_slope(x)
+        if self.alpha > 1:
+            slope = torch.minimum(self._steepest_lower(x), self._upper_slopes(x)[2])
+        return self._lines(x, slope, slope)
+
+    def parameters(self, x: Interval) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The slope below; for alpha > 1 also the slope above."""
+        below = self._lower_slopes(x)
+        if self.alpha <= 1:
+            return below[0].unsqueeze(0), below[1].unsqueeze(0), below[2].unsqueeze(0)
+        above = self._upper_slopes(x)
+        initial, low, high = (torch.stack(pair) for pair in zip(below, above, strict=True))
+        return initial, low, high
+
+    def relax_with(self, x: Interval, params: Tensor) -> Relaxation:
+        upper = self._chord_slope(x) if self.alpha <= 1 else params[1]
+        return self._lines(x, params[0], upper)

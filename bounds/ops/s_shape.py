@@ -1,0 +1,175 @@
+"""Lines around tanh, from which those of sigmoid follow: sigmoid(z) = 1/2 + tanh(z / 2) / 2.
+
+tanh is odd, convex below 0 and concave above, so the lower line on [l, u] is the mirrored upper line
+on [-u, -l]; both are computed at once, stacked on a leading axis of two (row 0 mirrored).
+
+The upper line on [L, U]:
+
+- chord, where the function is convex (U <= 0) or where the chord is no steeper than the function at U
+  (then a tangent through (L, f(L)) would touch beyond U);
+- else the tangent at a point d >= max(L, 0). On [0, U] a tangent at d >= 0 lies above by concavity. On
+  [L, 0] the function minus any line is convex, hence largest at an end. So with slope f'(d) the intercept
+  max(f(d) - f'(d) d, f(L) - f'(d) L) is valid for *every* d >= 0: no search has to be exact.
+
+The useful d lie in [d*, U], d* the point whose tangent passes through (L, f(L)): there the line is exact
+at L, at d = U it is exact at U. The default is the d in this range whose line is lowest in the middle of [L, U],
+hence of the smallest area. (CROWN, arXiv:1811.00866, uses d* itself; the parameterised tangents are those of
+auto_LiRPA and alpha-CROWN, arXiv:2011.13824.)
+
+d* maximises the slope c(d) of the line from (L, f(L)) to (d, f(d)). Dinkelbach's iteration d <- f'^-1(c(d))
+converges quadratically from anywhere and never from below; asinh(-L) / 2 is right to first order for
+small and for large -L, so few steps do.
+
+Derivatives are 1 / cosh^2, not 1 - tanh^2: a slope must keep its relative accuracy in the tails, where it
+meets arguments of 1e8. Intercepts carry the slack of `bounds.ops.slack`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bounds.interval import Interval
+from bounds.ops.base import Elementwise
+from bounds.ops.slack import slack
+from bounds.relaxation import Relaxation
+
+DINKELBACH_STEPS = 2  # from asinh(-L) / 2 the second step is already within float32 rounding of d*
+COSH_RANGE = 44.0     # 1 / cosh(44)^2 = 2.4e-38: still normal in float32, and cosh does not overflow
+
+
+def derivative(z: Tensor) -> Tensor:
+    """tanh'(z) = 1 / cosh(z)^2, relatively accurate; at most 3e-38 too large beyond |z| = 44."""
+    return torch.cosh(z.clamp(-COSH_RANGE, COSH_RANGE)).reciprocal().square()
+
+
+def inverse_derivative(slope: Tensor) -> Tensor:
+    """The d >= 0 with tanh'(d) = slope, for slope in (0, 1]: arsech(sqrt(slope))."""
+    return torch.log1p((1 - slope).clamp(min=0).sqrt()) - 0.5 * slope.log()
+
+
+def _stack(first: Tensor, second: Tensor) -> Tensor:
+    return torch.stack((first, second))
+
+
+@dataclass(frozen=True, eq=False)
+class _Ends:
+    """[L, U] of both rows and what is known there: "2 B *shape" (row 0 mirrored), size "B *shape"."""
+
+    lower: Tensor
+    upper: Tensor
+    at_lower: Tensor
+    at_upper: Tensor
+    chord: Tensor
+    steepest: Tensor    # f'(U)
+    use_chord: Tensor
+    magnitude: Tensor   # max |z|, "B *shape"
+    value: Tensor       # max |f|, "B *shape"
+
+    @staticmethod
+    def of(lower: Tensor, upper: Tensor) -> _Ends:
+        at_lower, at_upper = torch.tanh(lower), torch.tanh(upper)
+        width = upper - lower
+        # Clamped: the rise over a width of few ulp is rounding. Any slope is sound here, a small one is kinder.
+        chord = ((at_upper - at_lower) / torch.where(width > 0, width, torch.ones_like(width))).clamp(0, 1)
+        L, U = _stack(-upper, lower), _stack(-lower, upper)
+        steepest = derivative(U)
+        return _Ends(L, U, _stack(-at_upper, at_lower), _stack(-at_lower, at_upper), chord, steepest,
+                     (U <= 0) | (chord <= steepest), torch.maximum(lower.abs(), upper.abs()),
+                     torch.maximum(at_lower.abs(), at_upper.abs()))
+
+    @torch.no_grad()
+    def lowest_tangent(self) -> Tensor:
+        """max(L, d*): about the smallest useful tangent point, clipped to U; U where the chord is used."""
+        d = torch.asinh(-self.lower.clamp(max=0)) * 0.5
+        for _ in range(DINKELBACH_STEPS):
+            run = d - self.lower
+            slope = (torch.tanh(d) - self.at_lower) / torch.where(run > 0, run, torch.ones_like(run))
+            d = inverse_derivative(slope.clamp(torch.finfo(slope.dtype).tiny, 1))
+        d = torch.where(self.lower < 0, d, self.lower)
+        return torch.where(self.use_chord, self.upper, torch.minimum(d, self.upper))
+
+    def upper_line(self, d: Tensor) -> tuple[Tensor, Tensor]:
+        """Slope and intercept, "2 ...", of a valid upper line for any tangent points d "2 ..."."""
+        d = d.clamp(min=0)
+        slope = torch.where(self.use_chord, self.chord, derivative(d))
+        touch = torch.where(self.use_chord, self.upper, d)
+        value = torch.where(self.use_chord, self.at_upper, torch.tanh(d))
+        intercept = torch.maximum(value - slope * touch, self.at_lower - slope * self.lower)
+        return slope, intercept
+
+    def intercept_of(self, slope: Tensor) -> Tensor:
+        """The smallest intercept, "2 ...", of an upper line of this slope "B *shape" <= that of `upper_line`."""
+        d = inverse_derivative(slope.detach().clamp(torch.finfo(slope.dtype).tiny, 1))
+        d = torch.minimum(torch.maximum(d, self.lower.clamp(min=0)), self.upper)
+        steeper = derivative(d)
+        # The tangent at d, turned to `slope` about the end where that costs nothing: valid for any d >= 0.
+        turn = steeper - slope
+        tangent = torch.tanh(d) - steeper * d + torch.maximum(turn * self.lower, turn * self.upper)
+        ends = torch.maximum(self.at_lower - slope * self.lower, self.at_upper - slope * self.upper)
+        return torch.where(self.upper <= 0, ends, torch.maximum(tangent, ends))
+
+
+class SShape(Elementwise):
+    """f(z) = offset + height * tanh(stretch * z): tanh (0, 1, 1) and sigmoid (1/2, 1/2, 1/2).
+
+    All three are powers of two or zero, so that scaling adds no rounding error of its own.
+    """
+
+    offset: ClassVar[float]
+    height: ClassVar[float]
+    stretch: ClassVar[float]
+
+    def _ends(self, x: Interval) -> _Ends:
+        if self.stretch == 1:
+            return _Ends.of(x.lower, x.upper)
+        return _Ends.of(x.lower * self.stretch, x.upper * self.stretch)
+
+    def _lines(self, ends: _Ends, slope: Tensor, intercept: Tensor) -> Relaxation:
+        """Undo mirror and scaling. slope "2 ..." or "B *shape" (one for both lines)."""
+        # `offset` enters the slack because adding it rounds.
+        intercept = intercept + slack(ends.magnitude * slope + (ends.value + self.offset))
+        slope = slope * (self.height * self.stretch)
+        if self.offset or self.height != 1:
+            lower = self.offset - self.height * intercept[0]
+            upper = self.offset + self.height * intercept[1]
+        else:
+            lower, upper = -intercept[0], intercept[1]
+        if slope.dim() < intercept.dim():
+            return Relaxation(slope, lower, slope, upper)
+        return Relaxation(slope[0], lower, slope[1], upper)
+
+    def _initial(self, ends: _Ends) -> tuple[Tensor, Tensor]:
+        """(default tangent points, smallest useful ones), mirrored, "2 B *shape"."""
+        low = ends.lowest_tangent()
+        middle = (ends.lower + ends.upper) * 0.5
+        return torch.maximum(low, middle), low
+
+    def relax(self, x: Interval) -> Relaxation:
+        ends = self._ends(x)
+        return self._lines(ends, *ends.upper_line(self._initial(ends)[0]))
+
+    def relax_parallel(self, x: Interval) -> Relaxation:
+        """The smaller slope of the two default lines. While both lines keep touching beyond the inflection the gap
+        falls with the slope, and it grows once one of them turns about its far end: near-optimal.
+        (DeepZ takes min(f'(l), f'(u)), which is far flatter on wide intervals.)"""
+        ends = self._ends(x)
+        slopes = ends.upper_line(ends.lowest_tangent())[0]
+        slope = torch.minimum(slopes[0], slopes[1])
+        return self._lines(ends, slope, ends.intercept_of(slope))
+
+    def parameters(self, x: Interval) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Tangent points (of the lower line, of the upper line), each between the tangent through the far
+        end of the graph and the tangent at the near end; where the chord is used they have no effect."""
+        ends = self._ends(x)
+        initial, low = self._initial(ends)
+        initial, low, high = (t * (1 / self.stretch) for t in (initial, low, ends.upper))
+        return (_stack(-initial[0], initial[1]), _stack(-high[0], low[1]), _stack(-low[0], high[1]))
+
+    def relax_with(self, x: Interval, params: Tensor) -> Relaxation:
+        ends = self._ends(x)
+        d = params * self.stretch
+        return self._lines(ends, *ends.upper_line(_stack(-d[0], d[1])))
