@@ -22,6 +22,7 @@ class OneKink(Elementwise):
     """y = z where z >= 0, else left_slope * z."""
 
     increasing: ClassVar[bool] = False  # a negative left slope is allowed, so intervals are our own
+    only_kink: ClassVar[float | None] = 0.0
 
     def left_slope(self, x: Tensor) -> Tensor:
         """The slope below 0, broadcastable against x "B *shape"."""

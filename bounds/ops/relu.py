@@ -46,9 +46,10 @@ class Relu(Elementwise):
 
     def parameters(self, x: Interval) -> tuple[Tensor, Tensor, Tensor] | None:
         initial = self.relax(x).lower_slope.unsqueeze(0)
-        active = (x.lower >= 0).to(initial.dtype).unsqueeze(0)
-        dead = (x.upper <= 0).unsqueeze(0)
-        return initial, active, torch.where(dead, active, torch.ones_like(active))
+        # Stable neurons have one line only: slope 1 where active, 0 where dead (both hold at l = u = 0).
+        low = ((x.lower >= 0) & (x.upper > 0)).to(initial.dtype).unsqueeze(0)
+        high = (x.upper > 0).to(initial.dtype).unsqueeze(0)
+        return initial, low, high
 
     def relax_with(self, x: Interval, params: Tensor) -> Relaxation:
         slope, intercept = self._chord(x)
