@@ -350,7 +350,8 @@ class Backward:
                 relaxation = replace(relaxation, lower_slope=params[i][0])
             else:
                 x = block.keep(i, "x", lambda: self.intervals[node.inputs[0]].map(rows.gather))
-                relaxation = node.op.relax_with(x, params[i])
+                op = node.op.select(rows.gather, self.intervals[node.inputs[0]].lower.shape)
+                relaxation = op.relax_with(x, params[i])
         assert rows.A is not None
         args = (rows.A, relaxation.lower_slope, relaxation.lower_intercept, relaxation.upper_slope,
                 relaxation.upper_intercept)

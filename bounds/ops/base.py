@@ -10,6 +10,7 @@ lines (`relax`). Everything else offers `interval` and linear bounds of its own 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import torch
@@ -128,6 +129,11 @@ class Elementwise(Operator):
 
     reuses_lines: ClassVar[bool] = False
     """True where the parameters replace lower_slope alone and the other lines are those of `relax`."""
+
+    def select(self, read: Callable[[Tensor], Tensor], shape: Shape) -> Self:
+        """The operator at chosen neurons: `read` maps values of `shape`, "B *shape", to the layout in which
+        `relax_with` will be asked. Only operators whose parameters differ between neurons change."""
+        return self
 
     def relax_with(self, x: Interval, params: Tensor) -> Relaxation:
         """Two valid lines for ANY `params` inside their box: "K N *shape", where N equals (or

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
+from bounds.ops.base import Shape
 from bounds.ops.one_kink import OneKink
 
 
@@ -19,6 +21,9 @@ class PRelu(OneKink):
 
     def left_slope(self, x: Tensor) -> Tensor:
         return self.slope
+
+    def select(self, read: Callable[[Tensor], Tensor], shape: Shape) -> PRelu:
+        return replace(self, slope=read(self.slope.expand(shape)))
 
     def convex(self) -> Tensor:
         return self.slope <= 1

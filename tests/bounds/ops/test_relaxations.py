@@ -312,3 +312,21 @@ def test_parallel_lines_of_s_shapes_are_never_wider_than_deepz() -> None:
 def test_settings_without_a_sound_relaxation_are_refused(make: Callable[[], Elementwise]) -> None:
     with pytest.raises(ValueError, match="needs"):
         make()
+
+
+def test_a_prelu_at_chosen_neurons_has_their_slopes() -> None:
+    """Backward methods ask for lines at chosen neurons of chosen domains only."""
+    generator = torch.Generator().manual_seed(2)
+    lower = -torch.rand(2, 3, 4, generator=generator)
+    x = Interval(lower, lower + torch.rand(2, 3, 4, generator=generator) + 0.5)
+    op = PRelu(torch.rand(3, 1, generator=generator))
+    domain, columns = torch.tensor([1, 0, 1]), torch.tensor([11, 0, 5])
+
+    def read(t: Tensor) -> Tensor:
+        return t.flatten(1).index_select(1, columns).index_select(0, domain)
+
+    whole, found = op.relax(x), op.parameters(x)
+    assert found is not None
+    part = op.select(read, x.lower.shape).relax_with(x.map(read), read(found[0][0]).unsqueeze(0))
+    assert torch.equal(part.lower_slope, read(whole.lower_slope))
+    assert torch.equal(part.upper_slope, read(whole.upper_slope))
