@@ -63,12 +63,12 @@ class AlphaCrown:
         """Best lower bounds "N" of a block of neuron rows, two a neuron. Neurons with a side that reaches
         the threshold are decided and leave."""
         with torch.no_grad():
-            result = engine.concretise(block, engine.pull(block))
+            result = engine.value(block)
             params, low, high = initial(engine, block)
         best = result
         alive: Tensor | None = None
         for k in range(1, self.iterations if params else 0):
-            now = self._step(lambda p: engine.concretise(block, engine.pull(block, p)), params, low, high, k)
+            now = self._step(lambda p: engine.value(block, p), params, low, high, k)
             best = torch.maximum(best, now)
             if threshold is not None and k in DECIDE_AFTER:
                 done = (best >= threshold).view(-1, 2).any(1).repeat_interleave(2)
@@ -83,7 +83,7 @@ class AlphaCrown:
                     params, low, high = ({i: _rows_of(p, rest) for i, p in group.items()}
                                          for group in (params, low, high))
         with torch.no_grad():
-            best = torch.maximum(best, engine.concretise(block, engine.pull(block, params)))
+            best = torch.maximum(best, engine.value(block, params))
         return best if alive is None else result.index_copy(0, alive, best)
 
     # ------------------------------------------------------------------ asked rows

@@ -15,9 +15,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bounds.graph.graph import Graph
@@ -267,6 +269,13 @@ class Backward:
             self._advance(sweep, params)
         return Pulled(sweep.pending.get(0), sweep.total())
 
+    def value(self, block: Block, params: Params | None = None) -> Tensor:
+        """Lower bounds "N" of a block of rows."""
+        sweep = _Sweep(block)
+        while sweep.next_node > self.first:
+            self._advance(sweep, params)
+        return self._concretise(sweep)
+
     def decide(self, block: Block, threshold: float) -> Tensor:
         """Lower bounds "N" of a block; a row stops on its way as soon as the enclosures of the nodes
         reached show it to be at least `threshold`, with the bound that they give."""
@@ -275,10 +284,10 @@ class Backward:
         assert result is not None
         result = result.new_empty(block.rows.count)
         alive: Tensor | None = None
-        while sweep.next_node > 0:
+        while sweep.next_node > self.first:
             i = self._advance(sweep, None)
             worth = sweep.count >= FEWEST_TO_DECIDE and isinstance(self.graph.nodes[i].op, Elementwise)
-            if not worth or all(j in (0, 1) for j in sweep.pending):
+            if not worth or sweep.next_node <= self.first:
                 continue
             value = self._at_frontier(sweep)
             done = value >= threshold
@@ -292,7 +301,7 @@ class Backward:
             if not rest.numel():
                 return result
             sweep.take(rest)
-        value = self.concretise(sweep.block, Pulled(sweep.pending.get(0), sweep.total()))
+        value = self._concretise(sweep)
         if alive is None:
             return value
         result[alive] = value
@@ -444,18 +453,70 @@ class Backward:
 
     # ------------------------------------------------------------------ values
 
-    def concretise(self, block: Block, pulled: Pulled) -> Tensor:
-        """The exact minimum of pulled rows over their sets: "N"."""
-        rows = pulled.rows
+    def _concretise(self, sweep: _Sweep) -> Tensor:
+        """The exact minimum over the sets of rows that wait at the first operator or at the input."""
+        rows = sweep.pending.get(self.first)
+        value = sweep.total()
         if rows is None:
-            return pulled.constant
+            return value
+        if self.first == 0:
+            return value + self._minimum(sweep.block, rows)
+        node = self.graph.nodes[self.first]
+        op = node.op
+        assert isinstance(op, Affine)
+        if rows.index is not None or (rows.extent is not None and not rows.clean):
+            rows = rows.as_window_or_full(node.shape).masked(node.shape)
+        assert rows.A is not None
+        centre = sweep.block.keep(self.first, "centre", lambda: rows.gather(self._first_centre))
+        value = value + dot(rows.A, centre)
+        if isinstance(op, Linear) and len(node.shape) == 1:
+            weight, _ = self._weight(self.first, rows.columns, None)
+            radius = sweep.block.keep(0, "radius", lambda: rows.owner.rows(self._radius))
+            return value - dot((rows.A @ weight).abs(), radius)
+        if len(node.shape) == 3:
+            windows = rows if rows.extent is not None else rows.as_whole_window(node.shape)
+            assert windows.A is not None
+            assert windows.extent is not None
+            pulled = op.pull_back_phases(windows.A, windows.extent)
+            if pulled is not None:
+                A, extent, s = pulled
+                radius = sweep.block.keep(0, "radius", lambda: _phases(
+                    replace(windows, extent=extent).gather(self._radius), s))
+                return value - dot(A.abs(), radius)
+            if rows.extent is not None:
+                plain = op.pull_back_window(rows.A, rows.extent)
+                if plain is not None:
+                    A, extent = plain
+                    radius = sweep.block.keep(0, "radius", lambda: replace(rows, extent=extent).gather(self._radius))
+                    return value - dot(A.abs(), radius)
+        rows = rows.as_full(node.shape)
+        assert rows.A is not None
+        (A,) = op.pull_back(rows.A, (self.graph.input_shape,))
+        return value - dot(A.abs(), sweep.block.keep(0, "radius", lambda: rows.owner.rows(self._radius)))
+
+    def _minimum(self, block: Block, rows: Rows) -> Tensor:
+        """The exact minimum over their sets of rows at the input: "N"."""
         if self.sets.is_box and rows.index is None:
             centre, radius = block.keep(0, "box", lambda: (rows.gather(self._centre), rows.gather(self._radius)))
             assert rows.A is not None
-            return pulled.constant + dot(rows.A, centre) - dot(rows.A.abs(), radius)
+            return dot(rows.A, centre) - dot(rows.A.abs(), radius)
         rows = rows.as_full(self.graph.input_shape)
         assert rows.A is not None
-        return pulled.constant + self.minimise(rows.A, rows.owner)
+        return self.minimise(rows.A, rows.owner)
+
+    @cached_property
+    def first(self) -> int:
+        """Over boxes: the affine operator that alone reads the input. Rows that reach it need not be pulled
+        further for their value: <A, f(x)> >= <A, f(centre)> - <|pull(A)|, radius>. Else 0, the input."""
+        readers = self.graph.consumers[0]
+        if not self.sets.is_box or len(readers) != 1 or readers[0] == self.graph.output:
+            return 0
+        node = self.graph.nodes[readers[0]]
+        return readers[0] if isinstance(node.op, Affine) and node.inputs == (0,) else 0
+
+    @cached_property
+    def _first_centre(self) -> Tensor:
+        return self.graph.nodes[self.first].op.forward(self._centre)
 
     def minimise(self, A: Tensor, owner: Owner) -> Tensor:
         """The exact minimum of <A_n, x> over each row's set: "N"."""
@@ -463,11 +524,11 @@ class Backward:
             return dot(A, owner.rows(self._centre)) - dot(A.abs(), owner.rows(self._radius))
         return self.sets.minimise(A, owner.index)
 
-    @property
+    @cached_property
     def _centre(self) -> Tensor:
         return (self.sets.lower + self.sets.upper) / 2
 
-    @property
+    @cached_property
     def _radius(self) -> Tensor:
         # Rounded so that centre +- radius holds both ends.
         centre = self._centre
@@ -479,7 +540,7 @@ class Backward:
         parts = []
         for block in self.blocks(start, rows):
             if threshold is None:
-                parts.append(self.concretise(block, self.pull(block)))
+                parts.append(self.value(block))
             else:
                 parts.append(self.decide(block, threshold))
         return torch.cat(parts) if len(parts) != 1 else parts[0]
@@ -518,6 +579,11 @@ class Backward:
         if key not in self._widest:
             self._widest[key] = _footprint(self.graph, start, unit)
         return self._widest[key]
+
+
+def _phases(windows: Tensor, s: int) -> Tensor:
+    """ "N C s*h s*w" -> "N C*s*s h w", channels last: as `pull_back_phases` orders its channels."""
+    return F.pixel_unshuffle(windows, s).contiguous(memory_format=torch.channels_last)
 
 
 def _gather(relaxation: Relaxation, rows: Rows) -> Relaxation:

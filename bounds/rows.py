@@ -51,6 +51,8 @@ class Rows:
 
     @staticmethod
     def full(A: Tensor, owner: Owner) -> Rows:
+        if A.dim() == 4:
+            A = A.contiguous(memory_format=torch.channels_last)
         return Rows(owner, A.shape[0], A=A)
 
     @staticmethod
@@ -90,6 +92,14 @@ class Rows:
         A[torch.arange(self.count, device=A.device), self.index // area, 0, 0] = self.sign
         positions = Positions.of(self.owner, self.index % area, height, width)
         return Rows(self.owner, self.count, A=A, positions=positions, extent=Extent((1, 1), (0, 0), (1, 1)))
+
+    def as_whole_window(self, shape: Shape) -> Rows:
+        """Dense rows over a map as windows that cover it."""
+        rows = self.as_full(shape)
+        count = rows.count
+        zeros = torch.zeros(count, dtype=torch.long, device=None if rows.A is None else rows.A.device)
+        positions = Positions.of(rows.owner, zeros, 1, 1)
+        return replace(rows, positions=positions, extent=Extent((1, 1), (0, 0), (shape[1], shape[2])))
 
     def as_full(self, shape: Shape) -> Rows:
         """Dense over the whole node: A "N *shape"."""
@@ -139,7 +149,8 @@ class Rows:
     def gather(self, t: Tensor) -> Tensor:
         """Values "B *shape" of a node, aligned with A: broadcastable against it. Outside the map: 0."""
         if self.extent is not None and self.positions is not None:
-            return self.windows(t).index_select(0, self.positions.of_row).permute(0, 3, 1, 2)
+            windows = self.windows(t).permute(0, 3, 1, 2)
+            return windows if self.positions.y.shape[0] == 1 else windows.index_select(0, self.positions.of_row)
         if self.columns is not None:
             return self.owner.rows(t.flatten(1).index_select(1, self.columns))
         t = self.owner.rows(t)

@@ -82,6 +82,11 @@ class Affine(Operator):
         zero outside the map) it must give the same."""
         return None
 
+    def pull_back_phases(self, A: Tensor, extent: Extent) -> tuple[Tensor, Extent, int] | None:
+        """As `pull_back_window` with the s * s phases of a strided result left apart as channels
+        ("N Cin*s*s h' w'", the extent of the interleaved result, s); None where that is no gain."""
+        return None
+
     def passes_rows(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> tuple[int, ...] | None:
         """Signs where rows pass unchanged (in flat order) to every input, as through a reshape, a sum or a
         difference of equal shapes; None otherwise."""

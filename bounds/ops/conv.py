@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -64,6 +66,37 @@ class Conv(Affine):
         stride, padding, dilation = ((v[0], v[1]) for v in (self.stride, self.padding, self.dilation))
         out = F.conv_transpose2d(A, self.weight, None, stride, 0, 0, self.groups, dilation)
         return out, extent.pulled(kernel, stride, padding, dilation)
+
+    def pull_back_phases(self, A: Tensor, extent: Extent) -> tuple[Tensor, Extent, int] | None:
+        """`pull_back_window` without interleaving the result: with stride s, output channel
+        (c * s + a) * s + b at (y, x) is the coefficient of channel c at (s y + a, s x + b).
+
+        A strided transposed convolution into few channels runs several times faster as the
+        convolution of its s * s phases. None where that does not apply.
+        """
+        if self.weight.dim() != 4 or self.groups != 1 or set(self.dilation) != {1} or len(set(self.stride)) != 1:
+            return None
+        s = self.stride[0]
+        if s == 1:
+            return None
+        weight = self._phases if not self.weight.requires_grad else self._make_phases()
+        taps = (weight.shape[2], weight.shape[3])
+        out = F.conv2d(A, weight, None, 1, (taps[0] - 1, taps[1] - 1))
+        pulled = extent.pulled((s * taps[0], s * taps[1]), (s, s), (self.padding[0], self.padding[1]), (1, 1))
+        return out, pulled, s
+
+    @cached_property
+    def _phases(self) -> Tensor:
+        return self._make_phases().contiguous(memory_format=torch.channels_last)
+
+    def _make_phases(self) -> Tensor:
+        """The kernel cut into its s * s phases, "Cin*s*s Cout taps taps", turned for correlation."""
+        out, inputs, height, width = self.weight.shape
+        s = self.stride[0]
+        tall, wide = -(-height // s), -(-width // s)
+        weight = F.pad(self.weight, (0, wide * s - width, 0, tall * s - height))
+        weight = weight.view(out, inputs, tall, s, wide, s).flip(2, 4)
+        return weight.permute(1, 3, 5, 0, 2, 4).reshape(inputs * s * s, out, tall, wide)
 
     def constant(self, A: Tensor) -> Tensor | None:
         if self.bias is None:
