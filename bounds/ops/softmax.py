@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from bounds.interval import Interval
 from bounds.ops.base import Relaxed
 from bounds.ops.slack import LIBRARY_ULPS
+from bounds.window import Owner
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +52,8 @@ class Softmax(Relaxed):
         same = torch.eye(own.shape[-1], dtype=torch.bool, device=own.device)
         return 1 / (1 + differences.exp().masked_fill(same, 0).sum(-1))
 
-    def pull_back_relaxed(self, A: Tensor, owner: Any,
-                          inputs: tuple[Interval, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
+    def pull_back_relaxed(self, A: Tensor, owner: Owner, inputs: tuple[Interval, ...]
+                          ) -> tuple[tuple[Tensor, ...], Tensor]:
         from bounds.graph import UnsupportedOperator
         raise UnsupportedOperator("Softmax: no linear relaxation; it is accepted only as the last operator of a "
                                   "property that compares outputs (use the network without its final softmax)")

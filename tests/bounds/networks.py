@@ -21,6 +21,7 @@ from bounds.ops.conv import conv_of
 from bounds.ops.elu import Elu
 from bounds.ops.leaky_relu import LeakyRelu
 from bounds.ops.linear import Linear
+from bounds.ops.max_pool import MaxPool
 from bounds.ops.prelu import PRelu
 from bounds.ops.relu import Relu
 from bounds.ops.reshape import Reshape
@@ -138,10 +139,22 @@ def _residual(net: _Layers) -> None:
     net.dense(net.choice(1, 3))
 
 
+def _pooling(net: _Layers) -> None:
+    net.conv(2, padding=(1, 1))
+    net.activation()
+    kernel = (net.choice(2, 3), 2)
+    net.build.add(MaxPool(kernel, (net.choice(1, 2), 2), (1, net.choice(0, 1)), (1, 1), bool(net.choice(0, 1))))
+    net.flatten()
+    net.dense(net.choice(2, 4))
+    net.activation()
+    net.dense(net.choice(1, 3))
+
+
 _KINDS: dict[str, tuple[Shape, Callable[[_Layers], None]]] = {
     "dense": ((3,), _dense),
     "conv": ((1, 2, 3), _conv),
     "residual": ((3,), _residual),
+    "pooling": ((1, 2, 3), _pooling),
 }
 KINDS = tuple(_KINDS)
 
