@@ -109,7 +109,7 @@ class ModuleReplayer:
 
         training = self.module.training
         first = next(self.module.parameters(), None)
-        where = {} if first is None else {"device": first.device, "dtype": first.dtype}
+        where: dict[str, Any] = {} if first is None else {"device": first.device, "dtype": first.dtype}
         try:
             self.module.eval()
             with torch.no_grad():

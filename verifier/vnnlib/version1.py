@@ -14,6 +14,7 @@ from itertools import pairwise
 from verifier.exact import NUMERAL, Number, fraction, is_numeral
 from verifier.vnnlib.errors import VnnlibError
 from verifier.vnnlib.formula import FALSE, TRUE, And, Bound, Formula, Or, Specification, comparison, tighten
+from verifier.vnnlib.linear import Linear
 
 MAX_DEPTH = 200  # nesting; far above any written formula, far below the interpreter's limit
 
@@ -54,27 +55,6 @@ class _List:
 
 
 _Node = _Comparison | _Symbol | _List
-
-
-class _Linear:
-    """A linear expression: coefficients of Y, of X, and a constant."""
-
-    __slots__ = ("constant", "x", "y")
-
-    def __init__(self, constant: Fraction = Fraction(0)) -> None:
-        self.y: dict[int, Fraction] = {}
-        self.x: dict[int, Fraction] = {}
-        self.constant = constant
-
-    def add(self, other: _Linear, factor: Fraction) -> None:
-        for mine, theirs in ((self.y, other.y), (self.x, other.x)):
-            for i, c in theirs.items():
-                mine[i] = mine.get(i, Fraction(0)) + factor * c
-        self.constant += factor * other.constant
-
-    @property
-    def is_constant(self) -> bool:
-        return not any(self.y.values()) and not any(self.x.values())
 
 
 def parse_version1(text: str, name: str) -> Specification:
@@ -274,18 +254,18 @@ class _Reader:
             raise self._error(position, f"unknown variable {_shown(text)}: it is not declared before its use")
         return match[1], int(match[2])
 
-    def _term(self, text: str, position: int) -> _Linear:
+    def _term(self, text: str, position: int) -> Linear:
         """A variable or a number."""
         if NUMERAL.fullmatch(text):
-            return _Linear(fraction(self._number(text, position)))
+            return Linear(fraction(self._number(text, position)))
         if text[0].isdigit() or text[0] in "+-.":
             raise self._error(position, f"syntax error: {_shown(text)} is not a number")
         letter, index = self._variable(text, position)
-        linear = _Linear()
+        linear = Linear()
         (linear.y if letter == "Y" else linear.x)[index] = Fraction(1)
         return linear
 
-    def _linear(self, node: _Node) -> _Linear:
+    def _linear(self, node: _Node) -> Linear:
         """A linear expression under + - * /."""
         if isinstance(node, _Symbol):
             return self._term(node.text, node.at)
@@ -300,29 +280,23 @@ class _Reader:
         total = parts[0]
         if word in "+-":
             if word == "-" and len(parts) == 1:
-                total = _Linear()
+                total = Linear()
                 total.add(parts[0], Fraction(-1))
             for part in parts[1:]:
                 total.add(part, Fraction(1 if word == "+" else -1))
             return total
         for part in parts[1:]:
-            total = self._divide(total, part, node.at) if word == "/" else self._multiply(total, part, node.at)
+            factor = self._inverse(part, node.at) if word == "/" else part
+            product = total.times(factor)
+            if product is None:
+                raise self._error(node.at, "a product of two variables is not linear: expected a constant factor")
+            total = product
         return total
 
-    def _multiply(self, a: _Linear, b: _Linear, position: int) -> _Linear:
-        if not a.is_constant and not b.is_constant:
-            raise self._error(position, "a product of two variables is not linear: expected a constant factor")
-        factor, other = (a.constant, b) if a.is_constant else (b.constant, a)
-        product = _Linear()
-        product.add(other, factor)
-        return product
-
-    def _divide(self, a: _Linear, b: _Linear, position: int) -> _Linear:
-        if not b.is_constant or b.constant == 0:
+    def _inverse(self, divisor: Linear, position: int) -> Linear:
+        if not divisor.is_constant or divisor.constant == 0:
             raise self._error(position, "division by a variable or by zero: expected a constant divisor")
-        quotient = _Linear()
-        quotient.add(a, 1 / b.constant)
-        return quotient
+        return Linear(1 / divisor.constant)
 
 
 def _shown(text: str) -> str:
