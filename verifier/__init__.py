@@ -9,7 +9,7 @@ import importlib
 from typing import Any
 
 _WHERE = {
-    "verify": "verifier.verify", "Result": "verifier.verify",
+    "verify": "verifier.strategy", "Result": "verifier.strategy",
     "Property": "verifier.property", "robustness": "verifier.property", "read_vnnlib": "verifier.vnnlib",
     "Verified": "verifier.verdict", "Falsified": "verifier.verdict", "Unknown": "verifier.verdict",
     "Evidence": "verifier.verdict", "Claim": "verifier.verdict", "Reason": "verifier.verdict",

@@ -1,0 +1,262 @@
+"""A sweep finishes whatever its instances do, keeps deadlines, survives a kill, and compares published verdicts."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.verifier.models import absolute_value, spec
+from verifier import verify as real_verify
+from verifier.cli import run
+from verifier.network import NetworkCache
+from verifier.store import read_results
+from verifier.sweep import InvalidInstances, read_instances, sweep
+
+ROOT = Path(__file__).resolve().parents[2]
+SPECS = {"safe": "(>= Y_0 2.5)", "unsafe": "(>= Y_0 1.0)", "far": "(>= Y_0 9.0)"}
+
+
+@pytest.fixture
+def benchmark(tmp_path: Path) -> Path:
+    """instances.csv with three good rows, two bad ones and a double."""
+    folder = tmp_path / "toy"
+    folder.mkdir()
+    absolute_value(folder / "net.onnx")
+    for name, unsafe in SPECS.items():
+        (folder / f"{name}.vnnlib").write_text(spec([(-1, 2)], 2, unsafe))
+    zipped = folder / "far.vnnlib"
+    zipped.with_name("far.vnnlib.gz").write_bytes(gzip.compress(zipped.read_bytes()))
+    zipped.unlink()
+    (folder / "broken.onnx").write_text("no network")
+    (folder / "instances.csv").write_text(
+        "net.onnx,safe.vnnlib,30\nbroken.onnx,safe.vnnlib,30\nnet.onnx,unsafe.vnnlib,30\n\n"
+        "net.onnx,absent.vnnlib,30\nnet.onnx,far.vnnlib,30\nnet.onnx,safe.vnnlib,30\n")
+    return folder / "instances.csv"
+
+
+def verdicts(folder: Path) -> dict[tuple[str, str], str]:
+    return {row.key: row.verdict for row in read_results(folder)}
+
+
+EXPECTED = {
+    ("net.onnx", "safe.vnnlib"): "verified", ("broken.onnx", "safe.vnnlib"): "error",
+    ("net.onnx", "unsafe.vnnlib"): "falsified", ("net.onnx", "absent.vnnlib"): "error",
+    ("net.onnx", "far.vnnlib"): "verified",
+}
+
+
+def test_every_instance_gets_a_row_and_a_bad_one_its_sentence(benchmark: Path, tmp_path: Path) -> None:
+    result = sweep(benchmark, tmp_path / "run")
+    assert verdicts(tmp_path / "run") == EXPECTED
+    assert (result.tally.done, result.tally.total, result.interrupted) == (5, 5, False)
+    with result.csv_path.open(newline="") as file:
+        rows = {(r["onnx"], r["vnnlib"]): r for r in csv.DictReader(file)}
+    assert "broken.onnx" in rows["broken.onnx", "safe.vnnlib"]["detail"]
+    assert "absent.vnnlib" in rows["net.onnx", "absent.vnnlib"]["detail"]
+    assert float(rows["net.onnx", "safe.vnnlib"]["lower"]) == pytest.approx(0.5)
+
+
+def test_a_stored_witness_is_unsafe(benchmark: Path, tmp_path: Path) -> None:
+    import numpy as np
+    sweep(benchmark, tmp_path / "run")
+    row = next(r for r in read_results(tmp_path / "run") if r.verdict == "falsified")
+    assert row.witness_x is not None
+    assert row.witness_y is not None
+    x, y = np.frombuffer(row.witness_x, "<f4"), np.frombuffer(row.witness_y, "<f4")
+    assert abs(x[0]) == y[0] >= 1
+
+
+def test_networks_are_read_once(benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from verifier.network import Network
+    reads: list[str] = []
+    real = Network.read.__func__  # type: ignore[attr-defined]
+
+    def counted(cls: type[Network], path: Path) -> Network:
+        reads.append(Path(path).name)
+        return real(cls, path)  # type: ignore[no-any-return]
+    monkeypatch.setattr(Network, "read", classmethod(counted))
+    sweep(benchmark, tmp_path / "run")
+    assert reads.count("net.onnx") == 1
+
+
+def test_the_cache_forgets_what_does_not_fit(benchmark: Path) -> None:
+    other = benchmark.parent / "other.onnx"
+    absolute_value(other)
+    cache = NetworkCache(limit_bytes=1)
+    first = cache.get(benchmark.parent / "net.onnx")
+    assert cache.get(benchmark.parent / "net.onnx") is first
+    cache.get(other)
+    assert cache.get(benchmark.parent / "net.onnx") is not first
+    assert NetworkCache().get(other).bytes > 1
+
+
+# ---------------------------------------------------------------- deadlines
+
+def test_the_deadline_holds_even_for_a_stage_that_never_looks_at_the_clock(
+        benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Spin:
+        name = "spin"
+
+        def run(self, problem: object, state: object) -> None:
+            end = time.monotonic() + 30
+            while time.monotonic() < end:
+                pass
+    monkeypatch.setattr("verifier.strategy.stages_for", lambda method: [Spin()])
+    start = time.monotonic()
+    sweep(benchmark, tmp_path / "run", time_limit_s=0.3)
+    rows = [r for r in read_results(tmp_path / "run") if r.verdict != "error"]
+    assert {(r.verdict, r.reason) for r in rows} == {("unknown", "time limit")}
+    assert all(r.time_s < 1.3 for r in rows)
+    assert time.monotonic() - start < 8
+
+
+def test_the_smaller_time_limit_counts(tmp_path: Path) -> None:
+    path = tmp_path / "instances.csv"
+    path.write_text("a,b,10\nc,d,3\ne,f\n")
+    assert [i.timeout_s for i in read_instances(path, 5)] == [5, 3, 5]
+    assert [i.timeout_s for i in read_instances(path)] == [10, 3, 60]
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("a,b,10\nonly-one\n", "line 2"), ("a,b,soon\n", "line 1: expected a positive timeout, got 'soon'"),
+    ("a,b,-1\n", "line 1"), ("a,b,nan\n", "line 1"), ("", "no instance"), ("a,,1\n", "line 1"),
+])
+def test_a_bad_csv_is_refused_with_its_line(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "instances.csv").write_text(text)
+    with pytest.raises(InvalidInstances, match=says):
+        read_instances(tmp_path / "instances.csv")
+
+
+# ---------------------------------------------------------------- interruptions
+
+def test_an_interrupt_keeps_what_is_finished_and_a_resumed_run_does_the_rest(
+        benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def interrupted(*arguments: object, **settings: object) -> object:
+        asked.append(1)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return real_verify(*arguments, **settings)  # type: ignore[arg-type]
+    monkeypatch.setattr("verifier.sweep.verify", interrupted)
+    result = sweep(benchmark, tmp_path / "run")
+    assert result.interrupted
+    assert result.csv_path.is_file()
+    assert verdicts(tmp_path / "run") == dict(list(EXPECTED.items())[:2])
+    assert sweep(benchmark, tmp_path / "run", resume=True).tally.done == 5
+    assert verdicts(tmp_path / "run") == EXPECTED
+    assert len(asked) == 4  # nothing finished was asked again
+
+
+SLOW_SWEEP = """
+import sys, time
+from pathlib import Path
+from verifier.sweep import sweep
+def wait(row, tally):
+    print("stored", flush=True)
+    time.sleep(0.2 if tally.done < 3 else 60)
+sweep(Path(sys.argv[1]), Path(sys.argv[2]), on_row=wait)
+"""
+
+
+def test_a_killed_run_loses_nothing_finished(benchmark: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", SLOW_SWEEP, str(benchmark), str(tmp_path / "run")], cwd=ROOT,
+                               stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for _ in range(3):
+        assert process.stdout.readline() == "stored\n"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(timeout=20)
+    process.stdout.close()
+    before = {row.key: row for row in read_results(tmp_path / "run")}
+    assert len(before) == 3
+    sweep(benchmark, tmp_path / "run", resume=True)
+    after = {row.key: row for row in read_results(tmp_path / "run")}
+    assert {k: after[k] for k in before} == before
+    assert verdicts(tmp_path / "run") == EXPECTED
+
+
+def test_resuming_with_other_settings_is_refused(
+        benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["sweep", str(benchmark), "--out", str(tmp_path / "run")]
+    assert run([*arguments, "--method", "crown"]) == 0
+    for more, says in (([], "--resume"), (["--resume"], "method crown, not auto"),
+                       (["--resume", "--method", "crown", "--time-limit", "3"], "time limit None, not 3.0")):
+        capsys.readouterr()
+        assert run([*arguments, *more]) == 2
+        assert says in capsys.readouterr().err
+    assert run([*arguments, "--resume", "--method", "crown"]) == 0
+
+
+# ---------------------------------------------------------------- the command
+
+def test_the_command_reports_counts_and_progress(
+        benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["sweep", str(benchmark), "--out", str(tmp_path / "run")]) == 0
+    out, err = capsys.readouterr()
+    assert "5 of 5  verified 2  falsified 1  unknown 0  error 2" in out
+    assert len(err.splitlines()) == 5
+    assert err.splitlines()[1].startswith("2/5  verified 1  falsified 0  unknown 0  error 1  left ")
+    assert "published" not in out
+
+
+@pytest.mark.parametrize(("published", "says"), [
+    ("unsat", "published verdicts: 1 agree, 0 contradict"), ("sat", "published verdicts: 0 agree, 1 contradict"),
+])
+def test_published_verdicts_are_compared_loudly(benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                published: str, says: str) -> None:
+    (benchmark.parent / "expected.csv").write_text(f"onnx,vnnlib,verdict\nnet.onnx,safe.vnnlib,{published}\n"
+                                                   "net.onnx,unsafe.vnnlib,unknown\n")
+    assert run(["sweep", str(benchmark), "--out", str(tmp_path / "run")]) == 0
+    out, err = capsys.readouterr()
+    assert says in out
+    assert ("CONTRADICTION net.onnx safe.vnnlib: verified, published sat" in err) == (published == "sat")
+
+
+@pytest.mark.parametrize("bad", [["absent.csv"], ["instances.csv", "--time-limit", "0"],
+                                 ["instances.csv", "--method", "bab"]])
+def test_wrong_use_exits_with_2(benchmark: Path, capsys: pytest.CaptureFixture[str], bad: list[str]) -> None:
+    assert run(["sweep", str(benchmark.parent / bad[0]), *bad[1:]]) == 2
+    assert capsys.readouterr().err.startswith("Error: ")
+
+
+# ---------------------------------------------------------------- published verdicts of the competition
+
+SLICE: list[tuple[str, Callable[[int], bool], float]] = [
+    # benchmark, which instances, seconds each
+    ("acasxu", lambda i: i % 12 == 0, 3.0),
+    ("safenlp", lambda i: i % 60 == 0, 3.0),
+    ("rl_benchmarks", lambda i: i % 20 == 0, 3.0),
+    ("mnist_fc", lambda i: i in (0, 20), 6.0),
+    ("collins_rul_cnn", lambda i: i in (0, 14), 6.0),
+    ("oval21", lambda i: i == 0, 6.0),
+    ("sat_relu", lambda i: i in (0, 30), 3.0),
+]
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(("name", "chosen", "seconds"), SLICE, ids=[s[0] for s in SLICE])
+def test_no_verdict_contradicts_the_published_ones(
+        shared: Path, tmp_path: Path, name: str, chosen: Callable[[int], bool], seconds: float) -> None:
+    source = shared / "vnncomp" / name
+    with (source / "instances.csv").open(newline="") as file:
+        rows = [r for i, r in enumerate(csv.reader(file)) if chosen(i)]
+    folder = tmp_path / name
+    folder.mkdir()
+    for part in ("onnx", "vnnlib", "expected.csv"):
+        (folder / part).symlink_to(source / part)
+    with (folder / "instances.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    result = sweep(folder / "instances.csv", tmp_path / "run", time_limit_s=seconds)
+    assert result.tally.contradictions == []
+    assert result.tally.counts["error"] == 0
+    assert all(r.time_s < seconds + 1.5 for r in read_results(tmp_path / "run"))

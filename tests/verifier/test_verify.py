@@ -1,0 +1,224 @@
+"""The strategy: right verdicts where the truth is known by hand, and nothing broken that turns into `verified`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bounds import Graph, UnsupportedOperator
+from bounds.bounds import Bounds, LinearRows
+from bounds.interval import Interval
+from tests.verifier.models import absolute_value, save_network, spec
+from verifier import read_vnnlib, verify
+from verifier.problem import Problem, State
+from verifier.stages import BoundStage
+from verifier.strategy import Result
+from verifier.verdict import Falsified, Reason, Unknown, Verified
+
+WIDE = [(-1.0, 2.0)]
+
+
+def ask(path: Path, text: str, **settings: object) -> Result:
+    return verify(Graph.from_onnx(path), read_vnnlib(text.encode()), replayer=path, **settings)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def absolute(tmp_path: Path) -> Path:
+    return absolute_value(tmp_path / "abs.onnx")
+
+
+# Y_0 = |X_0|: the truth of each line can be read off.
+TRUTH = [
+    ("(>= Y_0 2.5)", "verified"),
+    ("(>= Y_0 2.0)", "falsified"),      # met with equality at the end of the box
+    ("(<= Y_0 0.05)", "falsified"),
+    ("(<= Y_0 0.0)", "unknown"),        # met with equality at one point inside, which no attack hits
+    ("(<= Y_0 (- 0.01))", "verified"),
+    ("(or (and (<= Y_0 (- 1.0))) (and (>= Y_0 3.0)))", "verified"),
+    ("(or (and (<= Y_0 (- 1.0))) (and (>= Y_0 1.5)))", "falsified"),
+    ("(and (>= Y_0 1.5) (<= Y_1 0.5))", "verified"),   # one row of the branch is out of reach
+    ("(and (>= Y_0 1.5) (>= Y_1 0.5))", "falsified"),
+    ("(>= Y_0 Y_1)", "falsified"),
+]
+
+
+@pytest.mark.parametrize(("unsafe", "verdict"), [(u.replace("(- 0.01)", "-0.01").replace("(- 1.0)", "-1.0"), v)
+                                                 for u, v in TRUTH])
+def test_verdicts_of_the_absolute_value(absolute: Path, unsafe: str, verdict: str) -> None:
+    result = ask(absolute, spec(WIDE, 2, unsafe))
+    assert result.name == verdict
+    if isinstance(result.verdict, Verified):
+        assert result.lower > 0
+        assert result.upper == float("inf")
+    if isinstance(result.verdict, Falsified):
+        assert result.upper <= 0
+        assert -1 <= float(result.verdict.witness.x.ravel()[0]) <= 2
+        assert result.lower <= result.upper
+
+
+@pytest.mark.parametrize("method", ["ibp", "zonotope", "fastlin", "crown-ibp", "crown", "alpha-crown", "meet"])
+def test_one_method_alone_answers_and_never_attacks(absolute: Path, method: str) -> None:
+    verified = ask(absolute, spec(WIDE, 2, "(>= Y_0 4.5)"), method=method)
+    assert (verified.name, verified.method) == ("verified", method)
+    assert [s.name for s in verified.stages] == [method]
+    reachable = ask(absolute, spec(WIDE, 2, "(>= Y_0 1.0)"), method=method)
+    assert (reachable.name, reachable.reason) == ("unknown", Reason.INCOMPLETE)
+
+
+def test_an_unknown_method_is_wrong_use(absolute: Path) -> None:
+    with pytest.raises(ValueError, match="method"):
+        ask(absolute, spec(WIDE, 2, "(>= Y_0 4.5)"), method="magic")
+
+
+def test_thousands_of_branches_with_own_boxes_are_chunked(absolute: Path) -> None:
+    parts = [f"(and (>= X_0 {k / 1000}) (<= X_0 {(k + 1) / 1000}) (>= Y_0 {(k + 2) / 1000}))" for k in range(1500)]
+    text = "(declare-const X_0 Real)\n(declare-const Y_0 Real)\n(declare-const Y_1 Real)\n" \
+           f"(assert (or {' '.join(parts)}))\n"
+    result = ask(absolute, text)
+    assert result.name == "verified"
+    assert result.lower == pytest.approx(0.001, abs=1e-6)
+    parts[1234] = "(and (>= X_0 1.234) (<= X_0 1.235) (>= Y_0 1.2345))"
+    assert ask(absolute, text.replace(" ".join(parts[1233:1236]), "")).name == "verified"
+    text = f"{text[:text.index('(assert')]}(assert (or {' '.join(parts)}))\n"
+    assert ask(absolute, text).name == "falsified"
+
+
+def test_sizes_that_do_not_fit_are_wrong_use(absolute: Path) -> None:
+    with pytest.raises(ValueError, match="2 input"):
+        ask(absolute, spec([(0, 1), (0, 1)], 2, "(>= Y_0 4.5)"))
+    with pytest.raises(ValueError, match="3 output"):
+        ask(absolute, spec(WIDE, 3, "(>= Y_0 4.5)"))
+
+
+# ---------------------------------------------------------------- a softmax at the end
+
+def softmax_network(path: Path) -> Path:
+    return save_network(path, [(np.array([[1.0], [-1.0]]), np.zeros(2)), (np.eye(2), np.array([0.0, 0.0]))],
+                        last="Softmax")
+
+
+def test_a_final_softmax_is_dropped_where_outputs_are_only_compared(tmp_path: Path) -> None:
+    path = softmax_network(tmp_path / "softmax.onnx")
+    assert ask(path, spec([(0.5, 1.0)], 2, "(>= Y_1 Y_0)")).name == "verified"
+    assert ask(path, spec([(-0.5, 1.0)], 2, "(>= Y_1 Y_0)")).name == "falsified"
+
+
+def test_a_final_softmax_is_refused_where_its_values_matter(tmp_path: Path) -> None:
+    path = softmax_network(tmp_path / "softmax.onnx")
+    with pytest.raises(UnsupportedOperator, match="Softmax"):
+        ask(path, spec([(0.5, 1.0)], 2, "(>= Y_1 0.9)"))
+
+
+# ---------------------------------------------------------------- planted faults
+
+class FakeMethod:
+    """Answers a fixed lower bound for every row, with intermediate bounds of choice."""
+
+    def __init__(self, lower: float, interval: tuple[float, float] = (-9.0, 9.0)) -> None:
+        self.lower, self.interval = lower, interval
+
+    def bound(self, graph: Graph, sets: object, rows: LinearRows, **_: object) -> Bounds:
+        lower = torch.full((len(rows.C),), self.lower, dtype=rows.C.dtype)
+        ends = [torch.full((1, 2), v, dtype=rows.C.dtype) for v in self.interval]
+        return Bounds(lower, intervals={1: Interval(*ends)})
+
+
+@pytest.mark.parametrize(("method", "reason"), [
+    (FakeMethod(float("nan")), Reason.NUMERICAL),
+    (FakeMethod(float("inf")), Reason.INCOMPLETE),
+    (FakeMethod(1.0, (1.0, -1.0)), Reason.NUMERICAL),
+    (FakeMethod(1.0, (float("nan"), 1.0)), Reason.NUMERICAL),
+    (FakeMethod(1.0), Reason.NUMERICAL),   # above the network's value at a real point
+    (FakeMethod(0.0), Reason.INCOMPLETE),  # a closed row needs more than zero
+])
+def test_a_broken_bound_method_never_verifies(
+        absolute: Path, monkeypatch: pytest.MonkeyPatch, method: FakeMethod, reason: Reason) -> None:
+    monkeypatch.setattr("verifier.stages.method_named", lambda name, **_: method)
+    result = ask(absolute, spec(WIDE, 2, "(>= Y_0 1.9)"), method="crown")
+    assert (result.name, result.reason) == ("unknown", reason)
+
+
+def test_a_strict_row_is_verified_at_exactly_zero(absolute: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("verifier.stages.method_named", lambda name, **_: FakeMethod(0.0))
+    assert ask(absolute, spec(WIDE, 2, "(> Y_0 2.0)"), method="crown").name == "verified"
+
+
+class Raises:
+    """A stage that improves the bound and then fails."""
+
+    name = "fails"
+
+    def __init__(self, fail: Callable[[], object]) -> None:
+        self.fail = fail
+
+    def run(self, problem: Problem, state: State) -> None:
+        BoundStage("ibp").run(problem, state)
+        self.fail()
+
+
+def _raise(error: BaseException) -> Callable[[], object]:
+    def fail() -> object:
+        raise error
+    return fail
+
+
+def _spin() -> None:
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        pass
+
+
+FAILURES = [
+    (_raise(MemoryError("no")), Reason.MEMORY),
+    (_raise(torch.cuda.OutOfMemoryError("no")), Reason.MEMORY),
+    (_raise(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")), Reason.MEMORY),
+    (_raise(RuntimeError("surprise")), Reason.ERROR),
+    (_raise(ValueError("surprise")), Reason.ERROR),
+    (_raise(AssertionError("surprise")), Reason.ERROR),
+    (_raise(UnsupportedOperator("no relaxation")), Reason.UNSUPPORTED),
+    (_raise(KeyboardInterrupt()), Reason.INTERRUPTED),
+    (_spin, Reason.TIME_LIMIT),
+]
+
+
+@pytest.mark.parametrize(("fail", "reason"), FAILURES)
+def test_whatever_fails_is_unknown_with_its_reason_and_the_bounds_so_far(
+        absolute: Path, monkeypatch: pytest.MonkeyPatch, fail: Callable[[], object], reason: Reason) -> None:
+    monkeypatch.setattr("verifier.strategy.stages_for", lambda method: [Raises(fail)])
+    start = time.monotonic()
+    result = ask(absolute, spec(WIDE, 2, "(>= Y_0 1.9)"), time_limit_s=0.5)
+    assert time.monotonic() - start < 2.5
+    assert isinstance(result.verdict, Unknown)
+    assert result.reason is reason
+    assert result.lower == pytest.approx(1.9 - 3.0, abs=1e-6)  # IBP: |x| <= 2 + 1
+    assert [s.name for s in result.stages] == ["fails"]
+
+
+def test_results_print_as_one_line(absolute: Path) -> None:
+    assert str(ask(absolute, spec(WIDE, 2, "(>= Y_0 2.5)"))).startswith("verified  margin 0.5  real/float  ")
+    assert str(ask(absolute, spec(WIDE, 2, "(>= Y_0 1.0)"))).startswith("falsified  margin -")
+    unknown = str(ask(absolute, spec(WIDE, 2, "(>= Y_0 2.5)"), method="ibp"))
+    assert unknown.startswith("unknown  incomplete  margin in [-0.5, inf]  ")
+
+
+def test_the_same_seed_gives_the_same_counterexample(absolute: Path) -> None:
+    runs = [ask(absolute, spec(WIDE, 2, "(>= Y_0 1.0)"), seed=7).verdict for _ in range(2)]
+    assert all(isinstance(v, Falsified) for v in runs)
+    assert (runs[0].witness.x == runs[1].witness.x).all()  # type: ignore[union-attr]
+
+
+def test_a_module_is_verified_and_replayed_as_itself() -> None:
+    from verifier import robustness
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+    x = np.array([0.2, 0.4, 0.6], np.float32)
+    label = int(module(torch.tensor(x)[None]).argmax())
+    graph = Graph.from_torch(module, (3,))
+    small = verify(graph, robustness(x, label, 1e-4, classes=2), replayer=module)
+    large = verify(graph, robustness(x, label, 50.0, classes=2), replayer=module)
+    assert (small.name, large.name) == ("verified", "falsified")

@@ -1,0 +1,119 @@
+"""`rmax verify`: one question, one answer, an exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from verifier.cli import EXIT_UNKNOWN
+from verifier.cli.errors import BadInput, not_built
+from verifier.cli.question import (
+    PropertyFlags,
+    check_device,
+    check_writable,
+    property_flags,
+    read_network,
+    read_property,
+)
+from verifier.cli.startup import load_torch
+
+if TYPE_CHECKING:
+    from verifier.strategy import Result
+
+LATER_METHODS = ("lp", "sdp", "bab", "milp")
+METHODS = ("auto", "ibp", "zonotope", "fastlin", "crown-ibp", "crown", "alpha-crown", "meet", *LATER_METHODS)
+EXIT_CODES = {"verified": 0, "falsified": 1, "unknown": EXIT_UNKNOWN}
+
+
+@click.command(epilog="""\b
+Examples
+  rmax verify net.onnx property.vnnlib
+  rmax verify net.onnx property.vnnlib.gz --time-limit 300 --json result.json
+  rmax verify net.onnx --input digit.npy --label 7 --eps 0.03 --clip 0 1
+  rmax verify net.onnx --input digit.npy --label 7 --eps 1.5 --norm 2 --witness found.npz
+
+\b
+Exit codes: 0 verified, 1 falsified, 2 wrong use or unreadable input, 3 unknown.""")
+@click.argument("net", metavar="NET.onnx")
+@property_flags
+@click.option("--time-limit", type=float, default=60.0, show_default=True, metavar="S",
+              help="Seconds from process start.")
+@click.option("--method", type=click.Choice(METHODS), default="auto", show_default=True,
+              help="auto: attack, then ever tighter bounds; else that method alone.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where to compute [cpu].")
+@click.option("--claim", type=click.Choice(["real", "float32"]), default="real", show_default=True,
+              help="About the network over the reals, or as float32 computes it.")
+@click.option("--evidence", type=click.Choice(["float", "rounded"]), default="float", show_default=True,
+              help="Whether every rounding error must be accounted for.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the attack's random starts.")
+@click.option("--proof", metavar="OUT", help="Write a proof file (later).")
+@click.option("--witness", metavar="OUT", help="Write the counterexample: .npz with x and y, or .npy with x.")
+@click.option("--vnncomp", metavar="OUT", help="Write the competition's result file.")
+@click.option("--json", "json_out", metavar="OUT|-", help="Write the result as JSON; - for stdout alone.")
+@click.pass_context
+def command(ctx: click.Context, net: str, time_limit: float, method: str, device: str | None, claim: str, evidence: str,
+            seed: int, proof: str | None, witness: str | None, vnncomp: str | None, json_out: str | None,
+            **flags: Any) -> None:
+    """Prove that no input of a set reaches the unsafe outputs, or find one that does.
+
+    The property is a VNN-LIB file, which describes the unsafe set, or a ball around an input in which the
+    label must not change.
+    """
+    asked = PropertyFlags(**flags)
+    asked.check()
+    if method in LATER_METHODS:
+        raise not_built(f"--method {method}")
+    if claim == "float32":
+        raise not_built("--claim float32")
+    if evidence == "rounded":
+        raise not_built("--evidence rounded")
+    if proof is not None:
+        raise not_built("--proof")
+    if not time_limit > 0:
+        raise BadInput(f"--time-limit must be positive, got {time_limit}")
+    for flag, path in (("--witness", witness), ("--vnncomp", vnncomp), ("--json", json_out)):
+        check_writable(flag, path)
+
+    load_torch()
+    from verifier.deadline import Deadline
+    check_device(device)
+    network = read_network(net)
+    property = read_property(asked, network)
+    result = _answer(network, property, method, device, seed, Deadline(time_limit))
+    _write(result, net=net, spec=asked.spec, witness=witness, vnncomp=vnncomp, json_out=json_out)
+    if result.detail or result.reason:
+        remedy = f" ({result.reason.remedy})" if result.reason else ""
+        click.echo(f"{result.detail or 'undecided'}{remedy}", err=True)
+    ctx.exit(EXIT_CODES[result.name])
+
+
+def _answer(network: Any, property: Any, method: str, device: str | None, seed: int, deadline: Any) -> Result:
+    """The verification, with errors that show the input to be at fault told apart from its outcomes."""
+    from bounds.graph import UnsupportedOperator
+    from verifier.strategy import verify
+    try:
+        return verify(network.graph, property, replayer=network.replayer, method=method, device=device, seed=seed,
+                      deadline=deadline, simplified=network.simplified)
+    except (UnsupportedOperator, ValueError) as error:  # raised before the work starts only
+        raise BadInput(" ".join(str(error).split())) from error
+
+
+def _write(result: Result, *, net: str, spec: str | None, witness: str | None, vnncomp: str | None,
+           json_out: str | None) -> None:
+    from verifier.output import competition_result, save_witness
+    from verifier.strategy import as_json
+    if witness is not None and not save_witness(result, Path(witness)):
+        click.echo(f"--witness {witness}: not written, there is no counterexample", err=True)
+    if vnncomp is not None:
+        Path(vnncomp).write_text(competition_result(result), encoding="ascii")
+    if json_out is not None:
+        text = json.dumps({"network": net, "property": spec, **as_json(result)}, allow_nan=False)
+        if json_out == "-":
+            click.echo(text)
+        else:
+            Path(json_out).write_text(text + "\n", encoding="utf-8")
+    if json_out != "-":
+        click.echo(str(result))

@@ -1,0 +1,130 @@
+"""A question ready to be worked on: the network in search form, the property as tensors, and what is known so far.
+
+Axis legend: U regions (input sets), N rows, K branches, m outputs, n flat inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from bounds.graph import Graph, UnsupportedOperator
+from bounds.interval import Interval
+from bounds.ops.base import Affine
+from verifier.deadline import Deadline
+from verifier.property import Property, PropertyTensors
+from verifier.witness import Replayer, Witness
+
+DOUBLE_PRECISION_WEIGHTS = 200_000  # below this float64 costs milliseconds, and marginal signs come out right
+KEPT_INTERVAL_BYTES = 1 << 30       # intermediate bounds of all regions are kept up to this size
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """`graph` is frozen, simplified and without a final softmax; `tensors` live on its device in its dtype."""
+
+    graph: Graph
+    property: Property
+    tensors: PropertyTensors
+    replayer: Replayer
+    deadline: Deadline
+    generator: torch.Generator
+
+
+def make_problem(
+    graph: Graph,
+    property: Property,
+    *,
+    replayer: Replayer,
+    deadline: Deadline,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    simplified: Graph | None = None,
+) -> Problem:
+    """Check that network and property fit, and bring both into search form."""
+    inputs, outputs = _size(graph.input_shape), _size(graph.output_shape)
+    if property.inputs != inputs:
+        raise ValueError(f"{property.source} has {property.inputs} input variables, "
+                         f"but {graph.source} has {inputs} inputs, shape {graph.input_shape}")
+    if property.outputs != outputs:
+        raise ValueError(f"{property.source} has {property.outputs} output variables, "
+                         f"but {graph.source} has {outputs} outputs, shape {graph.output_shape}")
+    search = without_final_softmax(simplified if simplified is not None else graph.simplify(), property)
+    dtype = choose_dtype(search, device)
+    search = search.to(dtype=dtype, device=device)
+    tensors = property.tensors(search.input_shape, dtype=dtype, device=search.device)
+    generator = torch.Generator(device=search.device)
+    generator.manual_seed(seed)
+    return Problem(search, property, tensors, replayer, deadline, generator)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
+
+
+def without_final_softmax(graph: Graph, property: Property) -> Graph:
+    """The graph up to its last softmax, which keeps the order of the outputs; refused where that is not enough."""
+    last = graph.nodes[graph.output]
+    if last.op.kind.lower() not in ("softmax", "logsoftmax"):
+        return graph
+    if not property.compares_outputs_only:
+        raise UnsupportedOperator(f"{graph.source}: {last.op.kind} at the end (node {last.name}): "
+                                  f"{property.source} constrains its values and not only their order; "
+                                  f"state the property over the inputs of the {last.op.kind}")
+    if sum(length > 1 for length in last.shape) > 1:
+        raise UnsupportedOperator(f"{graph.source}: {last.op.kind} at the end (node {last.name}) "
+                                  f"runs over one axis of {last.shape}; only a vector of outputs keeps its order")
+    output = last.inputs[0]
+    return dataclasses.replace(graph, nodes=graph.nodes[: output + 1], output=output)
+
+
+def choose_dtype(graph: Graph, device: torch.device | str | None) -> torch.dtype:
+    """float64 for small networks; float32 for convolutional and large ones, where it is up to ten times faster."""
+    convolutional = any(isinstance(n.op, Affine) and "conv" in n.op.kind.lower() for n in graph.nodes)
+    weights = sum(p.numel() for p in graph.parameters())
+    on_gpu = device is not None and torch.device(device).type != "cpu"
+    return torch.float32 if convolutional or on_gpu or weights > DOUBLE_PRECISION_WEIGHTS else torch.float64
+
+
+@dataclass(eq=False)
+class State:
+    """What is known so far; stages improve it, nothing else does.
+
+    row_lower "N": proved lower bound of each row's violation over its region. intervals: proved
+    enclosures of intermediate nodes, "U *shape". upper: the smallest margin seen at a real point.
+    """
+
+    row_lower: Tensor
+    intervals: dict[int, Interval] = field(default_factory=dict)
+    upper: float = float("inf")
+    witness: Witness | None = None
+    numerical: str = ""
+    domains: int = 0
+    first_bound_s: float | None = None
+
+    @classmethod
+    def of(cls, problem: Problem) -> State:
+        return cls(row_lower=torch.full_like(problem.tensors.bound, -torch.inf))
+
+    def improve(self, rows: Tensor, lower: Tensor) -> None:
+        """Take over new lower bounds of `rows` (indices). Only numbers count: NaN and infinities are no proof."""
+        usable = torch.where(torch.isfinite(lower), lower, torch.full_like(lower, -torch.inf))
+        self.row_lower[rows] = torch.maximum(self.row_lower[rows], usable.to(self.row_lower))
+
+    def branch_lower(self, tensors: PropertyTensors) -> Tensor:
+        """"K": max over a branch's rows, since one row that stays positive keeps the branch out of reach."""
+        return tensors.branch_margin(self.row_lower)
+
+    def open_branches(self, tensors: PropertyTensors) -> Tensor:
+        """bool "K": true where no row is proved out of reach (> 0 if closed, >= 0 if strict)."""
+        return ~tensors.decided(self.row_lower)
+
+    def lower(self, tensors: PropertyTensors) -> float:
+        """The margin's proved lower bound: min over branches."""
+        return float(self.branch_lower(tensors).min())

@@ -1,0 +1,218 @@
+"""The stages of a verification: attacks and bound methods, each a settings object with `run(problem, state)`.
+
+A stage improves the shared `State` and decides nothing by itself: attacks end in the witness gate, bounds
+in lower bounds of the rows. Bounds run only on the rows of branches that are still open, in chunks of
+regions, and inherit the intermediate bounds proved by the stages before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from bounds.bounds import Bounds, LinearRows
+from bounds.compute import METHODS, method_named
+from bounds.interval import Interval
+from bounds.sets import InputSet
+from verifier.attacks.base import Attack
+from verifier.attacks.pgd import Pgd
+from verifier.problem import KEPT_INTERVAL_BYTES, Problem, State
+from verifier.property import PropertyTensors
+from verifier.witness import confirm
+
+CHUNK_REGIONS = 256   # regions bounded together; the bound methods chunk their rows by memory themselves
+CHUNK_ROWS = 8192
+CROSSING_RTOL = 1e-3  # bounds of fixed neurons may cross by rounding; more than this is numerical trouble
+CONTRADICTION_RTOL = 1e-4  # float32 evaluation against a bound
+SANITY_SAMPLES = 8
+
+
+class Stage(Protocol):
+    """One step of the strategy. `name` appears in logs and as the method that decided."""
+
+    @property
+    def name(self) -> str: ...
+
+    def run(self, problem: Problem, state: State) -> None: ...
+
+
+@dataclass(frozen=True)
+class AttackStage:
+    """Look for a counterexample of the open branches; the attack's gate alone makes one of what it finds.
+
+    It takes at most `share` of the time that is left.
+    """
+
+    name: str
+    attack: Attack
+    share: float = 1.0
+
+    def run(self, problem: Problem, state: State) -> None:
+        limit_s = min(self.attack.time_limit_s, self.share * problem.deadline.left())
+        outcome = replace(self.attack, time_limit_s=limit_s).run(
+            problem.graph, only_branches(problem.tensors, state.open_branches(problem.tensors)),
+            deadline=problem.deadline, generator=problem.generator,
+            gate=lambda x: confirm(x, problem.property, problem.replayer))
+        state.witness = outcome.witness
+        state.upper = min(state.upper, outcome.margin if outcome.witness is None else outcome.witness.margin)
+
+
+def only_branches(tensors: PropertyTensors, chosen: Tensor) -> PropertyTensors:
+    """The OR of some branches (bool "K"), renumbered; the regions stay."""
+    rows = chosen[tensors.branch]
+    number = torch.cumsum(chosen, 0) - 1
+    return replace(
+        tensors, C=tensors.C[rows], D=None if tensors.D is None else tensors.D[rows], bound=tensors.bound[rows],
+        strict=tensors.strict[rows], region=tensors.region[rows], branch=number[tensors.branch[rows]],
+        branches=int(chosen.sum()), branch_region=tensors.branch_region[chosen])
+
+
+@dataclass(frozen=True)
+class BoundStage:
+    """Lower bounds of the open rows by one bound method with its settings.
+
+    With `keep` the intermediate enclosures are stored for later stages; with `inherit` they are taken as given and
+    not bounded again, which is what makes optimising the rows alone cheap.
+    """
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    keep: bool = False
+    inherit: bool = False
+    method: str | None = None  # where it differs from the stage's name
+
+    def run(self, problem: Problem, state: State) -> None:
+        tensors = problem.tensors
+        method = method_named(self.method or self.name, **self.settings)
+        for regions, rows in _chunks(problem, state):
+            if problem.deadline.passed():
+                return
+            if state.first_bound_s is None:
+                state.first_bound_s = problem.deadline.elapsed()
+            owner = _positions(regions, tensors.region[rows], tensors.sets.batch)
+            spec = LinearRows(tensors.C[rows], owner, None if tensors.D is None else tensors.D[rows],
+                              -tensors.bound[rows])
+            given = {i: Interval(v.lower[regions], v.upper[regions]) for i, v in state.intervals.items()}
+            with torch.no_grad():
+                bounds = method.bound(problem.graph, tensors.sets.index(regions), spec,
+                                      given=given if self.inherit else None)
+            self._take_over(problem, state, regions, rows, owner, bounds)
+
+    def _take_over(self, problem: Problem, state: State, regions: Tensor, rows: Tensor, owner: Tensor,
+                   bounds: Bounds) -> None:
+        state.domains += len(regions)
+        crossed = _crossed(bounds.intervals, len(regions), regions.device)
+        nan = torch.isnan(bounds.lower)
+        if bool(crossed.any()):
+            state.numerical = f"{self.name}: intermediate bounds crossed"
+        elif bool(nan.any()):
+            state.numerical = f"{self.name}: a bound is not a number"
+        usable = ~(nan | crossed[owner])
+        state.improve(rows[usable], bounds.lower[usable].detach())
+        if self.keep:
+            _keep_intervals(problem, state, regions, bounds.intervals)
+
+
+def _chunks(problem: Problem, state: State) -> Iterator[tuple[Tensor, Tensor]]:
+    """(region indices, row indices) of the open branches, region by region so that a region is bounded once."""
+    tensors = problem.tensors
+    rows = torch.nonzero(state.open_branches(tensors)[tensors.branch]).flatten()
+    rows = rows[torch.argsort(tensors.region[rows], stable=True)]
+    start = 0
+    regions = tensors.region[rows]
+    while start < len(rows):
+        ids, counts = torch.unique_consecutive(regions[start:], return_counts=True)
+        fits = int((torch.cumsum(counts, 0) <= CHUNK_ROWS).sum())
+        take = max(1, min(CHUNK_REGIONS, fits))
+        end = start + int(counts[:take].sum())
+        yield ids[:take], rows[start:end]
+        start = end
+
+
+def _positions(ids: Tensor, of: Tensor, total: int) -> Tensor:
+    """Where each element of `of` stands in the sorted `ids`."""
+    place = torch.zeros(total, dtype=torch.long, device=ids.device)
+    place[ids] = torch.arange(len(ids), device=ids.device)
+    return place[of]
+
+
+def _crossed(intervals: dict[int, Interval], batch: int, device: torch.device) -> Tensor:
+    """bool "B": true for regions where some intermediate lower bound exceeds its upper bound, or is NaN."""
+    bad = torch.zeros(batch, dtype=torch.bool, device=device)
+    for interval in intervals.values():
+        lower, upper = interval.lower.flatten(1), interval.upper.flatten(1)
+        slack = CROSSING_RTOL * (1 + torch.minimum(lower.abs(), upper.abs()))
+        bad |= ~(lower <= upper + slack).all(1)
+    return bad
+
+
+def _keep_intervals(problem: Problem, state: State, regions: Tensor, intervals: dict[int, Interval]) -> None:
+    """Meet what is known of the intermediate nodes with new bounds, while that fits into memory."""
+    total = problem.tensors.sets.batch
+    sizes = sum(i.lower[0].numel() * i.lower.element_size() for i in intervals.values() if len(i.lower))
+    if 2 * sizes * total > KEPT_INTERVAL_BYTES:
+        return
+    for node, new in intervals.items():
+        if node not in state.intervals:
+            shape = (total, *new.lower.shape[1:])
+            state.intervals[node] = Interval(new.lower.new_full(shape, -torch.inf),
+                                             new.lower.new_full(shape, torch.inf))
+        known = state.intervals[node]
+        known.lower[regions] = torch.maximum(known.lower[regions], new.lower.detach())
+        known.upper[regions] = torch.minimum(known.upper[regions], new.upper.detach())
+
+
+def sample_points(sets: InputSet, generator: torch.Generator) -> Tensor:
+    """"B n *shape": the middle and a few random points of each region."""
+    random = sets.sample(SANITY_SAMPLES, generator)
+    return torch.cat([sets.centre_point.unsqueeze(1), random], dim=1)
+
+
+def contradiction(problem: Problem, state: State) -> str:
+    """A sentence if a real point of the network lies below a proved bound: no proof survives that. Else ''.
+
+    A bound method that is wrong by more than rounding is often caught by a handful of evaluations, which
+    cost one forward pass.
+    """
+    tensors = problem.tensors
+    lower = state.lower(tensors)
+    if state.upper < lower - CONTRADICTION_RTOL * (1 + abs(lower)):
+        return f"an attack reached the margin {state.upper:.6g}, below the bound {lower:.6g}"
+    for regions in torch.arange(tensors.sets.batch, device=tensors.bound.device).split(CHUNK_REGIONS):
+        points = sample_points(tensors.sets.index(regions), problem.generator)
+        flat = points.flatten(0, 1)
+        v = tensors.violation(flat, problem.graph(flat)).view(*points.shape[:2], -1)
+        rows = torch.nonzero(torch.isin(tensors.region, regions)).flatten()
+        here = v[_positions(regions, tensors.region[rows], tensors.sets.batch), :, rows]
+        claimed = state.row_lower[rows].unsqueeze(1)
+        below = torch.isfinite(claimed) & ~(here >= claimed - CONTRADICTION_RTOL * (1 + claimed.abs()))
+        if bool(below.any()):
+            row = int(rows[torch.nonzero(below)[0, 0]])
+            return f"row {row}: a point of the network lies below the bound {float(state.row_lower[row]):.6g}"
+    return ""
+
+
+BRIEF = Pgd(restarts=4, steps=12, rounds=1, samples=64, time_limit_s=1.0)
+MIDDLE = Pgd(restarts=24, steps=40, rounds=1)
+LONG = Pgd(restarts=48, steps=100, rounds=3, samples=1024)
+
+
+def stages_for(method: str) -> Sequence[Stage]:
+    """The strategy of a method name: "auto", or one bound method alone (then no attack either)."""
+    if method != "auto":
+        if method not in METHODS:
+            raise ValueError(f"method must be auto or one of {', '.join(METHODS)}, got {method!r}")
+        return (BoundStage(method),)
+    return (
+        AttackStage("pgd-brief", BRIEF, share=0.1),
+        BoundStage("ibp"),
+        BoundStage("crown", keep=True),
+        BoundStage("alpha-crown-rows", {"intermediate": False}, method="alpha-crown", inherit=True),
+        AttackStage("pgd", MIDDLE, share=0.25),
+        BoundStage("alpha-crown"),
+        AttackStage("pgd-long", LONG),
+    )

@@ -1,0 +1,239 @@
+"""Does the property hold? Attack, then cheap bounds, then tighter ones, until the sign is known.
+
+The strategy is a list of stages (`verifier.stages`) that share one `State`; this module runs them under
+one deadline and turns what is known at the end into a verdict. Whatever goes wrong becomes `Unknown`
+with its reason; nothing unexpected can become `Verified`. Branch and bound is one more stage.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bounds.graph import Graph, UnsupportedOperator
+from verifier.deadline import Deadline
+from verifier.problem import Problem, State, make_problem
+from verifier.property import Property
+from verifier.stages import Stage, contradiction, stages_for
+from verifier.verdict import Claim, Evidence, Falsified, Reason, Unknown, Verdict, Verified
+from verifier.watchdog import TimeUp, hard_limit
+from verifier.witness import ModuleReplayer, OnnxReplayer, Replayer
+
+log = logging.getLogger(__name__)
+
+HARD_LIMIT_GRACE_S = 0.5  # stages that look at the clock end on time by themselves
+
+
+@dataclass(frozen=True)
+class StageLog:
+    """What one stage cost and reached: the margin lies in [lower, upper], `open_branches` are undecided."""
+
+    name: str
+    time_s: float
+    lower: float
+    upper: float
+    open_branches: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """A verdict with its price. `method` names the stage that decided, or what was asked for if none did."""
+
+    verdict: Verdict
+    method: str
+    time_s: float
+    domains: int = 0
+    first_bound_s: float | None = None
+    stages: tuple[StageLog, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """verified, falsified or unknown."""
+        return type(self.verdict).__name__.lower()
+
+    @property
+    def lower(self) -> float:
+        return self.verdict.lower
+
+    @property
+    def upper(self) -> float:
+        return float("inf") if isinstance(self.verdict, Verified) else self.verdict.upper
+
+    @property
+    def reason(self) -> Reason | None:
+        return self.verdict.reason if isinstance(self.verdict, Unknown) else None
+
+    @property
+    def detail(self) -> str:
+        return self.verdict.detail if isinstance(self.verdict, Unknown) else ""
+
+    @property
+    def claim(self) -> Claim:
+        return self.verdict.claim if isinstance(self.verdict, Verified) else Claim.REAL
+
+    @property
+    def evidence(self) -> Evidence:
+        return self.verdict.evidence if isinstance(self.verdict, Verified) else Evidence.FLOAT
+
+    def __str__(self) -> str:
+        """The line a person reads."""
+        seconds = f"{self.time_s:.1f} s"
+        if isinstance(self.verdict, Verified):
+            return f"verified  margin {self.lower:.3g}  {self.claim.value}/{self.evidence.name.lower()}  {seconds}"
+        if isinstance(self.verdict, Falsified):
+            return f"falsified  margin {self.upper:.3g}  witness replayed  {seconds}"
+        return f"unknown  {self.verdict.reason.value}  margin in [{self.lower:.3g}, {self.upper:.3g}]  {seconds}"
+
+
+def verify(
+    graph: Graph,
+    property: Property,
+    *,
+    replayer: Replayer | nn.Module | str | Path,
+    method: str = "auto",
+    time_limit_s: float = 60.0,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    deadline: Deadline | None = None,
+    simplified: Graph | None = None,
+) -> Result:
+    """Decide whether any input of the property reaches its unsafe set.
+
+    `replayer` is the original network, on which a counterexample must stand: an ONNX path, a module or a
+    `Replayer`. `method` "auto" or one bound method alone. `deadline` replaces `time_limit_s` where the caller's
+    clock already runs. `simplified` saves work where one network answers many questions.
+
+    Verified: for every branch some row's violation stays > 0 (closed) or >= 0 (strict), in ordinary floating
+    point. Falsified: the witness meets the unsafe set as written. Wrong use raises `ValueError` or
+    `UnsupportedOperator`; everything that happens later is an `Unknown` with its reason.
+    """
+    deadline = deadline or Deadline.starting_now(time_limit_s)
+    stages = stages_for(method)
+    problem: Problem | None = None
+    state: State | None = None
+    logs: list[StageLog] = []
+    try:
+        with hard_limit(deadline.left() + HARD_LIMIT_GRACE_S):
+            problem = make_problem(graph, property, replayer=_as_replayer(replayer), deadline=deadline, seed=seed,
+                                   device=device, simplified=simplified)
+            state = State.of(problem)
+            decided_by = _run(stages, problem, state, logs)
+            verdict = _conclude(problem, state)
+    except UnsupportedOperator as error:
+        if problem is None:
+            raise
+        verdict, decided_by = _unknown(Reason.UNSUPPORTED, problem, state, str(error)), None
+    except TimeUp as error:
+        verdict, decided_by = _unknown(Reason.TIME_LIMIT, problem, state, str(error)), None
+    except KeyboardInterrupt:
+        verdict, decided_by = _unknown(Reason.INTERRUPTED, problem, state), None
+    except Exception as error:
+        if problem is None and isinstance(error, ValueError):
+            raise
+        reason = Reason.MEMORY if is_out_of_memory(error) else Reason.ERROR
+        log.debug("verification stopped", exc_info=True)
+        verdict, decided_by = _unknown(reason, problem, state, f"{type(error).__name__}: {error}"), None
+    return Result(
+        verdict=verdict,
+        method=decided_by or method,
+        time_s=deadline.elapsed(),
+        domains=state.domains if state else 0,
+        first_bound_s=state.first_bound_s if state else None,
+        stages=tuple(logs),
+    )
+
+
+def _as_replayer(source: Replayer | nn.Module | str | Path) -> Replayer:
+    if isinstance(source, nn.Module):
+        return ModuleReplayer(source)
+    return OnnxReplayer(source) if isinstance(source, str | Path) else source
+
+
+def _run(stages: Sequence[Stage], problem: Problem, state: State, logs: list[StageLog]) -> str | None:
+    """Run stages until the sign is known or the time is up; the name of the stage that decided."""
+    for stage in stages:
+        if problem.deadline.passed() or not bool(state.open_branches(problem.tensors).any()):
+            return None
+        start = time.monotonic()
+        try:
+            stage.run(problem, state)
+        finally:
+            still_open = int(state.open_branches(problem.tensors).sum())
+            entry = StageLog(stage.name, time.monotonic() - start, state.lower(problem.tensors), state.upper,
+                             still_open)
+            logs.append(entry)
+            log.info("%-12s lower %.4g  upper %.4g  open %d  %.2f s",
+                     entry.name, entry.lower, entry.upper, entry.open_branches, entry.time_s)
+        if state.witness is not None or still_open == 0:
+            return stage.name
+    return None
+
+
+def _conclude(problem: Problem, state: State) -> Verdict:
+    lower = state.lower(problem.tensors)
+    if state.witness is not None:
+        return Falsified(state.witness, upper=min(state.upper, state.witness.margin), lower=lower)
+    if not bool(state.open_branches(problem.tensors).any()):
+        clash = contradiction(problem, state)
+        if clash:
+            return Unknown(Reason.NUMERICAL, float("-inf"), state.upper, clash)
+        return Verified(lower, Evidence.FLOAT, Claim.REAL)
+    if state.numerical:
+        return Unknown(Reason.NUMERICAL, lower, state.upper, state.numerical)
+    reason = Reason.TIME_LIMIT if problem.deadline.passed() else Reason.INCOMPLETE
+    return Unknown(reason, lower, state.upper)
+
+
+def _unknown(reason: Reason, problem: Problem | None, state: State | None, detail: str = "") -> Unknown:
+    if problem is None or state is None:
+        return Unknown(reason, detail=detail)
+    return Unknown(reason, state.lower(problem.tensors), state.upper, detail)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Memory ran out: Python's error, the device's, or the plain RuntimeError of the CPU allocator."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text
+                                                or "not enough memory" in text)
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """The result as plain JSON values (infinities become null)."""
+    witness = result.verdict.witness if isinstance(result.verdict, Falsified) else None
+    return {
+        "verdict": result.name,
+        "reason": result.reason.value if result.reason else None,
+        "detail": result.detail or None,
+        "claim": result.claim.value,
+        "evidence": result.evidence.name.lower(),
+        "lower": _finite(result.lower),
+        "upper": _finite(result.upper),
+        "time_s": round(result.time_s, 4),
+        "first_bound_s": None if result.first_bound_s is None else round(result.first_bound_s, 4),
+        "domains": result.domains,
+        "method": result.method,
+        "witness": None if witness is None else {
+            "x": witness.x.ravel().tolist(),
+            "shape": list(witness.x.shape),
+            "y": witness.y.ravel().tolist(),
+            "branch": witness.branch,
+            "margin": _finite(witness.margin),
+            "excess": _finite(witness.excess),
+            "real_agrees": witness.real_agrees,
+        },
+        "stages": [{"name": s.name, "time_s": round(s.time_s, 4), "lower": _finite(s.lower),
+                    "upper": _finite(s.upper), "open_branches": s.open_branches} for s in result.stages],
+    }
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if abs(value) < float("inf") else None  # NaN compares false as well
