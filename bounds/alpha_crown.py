@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ class AlphaCrown:
         best = result
         alive: Tensor | None = None
         for k in range(1, self.iterations if params else 0):
-            now = self._step(lambda p: engine.value(block, p), params, low, high, k)
+            now = self._step(partial(engine.value, block), params, low, high, k)
             best = torch.maximum(best, now)
             if threshold is not None and k in DECIDE_AFTER:
                 done = (best >= threshold).view(-1, 2).any(1).repeat_interleave(2)
@@ -98,7 +99,7 @@ class AlphaCrown:
             chosen = slice(first, first + size)
             block = Block(engine.graph.output, start.take(chosen))
             parts.append(self._climb_output(engine, block, part_of(rows, chosen), warm[number] if warm else None))
-        lower, A, b = (torch.cat([p[k] for p in parts]) for k in range(3))
+        lower, A, b = (torch.cat(group) for group in zip(*((p[0], p[1], p[2]) for p in parts), strict=True))
         return Bounds(lower, None, intervals, [p[3] for p in parts], A, b)
 
     def _climb_output(self, engine: Backward, block: Block, rows: LinearRows, warm: Params | None

@@ -2,9 +2,7 @@
 
 A row is bounded from below; an upper bound is the lower bound of its negative. At an affine operator
 rows are pulled back exactly; at an elementwise one positive coefficients take the lower line and
-negative ones the upper line (Fast-Lin arXiv:1804.09699, CROWN arXiv:1811.00866, DeepPoly POPL 2019):
-
-    <A, f(z)> >= <A+ * lower_slope + A- * upper_slope, z> + <A+, lower_intercept> + <A-, upper_intercept>.
+negative ones the upper line (Fast-Lin arXiv:1804.09699, CROWN arXiv:1811.00866, DeepPoly POPL 2019).
 
 `Backward` holds one graph, one batch of sets and the enclosures proved so far; the methods
 (`fastlin`, `crown`, `crown_ibp`, `alpha_crown`) decide which rows run, with which lines.
@@ -16,20 +14,22 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bounds.footprint import footprint
 from bounds.graph.graph import Graph
 from bounds.interval import Interval
+from bounds.lines import dot, gather_lines, pull_back_lines
 from bounds.ops.base import Affine, Elementwise, Input, Relaxed
 from bounds.ops.linear import Linear
 from bounds.relaxation import Relaxation
-from bounds.rows import DENSE_SHARE, Rows
+from bounds.rows import Rows
 from bounds.sets import InputSet
-from bounds.window import Extent, Owner
+from bounds.sweep import Block, Sweep
+from bounds.window import Owner
 
 Lines = Callable[[Elementwise, Interval], Relaxation]
 Params = dict[int, Tensor]
@@ -58,72 +58,6 @@ def parallel(op: Elementwise, x: Interval) -> Relaxation:
     return op.relax_parallel(x)
 
 
-class _PullBackLines(torch.autograd.Function):
-    """(A, lines) -> (A', constant); one pass forward and one backward instead of autograd's many."""
-
-    @staticmethod
-    def forward(ctx: Any, A: Tensor, lower_slope: Tensor, lower_intercept: Tensor | None,  # type: ignore[override]
-                upper_slope: Tensor, upper_intercept: Tensor | None) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(A, lower_slope, lower_intercept, upper_slope, upper_intercept)
-        return _pull_back_lines(A, lower_slope, lower_intercept, upper_slope, upper_intercept)
-
-    @staticmethod
-    def backward(ctx: Any, grad_A: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        A, lower_slope, lower_intercept, upper_slope, upper_intercept = ctx.saved_tensors
-        grad_c = grad_c.view(-1, *(1,) * (A.dim() - 1))
-        result: list[Tensor | None] = [None] * 5
-        needs = ctx.needs_input_grad
-        if needs[0]:
-            low = grad_A * lower_slope
-            if lower_intercept is not None:
-                low = torch.addcmul(low, grad_c, lower_intercept)
-            high = grad_A * upper_slope
-            if upper_intercept is not None:
-                high = torch.addcmul(high, grad_c, upper_intercept)
-            result[0] = torch.where(A >= 0, low, high)
-        if needs[1] or needs[2]:
-            positive = A.clamp(min=0)
-            if needs[1]:
-                result[1] = (positive * grad_A).sum_to_size(lower_slope.shape)
-            if needs[2] and lower_intercept is not None:
-                result[2] = (positive * grad_c).sum_to_size(lower_intercept.shape)
-        if needs[3] or needs[4]:
-            negative = A.clamp(max=0)
-            if needs[3]:
-                result[3] = (negative * grad_A).sum_to_size(upper_slope.shape)
-            if needs[4] and upper_intercept is not None:
-                result[4] = (negative * grad_c).sum_to_size(upper_intercept.shape)
-        return tuple(result)
-
-
-def _pull_back_lines(A: Tensor, lower_slope: Tensor, lower_intercept: Tensor | None,
-                     upper_slope: Tensor, upper_intercept: Tensor | None) -> tuple[Tensor, Tensor]:
-    """As few passes over A as there are; the halves of A are fresh, so they may be overwritten."""
-    positive = A.clamp(min=0)
-    constant = None
-    if lower_intercept is not None:
-        constant = dot(positive, lower_intercept)
-    if lower_slope is upper_slope and upper_intercept is None:
-        out = A * lower_slope
-    else:
-        negative = A.clamp(max=0)
-        if upper_intercept is not None:
-            part = dot(negative, upper_intercept)
-            constant = part if constant is None else constant + part
-        out = torch.addcmul(negative.mul_(upper_slope), positive, lower_slope)
-    return out, A.new_zeros(A.shape[0]) if constant is None else constant
-
-
-def dot(A: Tensor, t: Tensor) -> Tensor:
-    """<A_n, t_n>: A "N ...", t "N ..." or "1 ..." -> "N"."""
-    if A.dim() == 4:  # maps lie channels-last in memory: flatten without copying
-        A, t = A.permute(0, 2, 3, 1), t.expand(-1, *A.shape[1:]).permute(0, 2, 3, 1)
-    flat = A.flatten(1)
-    if t.shape[0] == 1:
-        return flat @ t.expand(1, *A.shape[1:]).reshape(-1)
-    return torch.linalg.vecdot(flat, t.flatten(1))
-
-
 @dataclass(frozen=True, eq=False)
 class NodeLines:
     """The lines of one elementwise node over all domains, and the flat positions that matter (or None: all)."""
@@ -138,82 +72,6 @@ class Pulled:
 
     rows: Rows | None
     constant: Tensor
-
-
-class Block:
-    """A block of rows that is pulled back repeatedly: what was gathered for it is kept between passes."""
-
-    def __init__(self, start: int, rows: Rows) -> None:
-        self.start = start
-        self.rows = rows
-        self.gathered: dict[tuple[int, str], Any] = {}
-
-    def keep(self, node: int, what: str, make: Callable[[], Any]) -> Any:
-        key = (node, what)
-        if key not in self.gathered:
-            self.gathered[key] = make()
-        return self.gathered[key]
-
-    def take(self, chosen: Tensor) -> Block:
-        """Some of the rows, with what was gathered for them."""
-        block = Block(self.start, self.rows.take(chosen))
-        block.gathered = {key: _select(value, chosen) for key, value in self.gathered.items()}
-        return block
-
-
-def _select(value: Any, chosen: Tensor) -> Any:
-    """The chosen rows of whatever was gathered; what holds for all rows stays."""
-    if isinstance(value, Tensor):
-        return value if value.shape[0] == 1 else value.index_select(0, chosen)
-    if isinstance(value, Rows):
-        return value.take(chosen)
-    if isinstance(value, Interval):
-        return value.map(lambda t: _select(t, chosen))
-    if isinstance(value, Relaxation):
-        same = value.lower_slope is value.upper_slope
-        lower_slope = _select(value.lower_slope, chosen)
-        return Relaxation(lower_slope, _select(value.lower_intercept, chosen),
-                          lower_slope if same else _select(value.upper_slope, chosen),
-                          _select(value.upper_intercept, chosen))
-    if isinstance(value, tuple):
-        return tuple(_select(v, chosen) for v in value)
-    return value
-
-
-class _Sweep:
-    """A block of rows on its way to the input: what waits at which node, and the constants collected."""
-
-    def __init__(self, block: Block) -> None:
-        self.block = block
-        self.pending: dict[int, Rows] = {block.start: block.rows}
-        self.constants: list[Tensor] = []
-
-    @property
-    def next_node(self) -> int:
-        """The last node that rows wait at (all its readers are done); 0 when only the input is left."""
-        return max(self.pending, default=0)
-
-    @property
-    def count(self) -> int:
-        return next(iter(self.pending.values())).count
-
-    def total(self) -> Tensor:
-        """The constant so far, "N"."""
-        if not self.constants:
-            rows = self.block.rows
-            like = rows.A if rows.A is not None else rows.sign
-            assert like is not None
-            self.constants.append(like.new_zeros(rows.count))
-        while len(self.constants) > 1:
-            last = self.constants.pop()
-            self.constants[0] = self.constants[0] + last
-        return self.constants[0]
-
-    def take(self, chosen: Tensor) -> None:
-        """Go on with some of the rows; nothing gathered for all of them is of use any more."""
-        self.constants = [self.total()[chosen]]
-        self.pending = {j: rows.take(chosen) for j, rows in self.pending.items()}
-        self.block = Block(self.block.start, self.block.rows.take(chosen))
 
 
 class Backward:
@@ -264,14 +122,14 @@ class Backward:
 
     def pull(self, block: Block, params: Params | None = None) -> Pulled:
         """Pull a block of rows back to the input."""
-        sweep = _Sweep(block)
+        sweep = Sweep(block)
         while sweep.next_node > 0:
             self._advance(sweep, params)
         return Pulled(sweep.pending.get(0), sweep.total())
 
     def value(self, block: Block, params: Params | None = None) -> Tensor:
         """Lower bounds "N" of a block of rows."""
-        sweep = _Sweep(block)
+        sweep = Sweep(block)
         while sweep.next_node > self.first:
             self._advance(sweep, params)
         return self._concretise(sweep)
@@ -279,7 +137,7 @@ class Backward:
     def decide(self, block: Block, threshold: float) -> Tensor:
         """Lower bounds "N" of a block; a row stops on its way as soon as the enclosures of the nodes
         reached show it to be at least `threshold`, with the bound that they give."""
-        sweep = _Sweep(block)
+        sweep = Sweep(block)
         result = block.rows.A if block.rows.A is not None else block.rows.sign
         assert result is not None
         result = result.new_empty(block.rows.count)
@@ -307,7 +165,7 @@ class Backward:
         result[alive] = value
         return result
 
-    def _at_frontier(self, sweep: _Sweep) -> Tensor:
+    def _at_frontier(self, sweep: Sweep) -> Tensor:
         """Lower bounds from the enclosures of the nodes that the rows have reached."""
         value = sweep.total()
         for j, rows in sweep.pending.items():
@@ -318,13 +176,14 @@ class Backward:
             value = value + dot(rows.A, rows.gather(x.centre)) - dot(rows.A.abs(), rows.gather(x.radius))
         return value
 
-    def _advance(self, sweep: _Sweep, params: Params | None) -> int:
+    def _advance(self, sweep: Sweep, params: Params | None) -> int:
         """Pull the rows at the last pending node back to its inputs; returns that node."""
         graph = self.graph
         i = sweep.next_node
         rows = sweep.pending.pop(i)
         node = graph.nodes[i]
         constants = sweep.constants
+        results: tuple[Rows, ...]
         if isinstance(node.op, Elementwise):
             results = (self._through_lines(sweep.block, i, rows, params, constants),)
         elif isinstance(node.op, Linear) and len(node.shape) == 1:
@@ -350,7 +209,7 @@ class Backward:
         rows = rows.as_window_or_full(node.shape) if rows.index is not None else rows
         if rows.covers(node.shape):
             rows = rows.as_full(node.shape)
-        relaxation = block.keep(i, "lines", lambda: _gather(lines.relaxation, rows))
+        relaxation = block.keep(i, "lines", lambda: gather_lines(lines.relaxation, rows))
         block.keep(i, "layout", lambda: replace(rows, A=None))
         if params is not None and i in params:
             # Gathered lines are zero outside the map; parameters are not, so the rows must be.
@@ -362,10 +221,7 @@ class Backward:
                 op = node.op.select(rows.gather, self.intervals[node.inputs[0]].lower.shape)
                 relaxation = op.relax_with(x, params[i])
         assert rows.A is not None
-        args = (rows.A, relaxation.lower_slope, relaxation.lower_intercept, relaxation.upper_slope,
-                relaxation.upper_intercept)
-        tracked = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in args)
-        A, constant = _PullBackLines.apply(*args) if tracked else _pull_back_lines(*args)
+        A, constant = pull_back_lines(rows.A, relaxation)
         constants.append(constant)
         return rows.with_values(A, clean=True)
 
@@ -425,15 +281,15 @@ class Backward:
             if passes_through is not None and shapes[0] == node.shape:
                 return tuple(rows if s > 0 else rows.with_values(-rows.A) for s in passes_through)
             if not rows.covers(node.shape):
-                rows = rows.masked(node.shape)
-                assert rows.A is not None
                 assert rows.extent is not None
-                pulled = op.pull_back_window(rows.A, rows.extent)
-                if pulled is not None:
+                extent = op.window(rows.extent)
+                if extent is not None:
+                    rows = rows.masked(node.shape)
+                    assert rows.A is not None
                     constant = op.constant(rows.A)
                     if constant is not None:
                         constants.append(constant)
-                    return (replace(rows, A=pulled[0], extent=pulled[1], clean=False),)
+                    return (replace(rows, A=op.pull_back_window(rows.A), extent=extent, clean=False),)
         rows = rows.as_full(node.shape)
         assert rows.A is not None
         constant = op.constant(rows.A)
@@ -453,7 +309,7 @@ class Backward:
 
     # ------------------------------------------------------------------ values
 
-    def _concretise(self, sweep: _Sweep) -> Tensor:
+    def _concretise(self, sweep: Sweep) -> Tensor:
         """The exact minimum over the sets of rows that wait at the first operator or at the input."""
         rows = sweep.pending.get(self.first)
         value = sweep.total()
@@ -461,38 +317,44 @@ class Backward:
             return value
         if self.first == 0:
             return value + self._minimum(sweep.block, rows)
+        shape = self.graph.nodes[self.first].shape
+        if rows.index is not None:
+            rows = rows.as_window_or_full(shape)
+        rows = rows.masked(shape)
+        assert rows.A is not None
+        layout = replace(rows, A=None)
+        centre = sweep.block.keep(self.first, "centre", lambda: layout.gather(self._first_centre))
+        spread, radius = self._spread(sweep.block, rows)
+        return value + dot(rows.A, centre) - dot(spread.abs(), radius)
+
+    def _spread(self, block: Block, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Rows over the first operator pulled back to the input, in whatever order is cheapest, and the sets'
+        radius in the same order."""
         node = self.graph.nodes[self.first]
         op = node.op
         assert isinstance(op, Affine)
-        if rows.index is not None or (rows.extent is not None and not rows.clean):
-            rows = rows.as_window_or_full(node.shape).masked(node.shape)
         assert rows.A is not None
-        centre = sweep.block.keep(self.first, "centre", lambda: rows.gather(self._first_centre))
-        value = value + dot(rows.A, centre)
         if isinstance(op, Linear) and len(node.shape) == 1:
             weight, _ = self._weight(self.first, rows.columns, None)
-            radius = sweep.block.keep(0, "radius", lambda: rows.owner.rows(self._radius))
-            return value - dot((rows.A @ weight).abs(), radius)
-        if len(node.shape) == 3:
+            return rows.A @ weight, block.keep(0, "radius", lambda: rows.owner.rows(self._radius))
+        if len(node.shape) == 3 and rows.columns is None:
             windows = rows if rows.extent is not None else rows.as_whole_window(node.shape)
             assert windows.A is not None
             assert windows.extent is not None
-            pulled = op.pull_back_phases(windows.A, windows.extent)
-            if pulled is not None:
-                A, extent, s = pulled
-                radius = sweep.block.keep(0, "radius", lambda: _phases(
-                    replace(windows, extent=extent).gather(self._radius), s))
-                return value - dot(A.abs(), radius)
-            if rows.extent is not None:
-                plain = op.pull_back_window(rows.A, rows.extent)
-                if plain is not None:
-                    A, extent = plain
-                    radius = sweep.block.keep(0, "radius", lambda: replace(rows, extent=extent).gather(self._radius))
-                    return value - dot(A.abs(), radius)
+            apart = op.pull_back_phases(windows.A, windows.extent)
+            if apart is not None:
+                A, extent, s = apart
+                layout = replace(windows, A=None, extent=extent)
+                return A, block.keep(0, "radius", lambda: _phases(layout.gather(self._radius), s))
+            reached = None if rows.extent is None else op.window(windows.extent)
+            if reached is not None:
+                layout = replace(rows, A=None, extent=reached)
+                return op.pull_back_window(rows.A), block.keep(0, "radius", lambda: layout.gather(self._radius))
         rows = rows.as_full(node.shape)
         assert rows.A is not None
         (A,) = op.pull_back(rows.A, (self.graph.input_shape,))
-        return value - dot(A.abs(), sweep.block.keep(0, "radius", lambda: rows.owner.rows(self._radius)))
+        owner = rows.owner
+        return A, block.keep(0, "radius", lambda: owner.rows(self._radius))
 
     def _minimum(self, block: Block, rows: Rows) -> Tensor:
         """The exact minimum over their sets of rows at the input: "N"."""
@@ -522,7 +384,7 @@ class Backward:
         """The exact minimum of <A_n, x> over each row's set: "N"."""
         if self.sets.is_box:
             return dot(A, owner.rows(self._centre)) - dot(A.abs(), owner.rows(self._radius))
-        return self.sets.minimise(A, owner.index)
+        return self.sets.minimise(A, owner.domains(A.shape[0], A))
 
     @cached_property
     def _centre(self) -> Tensor:
@@ -577,73 +439,13 @@ class Backward:
         """(at the widest node, over all nodes): coefficients that one row holds on its way to the input."""
         key = (start, unit)
         if key not in self._widest:
-            self._widest[key] = _footprint(self.graph, start, unit)
+            self._widest[key] = footprint(self.graph, start, unit)
         return self._widest[key]
 
 
 def _phases(windows: Tensor, s: int) -> Tensor:
     """ "N C s*h s*w" -> "N C*s*s h w", channels last: as `pull_back_phases` orders its channels."""
     return F.pixel_unshuffle(windows, s).contiguous(memory_format=torch.channels_last)
-
-
-def _gather(relaxation: Relaxation, rows: Rows) -> Relaxation:
-    def get(t: Tensor | None) -> Tensor | None:
-        return None if t is None else rows.gather(t)
-    lower_slope = rows.gather(relaxation.lower_slope)
-    upper_slope = lower_slope if relaxation.upper_slope is relaxation.lower_slope else rows.gather(relaxation.upper_slope)
-    return Relaxation(lower_slope, get(relaxation.lower_intercept), upper_slope, get(relaxation.upper_intercept))
-
-
-def _footprint(graph: Graph, start: int, unit: bool) -> tuple[int, int]:
-    """Follow the layouts that `pull` would use, without values."""
-    def size(i: int, extent: Extent | None) -> int:
-        n = 1
-        for s in graph.nodes[i].shape:
-            n *= s
-        shape = graph.nodes[i].shape
-        return n if extent is None else min(n, shape[0] * extent.size[0] * extent.size[1])
-
-    first = Extent((1, 1), (0, 0), (1, 1)) if unit and len(graph.nodes[start].shape) == 3 else None
-    pending: dict[int, Extent | None] = {start: first}
-    widest, total = 1, 0
-    for i in range(start, 0, -1):
-        if i not in pending:
-            continue
-        extent = pending.pop(i)
-        node = graph.nodes[i]
-        here = size(i, extent)
-        widest, total = max(widest, here), total + here
-        result: Extent | None = None
-        if extent is not None and extent.size[0] * extent.size[1] < DENSE_SHARE * node.shape[1] * node.shape[2]:
-            result = _extent_through(graph, i, extent)
-        for j in node.inputs:
-            if j in pending:
-                before = pending[j]
-                same = before is not None and result is not None and before.stride == result.stride
-                pending[j] = before.union(result) if same else None  # type: ignore[union-attr, arg-type]
-            else:
-                pending[j] = result
-    if 0 in pending:
-        here = size(0, pending[0])
-        widest, total = max(widest, here), total + here
-    return widest, total
-
-
-def _extent_through(graph: Graph, i: int, extent: Extent) -> Extent | None:
-    node = graph.nodes[i]
-    shapes = tuple(graph.nodes[j].shape for j in node.inputs)
-    if isinstance(node.op, Elementwise):
-        return extent
-    if not isinstance(node.op, Affine):
-        return None
-    if node.op.passes_rows(shapes, node.shape) is not None:
-        return extent if shapes[0] == node.shape else None
-    A = torch.zeros(0, node.shape[0], *extent.size, dtype=graph.dtype, device=graph.device)
-    try:
-        pulled = node.op.pull_back_window(A, extent)
-    except RuntimeError:  # an operator that cannot run on no rows: assume it becomes dense
-        return None
-    return None if pulled is None else pulled[1]
 
 
 def input_rows(pulled: Pulled, graph: Graph) -> Tensor:

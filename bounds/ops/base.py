@@ -92,10 +92,14 @@ class Affine(Operator):
         difference of equal shapes; None otherwise."""
         return None
 
-    def pull_back_window(self, A: Tensor, extent: Extent) -> tuple[Tensor, Extent] | None:
-        """`pull_back` on windows of a 3-d map: "N Cout h w" at `extent` -> "N Cin h' w'" at the new extent;
-        None where the operator has no window form (the rows are then made dense)."""
+    def window(self, extent: Extent) -> Extent | None:
+        """Where windows of a 3-d output map at `extent` lie on the input map; None where the operator has no
+        window form (rows are then made dense)."""
         return None
+
+    def pull_back_window(self, A: Tensor) -> Tensor:
+        """`pull_back` on windows, "N Cout h w" -> "N Cin h' w'", sized as `window` says; A is zero outside its map."""
+        raise NotImplementedError(f"{self.kind} has no window form")
 
 
 class Elementwise(Operator):

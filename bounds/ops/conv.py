@@ -59,13 +59,15 @@ class Conv(Affine):
             out = F.pad(out, [n for r in reversed(rest) for n in (0, r)])
         return (out,)
 
-    def pull_back_window(self, A: Tensor, extent: Extent) -> tuple[Tensor, Extent] | None:
+    def window(self, extent: Extent) -> Extent | None:
         if self.weight.dim() != 4:
             return None
         kernel = (self.weight.shape[2], self.weight.shape[3])
         stride, padding, dilation = ((v[0], v[1]) for v in (self.stride, self.padding, self.dilation))
-        out = F.conv_transpose2d(A, self.weight, None, stride, 0, 0, self.groups, dilation)
-        return out, extent.pulled(kernel, stride, padding, dilation)
+        return extent.pulled(kernel, stride, padding, dilation)
+
+    def pull_back_window(self, A: Tensor) -> Tensor:
+        return F.conv_transpose2d(A, self.weight, None, self.stride, 0, 0, self.groups, self.dilation)
 
     def pull_back_phases(self, A: Tensor, extent: Extent) -> tuple[Tensor, Extent, int] | None:
         """`pull_back_window` without interleaving the result: with stride s, output channel

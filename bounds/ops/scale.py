@@ -32,12 +32,14 @@ class Scale(Affine):
     def pull_back(self, A: Tensor, input_shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
         return (A if self.factor is None else A * self.factor,)
 
-    def pull_back_window(self, A: Tensor, extent: Extent) -> tuple[Tensor, Extent] | None:
-        for t in (self.factor, self.shift):
-            if (t is not None and t.dim() >= 2 and tuple(t.shape[-2:]) != (1, 1)) or (t is not None and t.dim() == 1 \
-                    and t.shape[0] != 1):
-                return None  # it differs between positions of the map
-        return self.pull_back(A, ())[0], extent
+    def window(self, extent: Extent) -> Extent | None:
+        constants = [t for t in (self.factor, self.shift) if t is not None]
+        # Over windows the constants may differ between channels, not between positions.
+        same = all(set(t.shape[-2:]) <= {1} for t in constants)
+        return extent if same else None
+
+    def pull_back_window(self, A: Tensor) -> Tensor:
+        return A if self.factor is None else A * self.factor
 
     def constant(self, A: Tensor) -> Tensor | None:
         if self.shift is None:
