@@ -53,6 +53,7 @@ class _Importer:
         self.opset = max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         self.weights = {t.name: t for t in self.graph.initializer}
         self.known: dict[str, Value | Constant] = {}
+        self.missing: dict[str, str] = {}  # outputs that no row offers, and their nodes
 
     def run(self) -> Graph:
         builder, shape = self._input()
@@ -116,16 +117,19 @@ class _Importer:
         label = f"{node.op_type} (node {node.name or node.output[0]!r})"
         try:
             inputs = [self._lookup(name) if name else None for name in node.input]
-            for name, result in zip(node.output, self._results(builder, node, inputs), strict=False):
-                if name and result is not None:
-                    self.known[name] = result
+            results = self._results(builder, node, inputs)
+            self.known.update({name: r for name, r in zip(node.output, results, strict=False) if name and r is not None})
+            self.missing.update({name: label for name in node.output[len(results):] if name})
         except UnsupportedOperator as error:
             raise UnsupportedOperator(f"{self.source}: {label}: {error}") from error
-        except InvalidNetwork as error:
+        except ValueError as error:  # of a row (InvalidNetwork) or of an operator that checks itself
             raise InvalidNetwork(f"{self.source}: {label}: {error}") from error
 
     def _lookup(self, name: str) -> Value | Constant:
         if name not in self.known:
+            if name in self.missing:
+                raise UnsupportedOperator(f"its input {name!r} is an output of {self.missing[name]} that is not "
+                                          "supported")
             if name not in self.weights:
                 raise InvalidNetwork(f"its input {name!r} is computed by no earlier node and stored nowhere")
             self.known[name] = Constant(name, to_array(self.weights[name], self.source))

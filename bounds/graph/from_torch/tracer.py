@@ -110,7 +110,7 @@ class _Walk:
             result = self._result(node, args, kwargs)
         except UnsupportedOperator as error:
             raise UnsupportedOperator(f"{self.source}: {self._where(node)}: {error}") from error
-        except InvalidNetwork as error:
+        except ValueError as error:  # of a row (InvalidNetwork) or of an operator that checks itself
             raise InvalidNetwork(f"{self.source}: {self._where(node)}: {error}") from error
         if isinstance(result, Value):
             self.builder.finish(result, name)

@@ -1,0 +1,189 @@
+"""Networks that are damaged, out of scope or use what is not supported: one sentence with the file and the place."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from bounds.graph import Graph, InvalidNetwork, UnsupportedOperator
+from tests.bounds.graph.models import Weights, integers, model, node, number, random
+
+M = (1, 2, 6, 7)
+GOOD = model([node("MatMul", "x w")], (1, 4), {"w": random(4, 3)})
+
+
+def write(folder: Path, name: str, data: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+DAMAGED = {
+    "text": (b"hello, this is a note about a network\n" * 20, "text file"),
+    "vnnlib": (b"; a property\n(declare-const X_0 Real)\n(assert (<= X_0 1))\n", "text file"),
+    "empty": (b"", "empty"),
+    "zeros": (bytes(200), "damaged|not an ONNX model"),
+    "noise": (np.random.default_rng(0).bytes(500), "damaged|not an ONNX model"),
+    "cut gzip": (gzip.compress(GOOD)[:-20], "gzip"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_files_that_are_no_networks_are_refused(name: str, tmp_path: Path) -> None:
+    data, reason = DAMAGED[name]
+    path = write(tmp_path, "net.onnx", data)
+    with pytest.raises(InvalidNetwork, match=f"^{re.escape(str(path))}: .*({reason})"):
+        Graph.from_onnx(path)
+
+
+def test_every_truncation_is_refused_and_names_the_file(tmp_path: Path) -> None:
+    """Wherever the file is cut, reading ends in InvalidNetwork or UnsupportedOperator."""
+    for length in range(0, len(GOOD) - 1):
+        path = write(tmp_path, "cut.onnx", GOOD[:length])
+        with pytest.raises((InvalidNetwork, UnsupportedOperator), match="cut.onnx: "):
+            Graph.from_onnx(path)
+
+
+def test_mutated_files_are_read_or_refused_by_name() -> None:
+    """A flipped byte may leave a readable network; it never raises anything else."""
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        data = bytearray(GOOD)
+        for position in rng.integers(0, len(data), size=rng.integers(1, 4)):
+            data[position] = rng.integers(256)
+        try:
+            Graph.from_onnx(bytes(data))
+        except (InvalidNetwork, UnsupportedOperator) as error:
+            assert str(error).startswith("ONNX bytes: "), error
+
+
+def test_missing_file_and_directory_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidNetwork, match=r"absent\.onnx: no such file \(nor absent\.onnx\.gz\)"):
+        Graph.from_onnx(tmp_path / "absent.onnx")
+    with pytest.raises(InvalidNetwork, match="a directory"):
+        Graph.from_onnx(tmp_path)
+
+
+def bad_weight(value: float) -> bytes:
+    weight = random(4, 3)
+    weight[2, 1] = value
+    return model([node("MatMul", "x the_weight")], (1, 4), {"the_weight": weight})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(value: float) -> None:
+    with pytest.raises(InvalidNetwork, match=r"'the_weight' has a value that is not finite: .* at \(2, 1\)"):
+        Graph.from_onnx(bad_weight(value))
+
+
+def test_huge_weights_whose_sum_overflows_are_accepted() -> None:
+    weight = np.full((4, 3), 3e38, dtype=np.float32)
+    assert Graph.from_onnx(model([node("MatMul", "x w")], (1, 4), {"w": weight})).output_shape == (3,)
+
+
+def two_inputs() -> bytes:
+    return model([node("Add", "x z")], (1, 3), inputs=("x", "z"))
+
+
+def two_outputs() -> bytes:
+    return model([node("Relu", "x"), node("Neg", "x", "z")], (1, 3), outputs=("y", "z"))
+
+
+def weight_cut_short() -> bytes:
+    proto = onnx.load_from_string(GOOD)
+    proto.graph.initializer[0].raw_data = proto.graph.initializer[0].raw_data[:-5]
+    return proto.SerializeToString()
+
+
+OUT_OF_SCOPE = {
+    "two inputs": (two_inputs(), r"expected one input, got 2 \(x, z\)"),
+    "two outputs": (two_outputs(), r"expected one output, got 2 \(y, z\)"),
+    "dynamic axis": (model([node("Relu", "x")], (1, "height", 3)), r"axis 1 of the input 'x' .*\(height\)"),
+    "input without shape": (model([node("Relu", "x")], None), "'x' has no shape"),
+    "integer input": (model([node("Neg", "x")], (1, 3), kind=TensorProto.INT64), "'x' must be a float32 or float64"),
+    "constant output": (model([node("Neg", "c")], (1, 3), {"c": random(1, 3)}), "'y' does not depend on the input"),
+    "output that is not computed": (model([node("Relu", "x", "z")], (1, 3)), "no node computes the output 'y'"),
+    "unknown tensor": (model([node("Add", "x nowhere")], (1, 3)), r"Add \(node 'y'\): .*'nowhere'"),
+    "cut weight": (weight_cut_short(), "'w' is damaged"),
+    "shapes that do not fit": (model([node("MatMul", "x w")], (1, 5), {"w": random(4, 3)}), "MatMul .*4 inputs"),
+    "shapes that do not broadcast": (model([node("Add", "x c")], (1, 3), {"c": random(2)}), "do not broadcast"),
+    "impossible reshape": (model([node("Reshape", "x s")], (1, 3), {"s": integers(2, -1)}), "cannot reshape"),
+    "index out of range": (model([node("Gather", "x i", axis=1)], (1, 3), {"i": integers(3)}), "out of range"),
+    "division by zero": (model([node("Div", "x c")], (1, 3), {"c": number(0)}), "division by a constant zero"),
+    "NaN limit": (model([node("Clip", "x c")], (1, 3), {"c": number(np.nan)}), "min <= max"),
+    "kernel beyond the map": (model([node("Conv", "x w")], (1, 2, 2, 2), {"w": random(4, 2, 3, 3)}), "larger than"),
+    "wrong channels": (model([node("Conv", "x w")], M, {"w": random(4, 3, 3, 3)}), "cannot take a tensor"),
+}
+
+
+@pytest.mark.parametrize("name", OUT_OF_SCOPE)
+def test_networks_out_of_scope_are_refused_with_the_place(name: str, tmp_path: Path) -> None:
+    data, reason = OUT_OF_SCOPE[name]
+    path = write(tmp_path, "net.onnx", data)
+    with pytest.raises(InvalidNetwork, match=f"^{re.escape(str(path))}: .*{reason}"):
+        Graph.from_onnx(path)
+
+
+NORM = {"s": random(2), "b": random(2), "m": random(2), "v": np.abs(random(2))}
+H = node("Relu", "x", "h")
+
+UNSUPPORTED: dict[str, tuple[Sequence[onnx.NodeProto], Sequence[int], Weights, int, str]] = {
+    "operator": ([node("Sin", "x")], (1, 3), {}, 13, r"Sin \(node 'y'\): this operator has no sound bounds"),
+    "operator of another domain": ([helper.make_node("Relu", ["x"], ["y"], domain="com.acme")], (1, 3), {}, 13,
+                                   "Relu .*domain 'com.acme'"),
+    "product of activations": ([H, node("Mul", "x h")], (1, 3), {}, 13, "Mul .*product of two activations"),
+    "matrix product of activations": ([H, node("MatMul", "x h")], (3, 3), {}, 13, "product of two activations"),
+    "division by an activation": ([node("Div", "c x")], (1, 3), {"c": number(1)}, 13, "division by an activation"),
+    "maximum of activations": ([H, node("Max", "x h")], (1, 3), {}, 13, "Max .*two activations"),
+    "maximum with a vector": ([node("Max", "x c")], (1, 3), {"c": random(3)}, 13, "only one number"),
+    "weight that is an activation": ([node("Conv", "w x")], (4, 2, 3, 3), {"w": random(*M)}, 13, "Conv .*constant"),
+    "mixed condition": ([node("Where", "c x z")], (1, 2), {"c": np.array([True, False]), "z": number(0)}, 13,
+                        "picks from both sides"),
+    "cast to integers": ([node("Cast", "x", "h", to=TensorProto.INT64), node("Cast", "h", to=TensorProto.FLOAT)],
+                         (1, 3), {}, 13, "conversion of activations to INT64"),
+    "half precision weights": ([node("Add", "x c")], (1, 3), {"c": random(3).astype(np.float16)}, 13, "float16"),
+    "training mode": ([node("BatchNormalization", "x s b m v", "y a c", training_mode=1)], M, NORM, 14,
+                      "training_mode=1"),
+    "dropout in training": ([node("Dropout", "x r t")], (1, 3), {"r": number(0.5), "t": np.array(True)}, 13,
+                            "training mode"),
+    "unknown attribute": ([node("Relu", "x", strange=1)], (1, 3), {}, 13, "attribute 'strange' is not supported"),
+    "second output in use": ([node("MaxPool", "x", "p i", kernel_shape=[2, 2]), node("Cast", "i", "j", to=1),
+                              node("Add", "p j")], M, {}, 13, "Cast .*'i'.*MaxPool"),
+    "dilated average": ([node("AveragePool", "x", kernel_shape=[2, 2], dilations=[2, 2])], M, {}, 19, "'dilations'"),
+    "convolution over several samples": ([node("Conv", "x w")], (2, 2, 6, 7), {"w": random(4, 2, 3, 3)}, 13,
+                                         "first axis of size 2"),
+    "control flow": ([helper.make_node("If", ["c"], ["z"], then_branch=helper.make_graph([], "t", [], []),
+                                       else_branch=helper.make_graph([], "e", [], [])), node("Add", "x z")],
+                     (1, 3), {"c": np.array(True)}, 13, "control flow"),
+    "random constant": ([node("RandomNormalLike", "c", "z"), node("Add", "x z")], (1, 3), {"c": random(3)}, 13,
+                        "random"),
+    "random tensor": ([node("RandomNormal", "", "z", shape=[3]), node("Add", "x z")], (1, 3), {}, 13, "random"),
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_what_is_not_supported_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    nodes, shape, weights, opset, reason = UNSUPPORTED[name]
+    path = write(tmp_path, "net.onnx", model(nodes, shape, weights, opset=opset))
+    with pytest.raises(UnsupportedOperator, match=f"^{re.escape(str(path))}: .*{reason}"):
+        Graph.from_onnx(path)
+
+
+def test_refusal_names_the_node_and_what_could_be_done() -> None:
+    data = model([helper.make_node("Erf", ["x"], ["y"], name="/gelu/Erf")], (1, 3))
+    with pytest.raises(UnsupportedOperator, match=r"Erf \(node '/gelu/Erf'\).*Rewrite the network"):
+        Graph.from_onnx(data)
+
+
+def test_wrong_input_shape_is_refused() -> None:
+    import torch
+
+    with pytest.raises(ValueError, match=r"input must have shape \(B, 4\), got \(2, 5\)"):
+        Graph.from_onnx(GOOD)(torch.zeros(2, 5))
