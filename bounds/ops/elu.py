@@ -11,7 +11,7 @@ The slope boxes hold those slopes that are not beaten everywhere by another. For
 below (CROWN, arXiv:1811.00866, section 3.2). For alpha > 1 and l < 0 < u: above, the chord or, where the graph
 pokes through it at 0, a line through the origin; below, tangents up to the one through (u, u), whose slope t* maximises
 (u - f(d)) / (u - d) (Dinkelbach's iteration, quadratic). Intercepts carry the slack of `bounds.ops.slack`,
-except where l >= 0: there the line is exact.
+except where the line is z itself on [l, u] >= 0.
 """
 
 from __future__ import annotations
@@ -111,17 +111,18 @@ class Elu(Elementwise):
         turn = tangent - slope  # of a rounding error, or where d was clipped: then exact at the clipped end
         curve = self.alpha * torch.expm1(d) - tangent * d + torch.minimum(turn * low, turn * high)
         intercept = torch.minimum(curve, self.forward(x.upper) - slope * x.upper)
-        return intercept - self._slack(x, torch.maximum(slope.abs(), tangent))
+        return intercept - self._slack(x, slope, torch.maximum(slope.abs(), tangent))
 
     def _above(self, x: Interval, slope: Tensor) -> Tensor:
         kink = torch.minimum(x.lower.clamp(min=0), x.upper)  # 0, or the end nearest to it
         ends = torch.maximum(self.forward(x.lower) - slope * x.lower, self.forward(x.upper) - slope * x.upper)
-        return torch.maximum(ends, self.forward(kink) - slope * kink) + self._slack(x, slope.abs())
+        return torch.maximum(ends, self.forward(kink) - slope * kink) + self._slack(x, slope, slope.abs())
 
-    def _slack(self, x: Interval, slope: Tensor) -> Tensor:
+    def _slack(self, x: Interval, slope: Tensor, steepest: Tensor) -> Tensor:
+        """Zero where the line is z itself; `steepest` is the largest slope that entered the intercept."""
         value = torch.maximum(self.forward(x.lower).abs(), self.forward(x.upper).abs())
-        error = slack(value + slope * torch.maximum(x.lower.abs(), x.upper.abs()))
-        return torch.where(x.lower >= 0, torch.zeros_like(error), error)
+        error = slack(value + steepest * torch.maximum(x.lower.abs(), x.upper.abs()))
+        return torch.where((x.lower >= 0) & (slope == 1), torch.zeros_like(error), error)
 
     # ------------------------------------------------------------------ the contract
 

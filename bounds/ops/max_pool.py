@@ -14,6 +14,7 @@ max(x_i, m') - s x_i is smallest at x_i = max(m', l_i), so  y >= s x_i + (1 - s)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -125,6 +126,17 @@ class MaxPool(Relaxed):
         out = out.scatter_add(2, owner.rows(lines.above).expand_as(A), negative * owner.rows(lines.slope))
         constant = (negative * owner.rows(lines.high)).flatten(1).sum(1)
         return (out.view(shape),), constant
+
+    def parallel_bounds(self, x: Interval) -> tuple[Callable[[Tensor], Tensor], Tensor, Tensor]:
+        lines = self.lines(x)
+        out = tuple(self.forward(torch.empty(1, *x.lower.shape[1:], device="meta")).shape[1:])
+        index, slope = lines.above.unsqueeze(1), lines.slope.unsqueeze(1)
+
+        def linear(values: Tensor) -> Tensor:
+            read = values.flatten(3).gather(3, index.expand(-1, values.shape[1], -1, -1))
+            return (slope * read).view(*values.shape[:2], *out)
+
+        return linear, lines.low.view(-1, *out), lines.high.view(-1, *out)
 
     def is_linear_on(self, *inputs: Interval) -> Tensor:
         """False for inputs of an undecided window that can be its maximum."""

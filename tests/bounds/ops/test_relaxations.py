@@ -330,3 +330,21 @@ def test_a_prelu_at_chosen_neurons_has_their_slopes() -> None:
     part = op.select(read, x.lower.shape).relax_with(x.map(read), read(found[0][0]).unsqueeze(0))
     assert torch.equal(part.lower_slope, read(whole.lower_slope))
     assert torch.equal(part.upper_slope, read(whole.upper_slope))
+
+
+_ANY_PARAMETER = [c for c in CASES if c.name in {"sigmoid", "tanh", "elu(0.5)", "elu(1.0)", "elu(4.0)"}]
+
+
+@pytest.mark.parametrize("case", _ANY_PARAMETER, ids=lambda c: c.name)
+def test_parameters_kept_from_other_intervals_still_give_valid_lines(case: Case) -> None:
+    """S-shapes take any tangent point and Elu any slope >= 0: a warm start from a parent domain cannot be unsound."""
+    x = intervals()
+    found = case.op.parameters(x)
+    assert found is not None
+    generator = torch.Generator().manual_seed(8)
+    for scale in (0.1, 1.0, 5.0):
+        params = torch.randn(found[0].shape, generator=generator) * scale
+        params = params.abs() if isinstance(case.op, Elu) else params
+        worst = violation(case.op, x, case.op.relax_with(x, params), special=case.special)
+        i = int(worst.argmax())
+        assert worst[i] <= 0, f"crosses by {worst[i]:.3g} on [{x.lower[i]:.9g}, {x.upper[i]:.9g}]"
