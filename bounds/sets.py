@@ -30,6 +30,7 @@ from torch import Tensor
 NEWTON_STEPS = 40        # guarded by bisection; seen to need 3 to 8
 BISECTION_STEPS = 50     # for the l_1 projection; halves an interval, so 2^-50 of it remains
 CHUNK_ENTRIES = 1 << 18  # rows are taken in chunks that stay in the cache (1 MiB of float32)
+GPU_CHUNK_ENTRIES = 1 << 26  # there only the memory of a temporary counts
 FEW_SETS = 4             # up to here one matrix product against all sets beats gathering them
 
 
@@ -186,20 +187,20 @@ class InputSet:
         count, features = A.shape
         if owner is not None and self.batch <= FEW_SETS:
             index = owner.unsqueeze(1)
-            return torch.cat([(A[i] @ c.T - A[i].abs() @ r.T).gather(1, index[i]) for i in _chunks(count, features)]
-                             or [A.new_zeros(0, 1)]).squeeze(1)
+            return _concatenated([(A[i] @ c.T - A[i].abs() @ r.T).gather(1, index[i])
+                                  for i in _chunks(count, features, A.device)], A)
         if owner is not None and count % self.batch == 0 and _is_regular(owner, self.batch):
-            grouped = A.reshape(self.batch, count // self.batch, features)
-            return (grouped @ c.unsqueeze(2) - grouped.abs() @ r.unsqueeze(2)).flatten()
+            A = A.reshape(self.batch, count // self.batch, features)
+            c, r = c.unsqueeze(1), r.unsqueeze(1)
+            return _concatenated([_dot(A[i], c[i]) - _dot(A[i].abs(), r[i])
+                                  for i in _chunks(self.batch, A.shape[1] * features, A.device)], A)
         if owner is not None:
-            return torch.cat([_dot(A[i], c[owner[i]]) - _dot(A[i].abs(), r[owner[i]])
-                              for i in _chunks(count, features)] or [A.new_zeros(0)])
+            return _concatenated([_dot(A[i], c[owner[i]]) - _dot(A[i].abs(), r[owner[i]])
+                                  for i in _chunks(count, features, A.device)], A)
         if self.batch == 1:
             c, r = c[0], r[0]
-            if count * features <= CHUNK_ENTRIES or A.requires_grad or A.is_cuda:
-                return A @ c - A.abs() @ r
-            return torch.cat([A[i] @ c - A[i].abs() @ r for i in _chunks(count, features)])
-        return _dot(A, c) - _dot(A.abs(), r)
+            return _concatenated([A[i] @ c - A[i].abs() @ r for i in _chunks(count, features, A.device)], A)
+        return _concatenated([_dot(A[i], c[i]) - _dot(A[i].abs(), r[i]) for i in _chunks(count, features, A.device)], A)
 
     def _solve_ball(self, a: Tensor, owner: Tensor | None) -> tuple[Tensor, Tensor]:
         """(x "N F", slack "N"): `<a, x> + slack` is the bound. a "N F"."""
@@ -383,10 +384,13 @@ def LpBall(centre: Tensor, radius: float | Tensor, p: float = math.inf, *, clip:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Row by row inner products without a product tensor: "N F", "N F" (or "1 F") -> "N"."""
-    if b.shape[0] == 1 and a.shape[0] != 1:
-        return a @ b[0]
-    return torch.bmm(a.unsqueeze(1), b.unsqueeze(2)).flatten()
+    """Inner products over the last axis without a product tensor: "... F", "... F" (broadcast) -> "..."."""
+    return torch.linalg.vecdot(a, b)  # seen four times as fast as a batched product on the CPU
+
+
+def _concatenated(parts: list[Tensor], like: Tensor) -> Tensor:
+    """The parts in one vector "N"."""
+    return parts[0].flatten() if len(parts) == 1 else torch.cat([p.flatten() for p in parts] or [like.new_zeros(0)])
 
 
 def _norm(z: Tensor, p: float) -> Tensor:
@@ -399,8 +403,9 @@ def _is_regular(owner: Tensor, batch: int) -> bool:
     return torch.equal(owner, torch.arange(batch, device=owner.device).repeat_interleave(owner.numel() // batch))
 
 
-def _chunks(rows: int, features: int) -> Iterator[slice]:
-    step = max(1, CHUNK_ENTRIES // max(1, features))
+def _chunks(rows: int, features: int, device: torch.device) -> Iterator[slice]:
+    entries = CHUNK_ENTRIES if device.type == "cpu" else GPU_CHUNK_ENTRIES
+    step = max(1, entries // max(1, features))
     return (slice(i, min(rows, i + step)) for i in range(0, rows, step))
 
 
@@ -416,11 +421,13 @@ def _meet_radius(a: Tensor, low: Tensor, high: Tensor, radius: Tensor) -> Tensor
     The square of the norm is non-decreasing in s and, piece by piece, linear in s^2: Newton on the
     pieces, bisection where it leaves the bracket. a "N F", low, high "N F" or "1 F", radius "N".
     """
+    tiny = torch.finfo(a.dtype).tiny
+    size = a.abs().amax(1).clamp(min=tiny) if a.shape[1] else torch.ones_like(radius)
+    a = a / size.unsqueeze(1)  # squares of very small or large rows would leave the range
     target = radius.square()
     infinite = torch.full_like(radius, math.inf)
     open_end = _ray(a, infinite, low, high).square().sum(1) > target
     below, above = torch.zeros_like(radius), infinite.clone()
-    tiny = torch.finfo(a.dtype).tiny
     step = radius / _norm(a, 2.0).clamp(min=tiny)
     for _ in range(NEWTON_STEPS):
         move = -a * step.unsqueeze(1)
@@ -437,7 +444,7 @@ def _meet_radius(a: Tensor, low: Tensor, high: Tensor, radius: Tensor) -> Tensor
         if bool((done | ~open_end | (following == step)).all()):
             break
         step = torch.where(done, step, following)
-    return torch.where(open_end, step.clamp(min=tiny), infinite)
+    return torch.where(open_end, (step / size).clamp(min=tiny), infinite)
 
 
 def _greedy(a: Tensor, low: Tensor, high: Tensor, radius: Tensor) -> Tensor:

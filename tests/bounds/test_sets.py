@@ -201,6 +201,23 @@ def test_l2_ball_without_a_box_has_the_closed_form() -> None:
     assert torch.allclose(one.minimise(A), (A * centre).sum(1) - 0.3 * A.abs().amax(1), atol=1e-12)
 
 
+@pytest.mark.parametrize("p", NORMS)
+def test_very_small_and_very_large_rows_scale_the_minimum(p: float) -> None:
+    sets = random_ball(p, batch=1, shape=(30,), dtype=torch.float32, off_centre=True)
+    A = torch.randn(1, 30, generator=generator(16))
+    value = float(sets.minimise(A))
+    for factor in (1e-30, 1e-12, 1e12, 1e30):
+        assert float(sets.minimise(A * factor).double() / factor) == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.parametrize("p", NORMS)
+def test_rows_that_are_not_a_number_give_no_number(p: float) -> None:
+    sets = random_ball(p, batch=1, shape=(8,))
+    A = torch.ones(2, 8, dtype=torch.float64)
+    A[0, 3] = math.nan
+    assert sets.minimise(A).isnan().tolist() == [True, False]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("p", NORMS)
 def test_to_a_narrower_dtype_loses_no_point(p: float, dtype: torch.dtype) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import itertools
+import subprocess
+import sys
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -284,3 +286,8 @@ def test_published_disjunctive_inputs(shared: Path) -> None:
     assert len(prop.regions) == 2
     many = read_vnnlib(shared / "vnncomp/nn4sys/vnnlib/lindex_1000.vnnlib")
     assert (len(many.branches), len(many.regions)) == (2000, 1000)
+
+
+def test_reading_a_specification_does_not_load_pytorch() -> None:
+    code = "import sys, verifier.vnnlib, verifier.property; sys.exit('torch' in sys.modules or 'vnnlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2]).returncode == 0

@@ -32,7 +32,7 @@ GATE_TRIES = 48           # replays that may fail before only clearly better poi
 OFFERS = 3                # replays for one batch
 NEAR = 1e-4               # at the end, candidates this close to unsafe are replayed as well: the graph here and
 #                           the original network round differently, and the gate decides exactly
-BATCH_ENTRIES = 1 << 25   # activations of one batch (128 MiB of float32), all layers together
+BATCH_ENTRIES = 1 << 23   # activations of one batch, all layers (32 MiB of float32); the deadline is seen between them
 DENSE_ROWS = 256          # up to here all rows are evaluated at all points in one product
 
 

@@ -34,40 +34,54 @@ SWITCH_ROUNDS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Pgd(Attack):
-    """`rounds` rounds of `restarts` starts a branch and `steps` steps; the first round is a short one
-    from the centre and a few samples, so that easy properties fall at once.
+    """A short round over all branches from the centre and a few samples, so that easy properties fall
+    at once, then `rounds` rounds of `restarts` starts a branch and `steps` steps over `branches` of
+    them: half the most promising ones, half in turn.
 
     samples: points evaluated (not differentiated) a region before a round, to choose starts from.
+    The defaults are a brief attack; more rounds and a larger `time_limit_s` make it a thorough one.
     """
 
     name: ClassVar[str] = "pgd"
+    time_limit_s: float = 2.0
     restarts: int = 24
     steps: int = 40
     rounds: int = 2
+    branches: int = 8
     samples: int = 512
 
     def __post_init__(self) -> None:
-        for setting in ("restarts", "steps", "rounds"):
+        for setting in ("restarts", "steps", "rounds", "branches"):
             if getattr(self, setting) < 1:
                 raise ValueError(f"{setting} must be >= 1, got {getattr(self, setting)}")
         if self.samples < 0:
             raise ValueError(f"samples must be >= 0, got {self.samples}")
 
     def search(self, problem: Problem) -> None:
-        self._round(problem, restarts=min(4, self.restarts), steps=min(12, self.steps), first=True)
-        for _ in range(self.rounds):
+        everything = torch.arange(problem.tensors.branches, device=problem.branch_margin.device)
+        self._round(problem, everything, restarts=min(4, self.restarts), steps=min(12, self.steps), first=True)
+        for k in range(self.rounds):
             if problem.finished:
                 return
-            self._round(problem, restarts=self.restarts, steps=self.steps, first=False)
+            self._round(problem, self._chosen(problem, k), restarts=self.restarts, steps=self.steps, first=False)
 
-    def _round(self, problem: Problem, *, restarts: int, steps: int, first: bool) -> None:
-        """All branches, the most promising first, in batches that fit the memory."""
+    def _chosen(self, problem: Problem, k: int) -> Tensor:
+        """The branches of round k, most promising first."""
         order = torch.argsort(problem.branch_margin, stable=True)
+        if order.numel() <= self.branches:
+            return order
+        best = (self.branches + 1) // 2
+        rest = order[best:].sort().values
+        turn = (torch.arange(self.branches - best, device=order.device) + k * (self.branches - best)) % rest.numel()
+        return torch.cat([order[:best], rest[turn]])
+
+    def _round(self, problem: Problem, branches: Tensor, *, restarts: int, steps: int, first: bool) -> None:
+        """Attack these branches in batches that fit the memory."""
         at_once = max(1, problem.points_at_once() // restarts)
-        for i in range(0, order.numel(), at_once):
+        for i in range(0, branches.numel(), at_once):
             if problem.finished:
                 return
-            chosen = order[i : i + at_once]
+            chosen = branches[i : i + at_once]
             x, branch = self._starts(problem, chosen, min(restarts, problem.points_at_once()), first)
             if problem.finished:
                 return
