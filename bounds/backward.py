@@ -282,7 +282,7 @@ class Backward:
                 return tuple(rows if s > 0 else rows.with_values(-rows.A) for s in passes_through)
             if not rows.covers(node.shape):
                 assert rows.extent is not None
-                extent = op.window(rows.extent)
+                extent = op.window(rows.extent, shapes[0])
                 if extent is not None:
                     rows = rows.masked(node.shape)
                     assert rows.A is not None
@@ -346,7 +346,7 @@ class Backward:
                 A, extent, s = apart
                 layout = replace(windows, A=None, extent=extent)
                 return A, block.keep(0, "radius", lambda: _phases(layout.gather(self._radius), s))
-            reached = None if rows.extent is None else op.window(windows.extent)
+            reached = None if rows.extent is None else op.window(windows.extent, self.graph.input_shape)
             if reached is not None:
                 layout = replace(rows, A=None, extent=reached)
                 return op.pull_back_window(rows.A), block.keep(0, "radius", lambda: layout.gather(self._radius))

@@ -53,4 +53,4 @@ def _extent_through(graph: Graph, i: int, extent: Extent) -> Extent | None:
         return None
     if node.op.passes_rows(shapes, node.shape) is not None:
         return extent if shapes[0] == node.shape else None
-    return node.op.window(extent)
+    return node.op.window(extent, shapes[0])

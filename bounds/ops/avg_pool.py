@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bounds.ops.base import Affine, Shape
+from bounds.window import Extent
 
 _AVG_POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -70,7 +71,23 @@ class AvgPool(Affine):
         map_shape = input_shapes[0][1:]
         weights = self._weights(map_shape, A)
         A = A / math.prod(self.kernel) if weights is None else A * (weights / math.prod(self.kernel))
+        crop = [-n for before, after, _ in reversed(self._axes(map_shape)) for n in (before, after)]
+        return (F.pad(self._spread(A), crop),)
+
+    def _spread(self, A: Tensor) -> Tensor:
+        """Every coefficient on all cells of its window: "N C *map'" -> "N C *covered"."""
+        if self.kernel == self.stride:
+            return F.interpolate(A, scale_factor=tuple(float(k) for k in self.kernel), mode="nearest-exact")
         ones = A.new_ones(1, 1, *self.kernel)
         spread = _CONV_TRANSPOSE[len(self.kernel)](A.reshape(-1, 1, *A.shape[2:]), ones, None, self.stride)
-        crop = [-n for before, after, _ in reversed(self._axes(map_shape)) for n in (before, after)]
-        return (F.pad(spread, crop).reshape(A.shape[0], *input_shapes[0]),)
+        return spread.reshape(A.shape[0], A.shape[1], *spread.shape[2:])
+
+    def window(self, extent: Extent, input_shape: Shape) -> Extent | None:
+        if len(self.kernel) != 2 or any(set(counts) != {k} for (_, _, counts), k in
+                                        zip(self._axes(input_shape[1:]), self.kernel, strict=True)):
+            return None  # windows at the edge are divided by another number
+        return extent.pulled((self.kernel[0], self.kernel[1]), (self.stride[0], self.stride[1]),
+                             (self.before[0], self.before[1]), (1, 1))
+
+    def pull_back_window(self, A: Tensor) -> Tensor:
+        return self._spread(A / math.prod(self.kernel))

@@ -92,7 +92,7 @@ class Affine(Operator):
         difference of equal shapes; None otherwise."""
         return None
 
-    def window(self, extent: Extent) -> Extent | None:
+    def window(self, extent: Extent, input_shape: Shape) -> Extent | None:
         """Where windows of a 3-d output map at `extent` lie on the input map; None where the operator has no
         window form (rows are then made dense)."""
         return None

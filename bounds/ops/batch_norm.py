@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bounds.ops.base import Affine, Shape
+from bounds.window import Extent
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,12 @@ class BatchNorm(Affine):
 
     def pull_back(self, A: Tensor, input_shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
         return (A * self._channels(self._factor(), A),)
+
+    def window(self, extent: Extent, input_shape: Shape) -> Extent | None:
+        return extent
+
+    def pull_back_window(self, A: Tensor) -> Tensor:
+        return A * self._channels(self._factor(), A)
 
     def constant(self, A: Tensor) -> Tensor | None:
         shift = -self.mean * self._factor()

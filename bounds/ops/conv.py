@@ -59,7 +59,7 @@ class Conv(Affine):
             out = F.pad(out, [n for r in reversed(rest) for n in (0, r)])
         return (out,)
 
-    def window(self, extent: Extent) -> Extent | None:
+    def window(self, extent: Extent, input_shape: Shape) -> Extent | None:
         if self.weight.dim() != 4:
             return None
         kernel = (self.weight.shape[2], self.weight.shape[3])

@@ -32,7 +32,7 @@ class Scale(Affine):
     def pull_back(self, A: Tensor, input_shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
         return (A if self.factor is None else A * self.factor,)
 
-    def window(self, extent: Extent) -> Extent | None:
+    def window(self, extent: Extent, input_shape: Shape) -> Extent | None:
         constants = [t for t in (self.factor, self.shift) if t is not None]
         # Over windows the constants may differ between channels, not between positions.
         same = all(set(t.shape[-2:]) <= {1} for t in constants)

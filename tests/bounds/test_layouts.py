@@ -12,8 +12,11 @@ from bounds.bounds import Bounds
 from bounds.compute import compute_bounds
 from bounds.graph import Graph
 from bounds.ops.add import Add
+from bounds.ops.avg_pool import AvgPool
+from bounds.ops.base import Operator
 from bounds.ops.conv import conv_of
 from bounds.ops.linear import Linear
+from bounds.ops.max_pool import MaxPool
 from bounds.ops.relu import Relu
 from bounds.ops.reshape import Reshape
 from bounds.ops.scale import Scale
@@ -31,7 +34,8 @@ CASES = {
 }
 
 
-def conv_net(case: str, *, residual: bool, activation: type = Relu, seed: int = 0) -> Graph:
+def conv_net(case: str, *, residual: bool, activation: type = Relu, seed: int = 0,
+             pool: Operator | None = None) -> Graph:
     """Convolutions on 10 x 9 maps, an optional residual block with a strided shortcut, two dense layers."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -48,6 +52,8 @@ def conv_net(case: str, *, residual: bool, activation: type = Relu, seed: int = 
     for shape, settings in CASES[case]:
         conv(shape, **settings)
         build.add(activation())
+    if pool is not None:
+        build.add(pool)
     if residual:
         start = len(build.nodes) - 1
         channels = build.shape[0]
@@ -98,6 +104,18 @@ def test_layouts_do_not_change_the_bounds(monkeypatch: pytest.MonkeyPatch, case:
     fast = compute_bounds(graph, boxes(), method=method)
     dense(monkeypatch)
     assert_equal_bounds(fast, compute_bounds(graph, boxes(), method=method))
+
+
+@pytest.mark.parametrize("pool", [
+    AvgPool((2, 2), (2, 2), (0, 0), (0, 0)), AvgPool((3, 2), (2, 1), (0, 0), (0, 0)),
+    AvgPool((2, 2), (2, 2), (1, 1), (1, 1), count_padding=True), AvgPool((3, 3), (2, 2), (1, 1), (1, 1)),
+    AvgPool((2, 2), (2, 2), (0, 0), (0, 0), ceil=True),
+    MaxPool((2, 2), (2, 2), (0, 0), (1, 1), False)], ids=str)
+def test_layouts_do_not_change_the_bounds_of_pooled_networks(monkeypatch: pytest.MonkeyPatch, pool: Operator) -> None:
+    graph = conv_net("plain", residual=True, pool=pool)
+    fast = compute_bounds(graph, boxes(), method="crown")
+    dense(monkeypatch)
+    assert_equal_bounds(fast, compute_bounds(graph, boxes(), method="crown"))
 
 
 @pytest.mark.parametrize("case", CASES)

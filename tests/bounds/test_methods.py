@@ -138,7 +138,8 @@ def test_backward_bounds_are_exact_on_affine_networks() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(drawn=graphs_with_boxes(), seed=st.integers(0, 1000))
-def test_alpha_crown_is_never_looser_than_crown_on_the_same_enclosures(drawn: tuple[Graph, InputSet], seed: int) -> None:
+def test_alpha_crown_is_never_looser_than_crown_on_the_same_enclosures(drawn: tuple[Graph, InputSet],
+                                                                       seed: int) -> None:
     graph, sets = drawn
     rows = all_rows(graph, sets, seed)
     crown = compute_bounds(graph, sets, rows, "crown")
@@ -200,7 +201,7 @@ def test_bounds_are_differentiable_in_the_networks_parameters() -> None:
             for w, d in zip(weights, direction, strict=True):
                 w += step * d
         slope = sum(float((g * d).sum()) for g, d in zip(grads, direction, strict=True))
-        assert float(up - down) / (2 * step) == pytest.approx(slope, rel=1e-3, abs=1e-4), method
+        assert (up - down).item() / (2 * step) == pytest.approx(slope, rel=1e-3, abs=1e-4), method
 
 
 def test_a_chord_two_percent_too_low_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
