@@ -28,7 +28,7 @@ from verifier.witness import ModuleReplayer, OnnxReplayer, Replayer
 
 log = logging.getLogger(__name__)
 
-HARD_LIMIT_GRACE_S = 0.5  # stages that look at the clock end on time by themselves
+HARD_LIMIT_GRACE_S = 0.25  # stages that look at the clock end on time by themselves
 
 
 @dataclass(frozen=True)

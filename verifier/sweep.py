@@ -22,7 +22,7 @@ from verifier.deadline import Deadline
 from verifier.files import existing
 from verifier.network import NetworkCache
 from verifier.store import Key, Row, Store
-from verifier.strategy import Result, as_json, is_out_of_memory, verify
+from verifier.strategy import HARD_LIMIT_GRACE_S, Result, as_json, is_out_of_memory, verify
 from verifier.verdict import Falsified, Reason
 from verifier.vnnlib import read_vnnlib
 from verifier.watchdog import TimeUp, hard_limit
@@ -177,7 +177,7 @@ def answer(instance: Instance, folder: Path, networks: NetworkCache, *, method: 
     deadline = Deadline.starting_now(instance.timeout_s)
     failed: tuple[str, str, str]
     try:
-        with hard_limit(deadline.left() + 0.5):
+        with hard_limit(deadline.left() + HARD_LIMIT_GRACE_S):
             network = networks.get(existing(folder / instance.onnx))
             simplified, replayer = network.simplified, network.replayer
             property = read_vnnlib(existing(folder / instance.vnnlib), inputs=math.prod(network.graph.input_shape),

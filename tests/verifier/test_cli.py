@@ -109,6 +109,7 @@ def test_json_on_stdout_is_one_object_and_nothing_else(
     assert answer["claim"] == "real"
     assert answer["evidence"] == "float"
     assert answer["time_s"] > 0
+    assert answer["first_bound_s"] is None or 0 < answer["first_bound_s"] <= answer["time_s"]
     assert (answer["witness"] is None) == (verdict == "verified")
     assert (answer["upper"] is None) == (verdict == "verified")
 
