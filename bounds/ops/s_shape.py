@@ -17,8 +17,8 @@ hence of the smallest area. (CROWN, arXiv:1811.00866, uses d* itself; the parame
 auto_LiRPA and alpha-CROWN, arXiv:2011.13824.)
 
 d* maximises the slope c(d) of the line from (L, f(L)) to (d, f(d)). Dinkelbach's iteration d <- f'^-1(c(d))
-converges quadratically from anywhere and never from below; asinh(-L) / 2 is right to first order for
-small and for large -L, so few steps do.
+converges quadratically from anywhere and never from below. With x = -L, log(1 + x + x^2 / (1 + x)) / 2 is right to
+first order for small and for large x, so few steps do.
 
 Derivatives are 1 / cosh^2, not 1 - tanh^2: a slope must keep its relative accuracy in the tails, where it
 meets arguments of 1e8. Intercepts carry the slack of `bounds.ops.slack`.
@@ -37,7 +37,7 @@ from bounds.ops.base import Elementwise
 from bounds.ops.slack import slack
 from bounds.relaxation import Relaxation
 
-DINKELBACH_STEPS = 2  # from asinh(-L) / 2 the second step is already within float32 rounding of d*
+DINKELBACH_STEPS = 2  # relative distance from d*: 5.7e-2 at the start, 5.3e-4 after one, 4.7e-8 after two
 COSH_RANGE = 44.0     # 1 / cosh(44)^2 = 2.4e-38: still normal in float32, and cosh does not overflow
 
 
@@ -84,11 +84,14 @@ class _Ends:
     @torch.no_grad()
     def lowest_tangent(self) -> Tensor:
         """max(L, d*): about the smallest useful tangent point, clipped to U; U where the chord is used."""
-        d = torch.asinh(-self.lower.clamp(max=0)) * 0.5
+        far = -self.lower.clamp(max=0)
+        d = torch.log1p(far + far * (far / (1 + far))) * 0.5
+        value = torch.tanh(d)
+        tiny = torch.finfo(d.dtype).tiny
         for _ in range(DINKELBACH_STEPS):
-            run = d - self.lower
-            slope = (torch.tanh(d) - self.at_lower) / torch.where(run > 0, run, torch.ones_like(run))
-            d = inverse_derivative(slope.clamp(torch.finfo(slope.dtype).tiny, 1))
+            slope = ((value - self.at_lower) / (d + far).clamp(min=tiny)).clamp(tiny, 1)
+            value = (1 - slope).sqrt()  # tanh where tanh' is the slope
+            d = torch.log1p(value) - 0.5 * slope.log()
         d = torch.where(self.lower < 0, d, self.lower)
         return torch.where(self.use_chord, self.upper, torch.minimum(d, self.upper))
 
