@@ -25,6 +25,7 @@ from bounds.interval import Interval
 from bounds.lines import dot, gather_lines, pull_back_lines
 from bounds.ops.base import Affine, Elementwise, Input, Relaxed
 from bounds.ops.linear import Linear
+from bounds.ops.scale import Scale
 from bounds.relaxation import Relaxation
 from bounds.rows import Rows
 from bounds.sets import InputSet
@@ -86,6 +87,7 @@ class Backward:
         self._lines: dict[int, NodeLines] = {}
         self._weights: dict[tuple[int, int, int], tuple[Tensor, Tensor | None]] = {}
         self._widest: dict[tuple[int, bool], tuple[int, int]] = {}
+        self._idle: set[tuple[int, int]] = set()
         self._centre_values: list[Tensor] | None = None
 
     # ------------------------------------------------------------------ enclosures and lines
@@ -145,12 +147,13 @@ class Backward:
         while sweep.next_node > self.first:
             i = self._advance(sweep, None)
             worth = sweep.count >= FEWEST_TO_DECIDE and isinstance(self.graph.nodes[i].op, Elementwise)
-            if not worth or sweep.next_node <= self.first:
+            if not worth or sweep.next_node <= self.first or (block.start, i) in self._idle:
                 continue
             value = self._at_frontier(sweep)
             done = value >= threshold
             number = int(done.sum())
             if number < DECIDED_SHARE * sweep.count:
+                self._idle.add((block.start, i))  # the next blocks need not look here
                 continue
             where = done.nonzero().squeeze(1)
             rest = (~done).nonzero().squeeze(1)
@@ -279,7 +282,7 @@ class Backward:
         if rows.extent is not None:
             assert rows.A is not None
             if passes_through is not None and shapes[0] == node.shape:
-                return tuple(rows if s > 0 else rows.with_values(-rows.A) for s in passes_through)
+                return tuple(replace(rows, fresh=False) if s > 0 else rows.with_values(-rows.A) for s in passes_through)
             if not rows.covers(node.shape):
                 assert rows.extent is not None
                 extent = op.window(rows.extent, shapes[0])
@@ -289,7 +292,9 @@ class Backward:
                     constant = op.constant(rows.A)
                     if constant is not None:
                         constants.append(constant)
-                    return (replace(rows, A=op.pull_back_window(rows.A), extent=extent, clean=False),)
+                    # Only what a no-grad pass made itself may be overwritten later.
+                    fresh = not torch.is_grad_enabled() and not isinstance(op, Scale)
+                    return (replace(rows, A=op.pull_back_window(rows.A), extent=extent, clean=False, fresh=fresh),)
         rows = rows.as_full(node.shape)
         assert rows.A is not None
         constant = op.constant(rows.A)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bounds.graph.graph import Graph
 from bounds.ops.base import Affine, Elementwise
-from bounds.rows import DENSE_SHARE
+from bounds.rows import covers
 from bounds.window import Extent
 
 
@@ -29,7 +29,7 @@ def footprint(graph: Graph, start: int, unit: bool) -> tuple[int, int]:
         here = size(i, extent)
         widest, total = max(widest, here), total + here
         result: Extent | None = None
-        if extent is not None and extent.size[0] * extent.size[1] < DENSE_SHARE * node.shape[1] * node.shape[2]:
+        if extent is not None and not covers(extent, node.shape):
             result = _extent_through(graph, i, extent)
         for j in node.inputs:
             if j in pending:

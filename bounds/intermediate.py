@@ -82,9 +82,19 @@ def undecided(engine: Backward, i: int, x: Interval) -> Tensor:
     return mask
 
 
+def neurons(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """(domain "N", flat index "N") of the true entries "B *shape", by domain; on a map then by position, so
+    that rows which share windows lie together."""
+    if mask.dim() != 4:
+        domain, index = mask.flatten(1).nonzero(as_tuple=True)
+        return domain, index
+    domain, y, x, channel = mask.permute(0, 2, 3, 1).nonzero(as_tuple=True)
+    return domain, (channel * mask.shape[2] + y) * mask.shape[3] + x
+
+
 def _tighten(engine: Backward, i: int, x: Interval, row_bound: RowBound) -> Interval:
     """Bound the undecided neurons of node i."""
-    domain, index = undecided(engine, i, x).flatten(1).nonzero(as_tuple=True)
+    domain, index = neurons(undecided(engine, i, x))
     if index.numel() == 0:
         return x
     _, total = engine.footprint(i, unit=True)
@@ -100,7 +110,7 @@ def _tighten(engine: Backward, i: int, x: Interval, row_bound: RowBound) -> Inte
 
 
 def _polish(engine: Backward, i: int, x: Interval, polish: RowBound) -> Interval:
-    domain, index = undecided(engine, i, x).flatten(1).nonzero(as_tuple=True)
+    domain, index = neurons(undecided(engine, i, x))
     return x if index.numel() == 0 else _both_sides(engine, i, x, domain, index, polish)
 
 

@@ -29,13 +29,26 @@ from bounds.window import Extent, Owner, Positions
 Shape = tuple[int, ...]
 
 
-# A window that covers this share of its map becomes a full map: the next convolution would cover it.
-DENSE_SHARE = 0.5
+# A window that covers this share of its map becomes a full map; on small maps earlier, since the next
+# convolution would cover it anyway and copying it then costs more.
+DENSE_SHARE = 0.8
+SMALL_DENSE_SHARE = 0.5
+SMALL_MAP = 100
+# From so many rows a start position on, windows are copied into full maps run by run.
+ROWS_A_RUN = 4
+
+
+def covers(extent: Extent, shape: Shape) -> bool:
+    """Whether windows of this extent are better kept as full maps of `shape` "C H W"."""
+    cells = shape[1] * shape[2]
+    share = SMALL_DENSE_SHARE if cells <= SMALL_MAP else DENSE_SHARE
+    return extent.size[0] * extent.size[1] >= share * cells
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """N rows over one node. Exactly one layout: see the module. `clean`: a window is zero outside the map."""
+    """N rows over one node. Exactly one layout: see the module. `clean`: a window is zero outside the map;
+    `fresh`: nobody else holds A, so it may be overwritten."""
 
     owner: Owner
     count: int
@@ -46,6 +59,7 @@ class Rows:
     positions: Positions | None = None
     extent: Extent | None = None
     clean: bool = True
+    fresh: bool = False
 
     # ------------------------------------------------------------------ making rows
 
@@ -123,6 +137,9 @@ class Rows:
         assert self.A is not None and self.extent is not None and self.positions is not None
         channels, height, width = shape
         p, e = self.positions, self.extent
+        runs = p.y.shape[0]
+        if self.count >= ROWS_A_RUN * runs and not self.A.requires_grad:
+            return self._place(shape)
         top, bottom, left, right = e.margins((p.height, p.width), (height, width))
         wide = width + left + right
         tall = height + top + bottom
@@ -138,11 +155,29 @@ class Rows:
             A = A[:, top:top + height, left:left + width].contiguous()
         return A.permute(0, 3, 1, 2)
 
+    def _place(self, shape: Shape) -> Tensor:
+        """As `_scatter`, one copy a run of rows with equal position."""
+        assert self.A is not None and self.extent is not None and self.positions is not None
+        channels, height, width = shape
+        p, e = self.positions, self.extent
+        A = self.A.new_zeros(self.count, height, width, channels)
+        windows = self.A.permute(0, 2, 3, 1)
+        numbers, counts = torch.unique_consecutive(p.of_row, return_counts=True)
+        tops = (p.y[numbers] * e.stride[0] + e.offset[0]).tolist()
+        lefts = (p.x[numbers] * e.stride[1] + e.offset[1]).tolist()
+        first = 0
+        for top, left, count in zip(tops, lefts, counts.tolist(), strict=True):
+            y, x = max(0, -top), max(0, -left)
+            tall, wide = min(e.size[0], height - top) - y, min(e.size[1], width - left) - x
+            if tall > 0 and wide > 0:
+                A[first:first + count, top + y:top + y + tall, left + x:left + x + wide] = \
+                    windows[first:first + count, y:y + tall, x:x + wide]
+            first += count
+        return A.permute(0, 3, 1, 2)
+
     def covers(self, shape: Shape) -> bool:
         """Whether a window has grown so large that the full map is no more work."""
-        if self.extent is None:
-            return False
-        return self.extent.size[0] * self.extent.size[1] >= DENSE_SHARE * shape[1] * shape[2]
+        return self.extent is not None and covers(self.extent, shape)
 
     # ------------------------------------------------------------------ reading node values in this layout
 
@@ -191,8 +226,11 @@ class Rows:
         """The sum of two sets of rows over the same node and the same owners."""
         if self.extent is not None and other.extent is not None and self.extent.stride == other.extent.stride:
             extent = self.extent.union(other.extent)
-            return replace(self, A=self._grown(extent) + other._grown(extent), extent=extent,
-                           clean=self.clean and other.clean)
+            clean = self.clean and other.clean
+            for large, small in ((self, other), (other, self)):
+                if large.fresh and large.extent == extent:
+                    return large._add_inside(small, clean)
+            return replace(self, A=self._grown(extent) + other._grown(extent), extent=extent, clean=clean, fresh=True)
         if self.index is None and other.index is None and self.columns is not None \
                 and self.columns is other.columns:
             assert self.A is not None and other.A is not None
@@ -205,6 +243,14 @@ class Rows:
         first, second = self.as_full(shape), other.as_full(shape)
         assert first.A is not None and second.A is not None
         return first.with_values(first.A + second.A)
+
+    def _add_inside(self, other: Rows, clean: bool) -> Rows:
+        """Add windows that lie inside these, in place."""
+        assert self.A is not None and self.extent is not None
+        assert other.A is not None and other.extent is not None
+        y, x = (o - s for o, s in zip(other.extent.offset, self.extent.offset, strict=True))
+        self.A[:, :, y:y + other.extent.size[0], x:x + other.extent.size[1]] += other.A
+        return replace(self, clean=clean)
 
     def _grown(self, extent: Extent) -> Tensor:
         assert self.A is not None and self.extent is not None

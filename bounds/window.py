@@ -44,8 +44,8 @@ class Owner:
 
 @dataclass(frozen=True, eq=False)
 class Positions:
-    """Start positions on a map of `height x width`: the distinct (domain, y, x) and, for each row,
-    which of them it has. Rows that start at one position in several channels share all gathers."""
+    """Start positions on a map of `height x width`: runs of equal (domain, y, x) and, for each row, which
+    of them it has (never decreasing). Rows that start at one position in several channels share all gathers."""
 
     height: int
     width: int
@@ -56,9 +56,9 @@ class Positions:
 
     @staticmethod
     def of(owner: Owner, flat: Tensor, height: int, width: int) -> Positions:
-        """flat "N": y * width + x of each row's start."""
+        """flat "N": y * width + x of each row's start. Rows that are sorted by domain and position share most."""
         domain = owner.domains(flat.shape[0], flat)
-        key, of_row = torch.unique(domain * (height * width) + flat, return_inverse=True)
+        key, of_row = torch.unique_consecutive(domain * (height * width) + flat, return_inverse=True)
         domain = key // (height * width)
         flat = key % (height * width)
         return Positions(height, width, domain, flat // width, flat % width, of_row)

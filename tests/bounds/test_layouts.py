@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bounds import backward, footprint, intermediate, rows
+from bounds import backward, intermediate, rows
 from bounds.alpha_crown import AlphaCrown
 from bounds.backward import Backward
 from bounds.bounds import Bounds
@@ -83,7 +83,7 @@ def boxes(batch: int = 2) -> InputSet:
 def dense(monkeypatch: pytest.MonkeyPatch) -> None:
     """Switch every shortcut off."""
     monkeypatch.setattr(rows, "DENSE_SHARE", 0.0)
-    monkeypatch.setattr(footprint, "DENSE_SHARE", 0.0)
+    monkeypatch.setattr(rows, "SMALL_DENSE_SHARE", 0.0)
     monkeypatch.setattr(backward, "COLUMNS_SHARE", 0.0)
     monkeypatch.setattr(backward, "DECIDED_SHARE", 2.0)
     monkeypatch.setattr(intermediate, "TWO_PHASE_COEFFICIENTS", 10**12)
