@@ -65,7 +65,7 @@ def simplify(graph: Graph) -> Graph:
     # A module may be trained on, in place: its graph's twin has its own copies. Nobody writes to a file's tensors.
     from_module = graph.onnx_input_shape is None
     drafts = {i: _Draft(n.name, n.op.map_tensors(lambda t: t.detach().clone() if from_module else t.detach()),
-                        n.inputs, n.shape) for i, n in enumerate(graph.nodes)}
+                        n.inputs, n.shape, _radii(n.op, graph.fold_errors.get(i))) for i, n in enumerate(graph.nodes)}
     output = graph.output
     changed = True
     while changed:
@@ -159,6 +159,14 @@ def _finished(graph: Graph, drafts: dict[int, _Draft], output: int, dtype: torch
 
 
 _ROLE = {"weight": "weight", "factor": "weight", "bias": "bias", "shift": "bias"}
+
+
+def _radii(op: Operator, error: FoldError | None) -> dict[str, Tensor | None]:
+    """The errors that an earlier simplification left."""
+    if error is None:
+        return {}
+    names = [f.name for f in dataclasses.fields(op) if f.name in _ROLE]
+    return {name: radius for name in names if (radius := getattr(error, _ROLE[name])) is not None}
 
 
 # ---------------------------------------------------------------------- one node
