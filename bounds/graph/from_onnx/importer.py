@@ -118,7 +118,8 @@ class _Importer:
         try:
             inputs = [self._lookup(name) if name else None for name in node.input]
             results = self._results(builder, node, inputs)
-            self.known.update({name: r for name, r in zip(node.output, results, strict=False) if name and r is not None})
+            pairs = zip(node.output, results, strict=False)
+            self.known.update({name: result for name, result in pairs if name and result is not None})
             self.missing.update({name: label for name in node.output[len(results):] if name})
         except UnsupportedOperator as error:
             raise UnsupportedOperator(f"{self.source}: {label}: {error}") from error

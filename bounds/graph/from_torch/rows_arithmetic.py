@@ -15,7 +15,7 @@ from bounds.graph.graph import UnsupportedOperator
 def _scaled(t: Trace, x: Any, alpha: Any) -> Any:
     if alpha == 1:
         return x
-    return t.builder.scale(x, t.constant(alpha)) if isinstance(x, Value) else t.constant(x) * alpha
+    return t.builder.scale(x, t.constant(alpha)) if isinstance(x, Value) else t.fixed(x) * alpha
 
 
 @function(operator.add, operator.iadd, torch.add, methods=("add", "__add__", "__radd__"))
@@ -38,7 +38,7 @@ def sub(t: Trace, a: Any, b: Any, *, alpha: Any = 1) -> Value:
     return neg(t, t.builder.shift(neg(t, a), c)) if c.requires_grad else t.builder.shift(a, -c)
 
 
-@function(torch.rsub, methods=("rsub", "__rsub__"))
+@function(torch.rsub, methods=("__rsub__",))
 def rsub(t: Trace, a: Any, b: Any, *, alpha: Any = 1) -> Value:
     return sub(t, b, _scaled(t, a, alpha))
 

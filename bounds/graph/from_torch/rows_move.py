@@ -147,12 +147,12 @@ def to(t: Trace, x: Value, *where: Any, **kwargs: Any) -> Value:
 
 @function(torch.cat, torch.concat, torch.concatenate)
 def cat(t: Trace, tensors: Sequence[Any], dim: int = 0) -> Value:
-    return t.builder.concat([p if isinstance(p, Value) else t.constant(p) for p in tensors], dim)
+    return t.builder.concat([p if isinstance(p, Value) else t.fixed(p) for p in tensors], dim)
 
 
 @function(torch.stack)
 def stack(t: Trace, tensors: Sequence[Any], dim: int = 0) -> Value:
-    return cat(t, [unsqueeze(t, p, dim) if isinstance(p, Value) else t.constant(p).unsqueeze(dim) for p in tensors],
+    return cat(t, [unsqueeze(t, p, dim) if isinstance(p, Value) else t.fixed(p).unsqueeze(dim) for p in tensors],
                dim)
 
 

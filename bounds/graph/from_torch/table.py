@@ -15,6 +15,8 @@ Row = Callable[..., Any]
 MODULES: dict[type[nn.Module], Row] = {}
 FUNCTIONS: dict[Any, Row] = {}
 METHODS: dict[str, Row] = {}
+STALE = ("it computes with parameters, and the result would not follow their training; store the result as a "
+         "parameter, or call requires_grad_(False) first")
 ALIASING: set[Row] = set()  # rows whose result may share memory with their argument
 
 
@@ -57,6 +59,13 @@ class Trace:
             return c.to(self.dtype)
         if c.dtype != self.dtype:
             raise UnsupportedOperator(f"a tensor of {c.dtype} in a network of {self.dtype}")
+        return c
+
+    def fixed(self, c: Any) -> Tensor:
+        """A constant that the caller computes with: not one that training changes."""
+        c = self.constant(c)
+        if c.requires_grad:
+            raise UnsupportedOperator(STALE)
         return c
 
 

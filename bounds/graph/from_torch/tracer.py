@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from bounds.graph.builder import Builder, Value
 from bounds.graph.from_torch import rows_arithmetic, rows_layers, rows_move  # noqa: F401
-from bounds.graph.from_torch.table import ALIASING, FUNCTIONS, METHODS, MODULES, Row, Trace
+from bounds.graph.from_torch.table import ALIASING, FUNCTIONS, METHODS, MODULES, STALE, Row, Trace
 from bounds.graph.graph import Graph, InvalidNetwork, UnsupportedOperator
 from bounds.ops.base import Shape
 
@@ -34,24 +34,36 @@ def trace_module(module: nn.Module, input_shape: Shape) -> Graph:
     shape = tuple(int(n) for n in input_shape)
     if any(n < 1 for n in shape):
         raise InvalidNetwork(f"{source}: input_shape must hold positive sizes, got {input_shape}")
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InvalidNetwork(f"{source}: the tensor {name!r} has a value that is not finite")
+    if any(t in MODULES for t in type(module).__mro__):  # a layer by itself
+        module = nn.Sequential(module)
     with _evaluating(module):
         try:
-            recorded = fx.Tracer().trace(module)
+            recorded = _Tracer().trace(module)
         except (fx.proxy.TraceError, TypeError, RuntimeError, NotImplementedError, AttributeError) as error:
             raise UnsupportedOperator(f"{source}: its forward cannot be recorded ({error}); it must not branch on "
                                       "values of tensors") from error
         return _Walk(module, recorded, shape, source).run()
 
 
+class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True  # so that `self.buffer.expand(x.shape[0], ...)` is recorded too
+
+
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    modes = [(m, m.training) for m in module.modules()]
+    """Evaluation mode, and afterwards the modes as they were, without the constants that recording adds."""
+    modes, attributes = [(m, m.training) for m in module.modules()], set(vars(module))
     module.eval()
     try:
         yield
     finally:
         for m, training in modes:
             m.training = training
+        for name in set(vars(module)) - attributes:
+            delattr(module, name)
 
 
 class _Walk:
@@ -59,10 +71,9 @@ class _Walk:
         self.module = module
         self.recorded = recorded
         self.source = source
-        like = next((p for p in (*module.parameters(), *module.buffers()) if p.is_floating_point()), torch.zeros(()))
-        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise InvalidNetwork(f"{source}: the tensor {name!r} has a value that is not finite")
+        stored = (_attribute(module, str(n.target)) for n in recorded.nodes if n.op == "get_attr")
+        like = next((p for p in (*module.parameters(), *module.buffers(), *stored)
+                     if isinstance(p, Tensor) and p.is_floating_point()), torch.zeros(()))
         self.input_shape = (1, *shape)
         self.builder = Builder("input", self.input_shape, source)
         self.trace = Trace(self.builder, like.dtype, like.device)
@@ -205,6 +216,5 @@ def _evaluated(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     if isinstance(result, Tensor) and result.requires_grad and not result.is_leaf:
         base = result._base if result._is_view() else None
         if base is None or not base.is_leaf:
-            raise UnsupportedOperator("it computes with parameters, and the result would not follow their training; "
-                                      "store the result as a parameter, or call requires_grad_(False) first")
+            raise UnsupportedOperator(STALE)
     return result
