@@ -38,6 +38,8 @@ from bounds.ops.scale import Scale
 from bounds.ops.slice import Slice
 from bounds.ops.transpose import Transpose
 
+LARGEST_TENSOR = 2**31  # entries of one activation; a damaged file may state any size
+
 
 @dataclass(frozen=True)
 class Value:
@@ -105,6 +107,7 @@ class Builder:
     # ------------------------------------------------------------------ nodes and views
 
     def node(self, op: Operator, inputs: Sequence[int], shape: Shape) -> int:
+        _check_size(shape)
         self.nodes.append(Node(f"{self.scope}~{len(self.nodes) - self._mark}", op, tuple(inputs), shape))
         return len(self.nodes) - 1
 
@@ -235,6 +238,7 @@ class Builder:
         full = tuple(n + before + after for n, (before, after) in zip(x.shape, pads, strict=True))
         if min(full) < 1:
             raise InvalidNetwork(f"pads {list(pads)} leave nothing of {x.shape}")
+        _check_size(full)
         if mode == "constant":
             index, lacks = self.along(x, [i for i, pair in enumerate(pads) if pair != (0, 0)])
             return self.emit(Pad(tuple(pads[lacks:]), value), (index,), full[lacks:], full)
@@ -397,6 +401,11 @@ class Builder:
         axis = normalise(axis, len(x.shape))
         index, lacks = self.along(x, [axis])
         return self.emit(Softmax(axis - len(x.shape)), (index,), x.shape[lacks:], x.shape)
+
+
+def _check_size(shape: Shape) -> None:
+    if math.prod(shape) > LARGEST_TENSOR:
+        raise InvalidNetwork(f"a tensor of shape {shape} is beyond any memory")
 
 
 def _product_shape(a: Shape, b: Shape) -> Shape:

@@ -43,13 +43,44 @@ class Call:
 
     # ------------------------------------------------------------------ attributes
 
-    def attribute(self, name: str, default: Any = None) -> Any:
+    def integer(self, name: str, default: int) -> int:
+        return default if (value := self._stored(name, int)) is None else value
+
+    def number(self, name: str, default: float) -> float:
+        """A float32 number, and so is its default."""
+        return float(np.float32(default)) if (value := self.optional_number(name)) is None else value
+
+    def optional_number(self, name: str) -> float | None:
+        return None if (value := self._stored(name, int, float)) is None else float(value)
+
+    def text(self, name: str, default: str) -> str:
+        return default if (value := self._stored(name, bytes, str)) is None else value
+
+    def integers(self, name: str) -> list[int] | None:
+        return self._stored(name, list)
+
+    def window(self) -> list[int]:
+        """The attribute kernel_shape, which pooling must have."""
+        kernel = self.integers("kernel_shape")
+        if not kernel or min(kernel) < 1:
+            raise InvalidNetwork(f"the attribute 'kernel_shape' must hold positive numbers, got {kernel}")
+        return kernel
+
+    def ignore(self, *names: str) -> None:
+        """Attributes that do not change the values of an inference."""
+        self._read.update(names)
+
+    def _stored(self, name: str, *kinds: type) -> Any:
         self._read.add(name)
-        value = self.attributes.get(name, default)
-        return value.decode() if isinstance(value, bytes) else value
+        value = self.attributes.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, kinds) or (isinstance(value, list) and not all(isinstance(v, int) for v in value)):
+            raise InvalidNetwork(f"the attribute {name!r} has the wrong type: {type(value).__name__}")
+        return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
     def refuse_unread_attributes(self) -> None:
-        unread = sorted(set(self.attributes) - self._read)
+        unread = sorted(map(str, set(self.attributes) - self._read))
         if unread:
             raise UnsupportedOperator(f"attribute {unread[0]!r} is not supported")
 
@@ -80,8 +111,8 @@ class Call:
 
     def ints(self, i: int, attribute: str | None = None) -> list[int] | None:
         """A list of integers that older operator sets store as an attribute and newer ones as input i."""
-        if attribute is not None and self.attribute(attribute) is not None:
-            return [int(n) for n in np.atleast_1d(self.attribute(attribute))]
+        if attribute is not None and (stored := self.integers(attribute)) is not None:
+            return list(stored)
         return [int(n) for n in self.array(i).reshape(-1)] if self.has(i) else None
 
     def tensor(self, i: int) -> Tensor:

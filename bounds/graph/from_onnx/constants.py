@@ -46,7 +46,7 @@ def evaluate(node: onnx.NodeProto, inputs: dict[str, np.ndarray], opset: int) ->
             results = ReferenceEvaluator(model).run(None, inputs)
     except NotImplementedError as error:
         raise UnsupportedOperator(f"it has constant inputs, but cannot be evaluated ({error})") from error
-    except (ValueError, TypeError, IndexError, RuntimeError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AttributeError, MemoryError) as error:
         raise InvalidNetwork(f"it has constant inputs, but cannot be evaluated ({error})") from error
     by_name = dict(zip(names, results, strict=True))
     return [None if not name else np.asarray(by_name[name]) for name in node.output]

@@ -23,7 +23,7 @@ def relu(c: Call) -> Value:
 def leaky_relu(c: Call) -> Value:
     from bounds.ops.leaky_relu import LeakyRelu
 
-    return c.builder.elementwise(LeakyRelu(float(c.attribute("alpha", np.float32(0.01)))), c.value())
+    return c.builder.elementwise(LeakyRelu(c.number("alpha", 0.01)), c.value())
 
 
 @row("PRelu")
@@ -40,7 +40,7 @@ def prelu(c: Call) -> Value:
 def elu(c: Call) -> Value:
     from bounds.ops.elu import Elu
 
-    return c.builder.elementwise(Elu(float(c.attribute("alpha", 1.0))), c.value())
+    return c.builder.elementwise(Elu(c.number("alpha", 1.0)), c.value())
 
 
 @row("Softplus")
@@ -73,7 +73,7 @@ def clip(c: Call) -> Value:
 
 
 def _limit(c: Call, i: int, attribute: str, default: float) -> float:
-    stored = c.attribute(attribute)
+    stored = c.optional_number(attribute)
     if stored is None:
         stored = _scalar(c.array(i)) if c.has(i) else default
     return float(stored)
@@ -113,8 +113,8 @@ def extremum(c: Call) -> Value:
 def softmax(c: Call) -> Value:
     x = c.value()
     if c.opset >= 13:
-        return c.builder.softmax(x, c.attribute("axis", -1))
+        return c.builder.softmax(x, c.integer("axis", -1))
     # Older operator sets flatten the axes from `axis` on and normalise over all of them.
-    axis = c.attribute("axis", 1) % max(len(x.shape), 1)
+    axis = c.integer("axis", 1) % max(len(x.shape), 1)
     rows = c.builder.reshape(x, (math.prod(x.shape[:axis]), math.prod(x.shape[axis:])))
     return c.builder.reshape(c.builder.softmax(rows, -1), x.shape)

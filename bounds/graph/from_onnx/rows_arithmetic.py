@@ -12,7 +12,7 @@ from bounds.graph.graph import UnsupportedOperator
 
 def _two(c: Call) -> tuple[Value | Constant, Value | Constant]:
     # Operator set 6 and older broadcast only on request, along an axis that may not be the last.
-    if c.attribute("broadcast", 0) and c.attribute("axis", None) is not None:
+    if c.integer("broadcast", 0) and c.integer("axis", -1) != -1:
         raise UnsupportedOperator("attribute 'axis' (operator set 6 and older) is not supported; convert the model to "
                                   "operator set 7 or newer")
     return c.get(0), c.get(1)
@@ -74,21 +74,20 @@ def identity(c: Call) -> Value:
 
 @row("Dropout")
 def dropout(c: Call) -> Value:
-    c.attribute("ratio")
-    c.attribute("seed")
-    c.attribute("is_test")
-    if c.has(2) and bool(c.array(2)):
+    c.ignore("ratio", "seed")
+    old_training = c.opset < 7 and not c.integer("is_test", 0)
+    if old_training or (c.has(2) and bool(c.array(2))):
         raise UnsupportedOperator("training mode drops values at random; export the network for inference")
     return c.value()
 
 
 @row("Cast")
 def cast(c: Call) -> Value:
-    target = c.attribute("to")
-    c.attribute("saturate")
-    c.attribute("round_mode")
+    c.ignore("saturate", "round_mode")
+    target = c.integer("to", onnx.TensorProto.UNDEFINED)
     if target not in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
-        name = onnx.TensorProto.DataType.Name(target)
+        known = onnx.TensorProto.DataType.DESCRIPTOR.values_by_number
+        name = known[target].name if target in known else str(target)
         raise UnsupportedOperator(f"a conversion of activations to {name} is not the identity; only float32 and "
                                   "float64 are supported")
     return c.value()
@@ -108,12 +107,11 @@ def where(c: Call) -> Value:
 @row("ReduceSum", "ReduceMean")
 def reduce(c: Call) -> Value:
     axes = c.ints(1, "axes")
-    keep = bool(c.attribute("keepdims", 1))
+    keep, noop = bool(c.integer("keepdims", 1)), bool(c.integer("noop_with_empty_axes", 0))
     if not axes:
-        if c.attribute("noop_with_empty_axes", 0):
+        if noop:
             return c.value()
         axes = list(range(len(c.value().shape)))
-    c.attribute("noop_with_empty_axes")
     return c.builder.reduce(c.value(), axes, keep=keep, mean=c.op_type == "ReduceMean")
 
 

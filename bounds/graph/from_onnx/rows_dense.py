@@ -26,9 +26,9 @@ def matmul(c: Call) -> Value:
 def gemm(c: Call) -> Value:
     """alpha A' B' + beta C."""
     a, b = c.get(0), c.get(1)
-    alpha, beta = c.attribute("alpha", 1.0), c.attribute("beta", 1.0)
-    turn_a, turn_b = bool(c.attribute("transA", 0)), bool(c.attribute("transB", 0))
-    c.attribute("broadcast")  # operator set 6 and older; newer ones always broadcast
+    alpha, beta = c.number("alpha", 1.0), c.number("beta", 1.0)
+    turn_a, turn_b = bool(c.integer("transA", 0)), bool(c.integer("transB", 0))
+    c.ignore("broadcast")  # operator set 6 and older; newer ones always broadcast
     if isinstance(a, Value) and isinstance(b, Value):
         raise UnsupportedOperator("a product of two activations has no bounds yet; one factor must be constant")
     if len(a.shape) != 2 or len(b.shape) != 2:

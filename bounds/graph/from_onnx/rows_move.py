@@ -15,7 +15,7 @@ from bounds.graph.graph import InvalidNetwork, UnsupportedOperator
 @row("Flatten")
 def flatten(c: Call) -> Value:
     x = c.value()
-    axis = c.attribute("axis", 1)
+    axis = c.integer("axis", 1)
     axis = axis + len(x.shape) if axis < 0 else axis
     return c.builder.reshape(x, (math.prod(x.shape[:axis]), math.prod(x.shape[axis:])))
 
@@ -27,7 +27,7 @@ def reshape(c: Call) -> Value:
     shape = c.ints(1, "shape")
     if shape is None:
         raise InvalidNetwork("the new shape is missing")
-    if not c.attribute("allowzero", 0):
+    if not c.integer("allowzero", 0):
         if any(n == 0 and i >= len(x.shape) for i, n in enumerate(shape)):
             raise InvalidNetwork(f"cannot copy axes of {x.shape} to {shape}")
         shape = [x.shape[i] if n == 0 else n for i, n in enumerate(shape)]
@@ -65,7 +65,7 @@ def unsqueeze(c: Call) -> Value:
 @row("Transpose")
 def transpose(c: Call) -> Value:
     x = c.value()
-    return c.builder.transpose(x, c.attribute("perm", list(reversed(range(len(x.shape))))))
+    return c.builder.transpose(x, c.integers("perm") or list(reversed(range(len(x.shape)))))
 
 
 @row("Expand")
@@ -76,7 +76,7 @@ def expand(c: Call) -> Value:
 @row("Concat")
 def concat(c: Call) -> Value:
     parts = [as_parameter(v, c.dtype) if isinstance(v, Constant) else c.value(i) for i, v in enumerate(c.inputs)]
-    return c.builder.concat(parts, c.attribute("axis", 1))
+    return c.builder.concat(parts, c.integer("axis", 1))
 
 
 @row("Slice")
@@ -98,9 +98,9 @@ def slice_(c: Call) -> Value:
 @row("Split")
 def split(c: Call) -> list[Value]:
     x = c.value()
-    axis = normalise(c.attribute("axis", 0), len(x.shape))
+    axis = normalise(c.integer("axis", 0), len(x.shape))
     sizes = c.ints(1, "split")
-    parts = c.attribute("num_outputs", len(c.outputs))
+    parts = c.integer("num_outputs", len(c.outputs))
     if sizes is None:
         each = -(-x.shape[axis] // parts)
         sizes = [min(each, x.shape[axis] - i * each) for i in range(parts)]
@@ -113,15 +113,15 @@ def split(c: Call) -> list[Value]:
 @row("Gather")
 def gather(c: Call) -> Value:
     x = c.value()
-    return c.builder.gather(x, c.attribute("axis", 0), torch.from_numpy(c.array(1).astype("int64")))
+    return c.builder.gather(x, c.integer("axis", 0), torch.from_numpy(c.array(1).astype("int64")))
 
 
 @row("Pad")
 def pad(c: Call) -> Value:
     x = c.value()
-    mode = c.attribute("mode", "constant")
+    mode = c.text("mode", "constant")
     amounts = c.ints(1, "pads")
-    fill_value = c.attribute("value")
+    fill_value = c.optional_number("value")
     if fill_value is None:
         fill_value = float(c.tensor(2).reshape(())) if c.has(2) and mode == "constant" else 0.0
     axes = c.ints(3)

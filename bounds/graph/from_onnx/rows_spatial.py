@@ -13,7 +13,7 @@ from bounds.graph.graph import InvalidNetwork, UnsupportedOperator
 def _settings(c: Call, kernel: Sequence[int]) -> tuple[list[int], list[int]]:
     """stride and dilation, by default one on every axis."""
     ones = [1] * len(kernel)
-    stride, dilation = c.attribute("strides") or ones, c.attribute("dilations") or ones
+    stride, dilation = c.integers("strides") or ones, c.integers("dilations") or ones
     if not len(stride) == len(dilation) == len(kernel) or min(*stride, *dilation) < 1:
         raise InvalidNetwork(f"strides {stride} and dilations {dilation} do not fit a window {list(kernel)}")
     return list(stride), list(dilation)
@@ -23,8 +23,8 @@ def _pads(c: Call, x: Value, kernel: Sequence[int], stride: Sequence[int],
           dilation: Sequence[int]) -> tuple[list[int], list[int]]:
     """Padding before and after each axis, from `pads` or `auto_pad`."""
     axes = len(kernel)
-    auto = c.attribute("auto_pad", "NOTSET")
-    pads = c.attribute("pads") or [0] * 2 * axes
+    auto = c.text("auto_pad", "NOTSET")
+    pads = c.integers("pads") or [0] * 2 * axes
     if auto == "NOTSET":
         if len(pads) != 2 * axes or min(pads) < 0:
             raise InvalidNetwork(f"expected {2 * axes} pads of at least 0, got {pads}")
@@ -33,16 +33,18 @@ def _pads(c: Call, x: Value, kernel: Sequence[int], stride: Sequence[int],
         return [0] * axes, [0] * axes
     if auto not in ("SAME_UPPER", "SAME_LOWER"):
         raise UnsupportedOperator(f"auto_pad {auto!r}")
-    totals = [max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
-              for n, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)]
+    totals = [(-(-n // s) - 1) * s + k - n for n, k, s in zip(x.shape[2:], kernel, stride, strict=True)]
+    if min(totals) < 0 or max(dilation) > 1:  # where runtimes refuse or disagree
+        raise UnsupportedOperator(f"auto_pad {auto!r} with strides {list(stride)} beyond the window {list(kernel)} or "
+                                  f"dilations {list(dilation)}: give the pads themselves")
     small, large = [t // 2 for t in totals], [t - t // 2 for t in totals]
     return (small, large) if auto == "SAME_UPPER" else (large, small)
 
 
 def _kernel_of_weight(c: Call, shape: Sequence[int]) -> list[int]:
     kernel = list(shape[2:])
-    if (c.attribute("kernel_shape") or kernel) != kernel:
-        raise InvalidNetwork(f"kernel_shape {c.attribute('kernel_shape')} differs from the weight's {kernel}")
+    if (stated := c.integers("kernel_shape")) not in (None, kernel):
+        raise InvalidNetwork(f"kernel_shape {stated} differs from the weight's {kernel}")
     return kernel
 
 
@@ -53,7 +55,7 @@ def conv(c: Call) -> Value:
     stride, dilation = _settings(c, kernel)
     before, after = _pads(c, x, kernel, stride, dilation)
     return c.builder.conv(x, weight, c.optional(2), stride=stride, before=before, after=after, dilation=dilation,
-                          groups=c.attribute("group", 1))
+                          groups=c.integer("group", 1))
 
 
 @row("ConvTranspose")
@@ -61,48 +63,47 @@ def conv_transpose(c: Call) -> Value:
     x, weight = c.value(), c.tensor(1)
     kernel = _kernel_of_weight(c, weight.shape)
     stride, dilation = _settings(c, kernel)
-    extra = c.attribute("output_padding") or [0] * len(kernel)
-    shape = c.attribute("output_shape")
-    if shape or c.attribute("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER"):
+    extra = c.integers("output_padding") or [0] * len(kernel)
+    shape = c.integers("output_shape")
+    if shape or c.text("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER"):
         # The padding is what brings the result to this size; the odd cell goes where auto_pad says.
         shape = shape or [n * s for n, s in zip(x.shape[2:], stride, strict=True)]
-        c.attribute("pads")
+        c.ignore("pads")
         totals = [(n - 1) * s + o + d * (k - 1) + 1 - size for n, s, o, d, k, size
                   in zip(x.shape[2:], stride, extra, dilation, kernel, shape[-len(kernel):], strict=True)]
         small, large = [t // 2 for t in totals], [t - t // 2 for t in totals]
-        upper = c.attribute("auto_pad", "NOTSET") == "SAME_UPPER"
+        upper = c.text("auto_pad", "NOTSET") == "SAME_UPPER"
         before, after = (small, large) if upper else (large, small)
         if min(totals) < 0:
             raise UnsupportedOperator(f"output_shape {shape} is larger than the windows reach")
     else:
         before, after = _pads(c, x, kernel, stride, dilation)
     return c.builder.conv_transpose(x, weight, c.optional(2), stride=stride, before=before, after=after,
-                                    output_padding=extra, dilation=dilation, groups=c.attribute("group", 1))
+                                    output_padding=extra, dilation=dilation, groups=c.integer("group", 1))
 
 
 @row("BatchNormalization")
 def batch_normalization(c: Call) -> Value:
-    c.attribute("momentum")
-    c.attribute("consumed_inputs")
-    if c.attribute("training_mode", 0):
+    c.ignore("momentum", "consumed_inputs")
+    if c.integer("training_mode", 0):
         raise UnsupportedOperator("training_mode=1 normalises by the batch; export the network for inference")
-    if not c.attribute("spatial", 1):
+    if not c.integer("spatial", 1):
         raise UnsupportedOperator("attribute 'spatial' = 0 is not supported")
     return c.builder.batch_norm(c.value(), c.tensor(1), c.tensor(2), c.tensor(3), c.tensor(4),
-                                float(c.attribute("epsilon", 1e-5)))
+                                c.number("epsilon", 1e-5))
 
 
 @row("AveragePool")
 def average_pool(c: Call) -> Value:
     x = c.value()
-    kernel = c.attribute("kernel_shape")
+    kernel = c.window()
     stride, dilation = _settings(c, kernel)
     if any(d != 1 for d in dilation):
         raise UnsupportedOperator(f"attribute 'dilations' = {dilation} is not supported")
     before, after = _pads(c, x, kernel, stride, dilation)
     return c.builder.avg_pool(x, kernel=kernel, stride=stride, before=before, after=after,
-                              ceil=bool(c.attribute("ceil_mode", 0)),
-                              count_padding=bool(c.attribute("count_include_pad", 0)))
+                              ceil=bool(c.integer("ceil_mode", 0)),
+                              count_padding=bool(c.integer("count_include_pad", 0)))
 
 
 @row("GlobalAveragePool")
@@ -114,9 +115,9 @@ def global_average_pool(c: Call) -> Value:
 @row("MaxPool")
 def max_pool(c: Call) -> Value:
     x = c.value()
-    kernel = c.attribute("kernel_shape")
+    kernel = c.window()
     stride, dilation = _settings(c, kernel)
     before, after = _pads(c, x, kernel, stride, dilation)
-    c.attribute("storage_order")  # orders the second output only, which no row offers
+    c.ignore("storage_order")  # orders the second output only, which no row offers
     return c.builder.max_pool(x, kernel=kernel, stride=stride, before=before, after=after, dilation=dilation,
-                              ceil=bool(c.attribute("ceil_mode", 0)))
+                              ceil=bool(c.integer("ceil_mode", 0)))

@@ -184,7 +184,7 @@ SHAPES: list[Shape] = [(1, 4), (1, 2, 5), (1, 2, 5, 4), (1, 4, 4, 3), (3, 4), (1
 @st.composite
 def networks(draw: Callable) -> bytes:  # type: ignore[type-arg]
     net = Net(draw, draw(st.sampled_from(SHAPES)))
-    for _ in range(draw(st.integers(1, 10))):
+    for _ in range(draw(st.integers(4, 12))):
         small = [t for t in net.tensors if math.prod(t[1]) <= MAX_ENTRIES]
         # mostly a chain, at times a branch
         x, shape = small[-1] if draw(st.booleans()) else draw(st.sampled_from(small))

@@ -54,8 +54,10 @@ def test_every_truncation_is_refused_and_names_the_file(tmp_path: Path) -> None:
 def test_mutated_files_are_read_or_refused_by_name() -> None:
     """A flipped byte may leave a readable network; it never raises anything else."""
     rng = np.random.default_rng(0)
-    for _ in range(400):
-        data = bytearray(GOOD)
+    sources = [GOOD, model([node("Conv", "x w", pads=[1, 1, 1, 1], group=1), node("Relu", "y", "z")], M,
+                           {"w": random(2, 2, 3, 3)}, outputs=("z",))]
+    for k in range(600):
+        data = bytearray(sources[k % 2])
         for position in rng.integers(0, len(data), size=rng.integers(1, 4)):
             data[position] = rng.integers(256)
         message = "ONNX bytes: "
@@ -117,6 +119,10 @@ OUT_OF_SCOPE = {
     "shapes that do not fit": (model([node("MatMul", "x w")], (1, 5), {"w": random(4, 3)}), "MatMul .*4 inputs"),
     "shapes that do not broadcast": (model([node("Add", "x c")], (1, 3), {"c": random(2)}), "do not broadcast"),
     "impossible reshape": (model([node("Reshape", "x s")], (1, 3), {"s": integers(2, -1)}), "cannot reshape"),
+    "attribute of the wrong type": (model([node("Gemm", "x w", transB="yes")], (1, 4), {"w": random(3, 4)}),
+                                    "'transB' has the wrong type"),
+    "attribute missing": (model([node("AveragePool", "x")], M), "'kernel_shape' must hold"),
+    "tensor beyond any memory": (model([node("Expand", "x s")], (1, 3), {"s": integers(2**40, 3)}), "beyond any"),
     "index out of range": (model([node("Gather", "x i", axis=1)], (1, 3), {"i": integers(3)}), "out of range"),
     "division by zero": (model([node("Div", "x c")], (1, 3), {"c": number(0)}), "division by a constant zero"),
     "NaN limit": (model([node("Clip", "x c")], (1, 3), {"c": number(np.nan)}), "min <= max"),
@@ -161,6 +167,13 @@ UNSUPPORTED: dict[str, tuple[Sequence[onnx.NodeProto], Sequence[int], Weights, i
     "dilated average": ([node("AveragePool", "x", kernel_shape=[2, 2], dilations=[2, 2])], M, {}, 19, "'dilations'"),
     "convolution over several samples": ([node("Conv", "x w")], (2, 2, 6, 7), {"w": random(4, 2, 3, 3)}, 13,
                                          "first axis of size 2"),
+    "SAME padding with dilation": ([node("Conv", "x w", auto_pad="SAME_UPPER", dilations=[2, 2])], M,
+                                   {"w": random(2, 2, 3, 3)}, 13, "auto_pad 'SAME_UPPER'"),
+    "SAME padding with large strides": ([node("MaxPool", "x", kernel_shape=[1, 1], strides=[3, 3],
+                                              auto_pad="SAME_LOWER")], M, {}, 13, "auto_pad 'SAME_LOWER'"),
+    "uneven padding of a maximum": ([node("MaxPool", "x", kernel_shape=[2, 2], pads=[0, 0, 1, 1])], M, {}, 13,
+                                    "max pooling with pads"),
+    "old dropout in training": ([node("Dropout", "x", ratio=0.5)], (1, 3), {}, 6, "training mode"),
     "control flow": ([helper.make_node("If", ["c"], ["z"], then_branch=helper.make_graph([], "t", [], []),
                                        else_branch=helper.make_graph([], "e", [], [])), node("Add", "x z")],
                      (1, 3), {"c": np.array(True)}, 13, "control flow"),
