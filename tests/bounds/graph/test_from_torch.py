@@ -42,7 +42,7 @@ FUNCTIONAL: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
     "addmm": (lambda x: torch.addmm(CONSTANT[0], x, MATRIX, beta=2, alpha=3), (3,)),
     "conv1d": (lambda x: F.conv1d(x, torch.ones(2, 3, 2, dtype=torch.float64), stride=2, padding=1), (3, 5)),
     "conv2d": (lambda x: F.conv2d(x, torch.ones(4, 1, 2, 3, dtype=torch.float64), groups=2, dilation=2), M),
-    "conv2d same": (lambda x: F.conv2d(x, torch.ones(4, 2, 2, 3, dtype=torch.float64), padding="same"), M),
+    "conv2d same": (lambda x: F.conv2d(x, torch.ones(4, 2, 5, 3, dtype=torch.float64), padding="same"), M),
     "conv_transpose2d": (lambda x: F.conv_transpose2d(x, torch.ones(2, 3, 3, 3, dtype=torch.float64), stride=2,
                                                       padding=1, output_padding=1), M),
     "batch_norm": (lambda x: F.batch_norm(x, CONSTANT, CONSTANT.abs() + 1, CONSTANT), (3, 2)),
