@@ -25,7 +25,6 @@ from bounds.interval import Interval
 from bounds.lines import dot, gather_lines, pull_back_lines
 from bounds.ops.base import Affine, Elementwise, Input, Relaxed
 from bounds.ops.linear import Linear
-from bounds.ops.scale import Scale
 from bounds.relaxation import Relaxation
 from bounds.rows import Rows
 from bounds.sets import InputSet
@@ -226,7 +225,7 @@ class Backward:
         assert rows.A is not None
         A, constant = pull_back_lines(rows.A, relaxation)
         constants.append(constant)
-        return rows.with_values(A, clean=True)
+        return replace(rows, A=A, clean=True, fresh=not torch.is_grad_enabled())
 
     def _to_columns(self, rows: Rows, columns: Tensor, shape: tuple[int, ...]) -> Rows:
         full = rows.as_full(shape)
@@ -278,6 +277,10 @@ class Backward:
         if rows.index is not None and passes_through is not None:
             assert rows.sign is not None
             return tuple(rows if s > 0 else replace(rows, sign=-rows.sign) for s in passes_through)
+        if rows.index is not None and len(node.shape) == 3:
+            neurons = self._through_neurons(i, rows, constants)
+            if neurons is not None:
+                return (neurons,)
         rows = rows.as_window_or_full(node.shape)
         if rows.extent is not None:
             assert rows.A is not None
@@ -292,15 +295,48 @@ class Backward:
                     constant = op.constant(rows.A)
                     if constant is not None:
                         constants.append(constant)
-                    # Only what a no-grad pass made itself may be overwritten later.
-                    fresh = not torch.is_grad_enabled() and not isinstance(op, Scale)
-                    return (replace(rows, A=op.pull_back_window(rows.A), extent=extent, clean=False, fresh=fresh),)
+                    A = op.pull_back_window(rows.A)
+                    fresh = self._is_fresh(A, rows.A)
+                    return (replace(rows, A=A, extent=extent, clean=False, fresh=fresh),)
         rows = rows.as_full(node.shape)
         assert rows.A is not None
         constant = op.constant(rows.A)
         if constant is not None:
             constants.append(constant)
-        return tuple(Rows.full(A, rows.owner) for A in op.pull_back(rows.A, shapes))
+        results = op.pull_back(rows.A, shapes)
+        return tuple(replace(Rows.full(A, rows.owner), fresh=self._is_fresh(A, rows.A)) for A in results)
+
+    @staticmethod
+    def _is_fresh(A: Tensor, source: Tensor) -> bool:
+        """Only what a pass without gradients made itself may be overwritten later."""
+        return not torch.is_grad_enabled() and A.untyped_storage().data_ptr() != source.untyped_storage().data_ptr()
+
+    def _through_neurons(self, i: int, rows: Rows, constants: list[Tensor]) -> Rows | None:
+        """Single neurons of a map: their rows are the operator's own coefficients."""
+        node = self.graph.nodes[i]
+        op = node.op
+        assert isinstance(op, Affine)
+        assert rows.index is not None
+        assert rows.sign is not None
+        cells = rows.cells(node.shape)
+        assert cells.extent is not None
+        extent = op.window(cells.extent, self.graph.nodes[node.inputs[0]].shape)
+        A = None if extent is None else op.pull_back_neuron(rows.index, rows.sign, node.shape)
+        if A is None:
+            return None
+        offset = self._offset(i)
+        if offset is not None:
+            constants.append(offset.index_select(0, rows.index) * rows.sign)
+        return replace(cells, A=A, extent=extent, clean=False, fresh=not torch.is_grad_enabled())
+
+    def _offset(self, i: int) -> Tensor | None:
+        """The constant of every output neuron of a convolution-like operator, flat."""
+        bias = getattr(self.graph.nodes[i].op, "bias", None)
+        if bias is None:
+            return None
+        shape = self.graph.nodes[i].shape
+        offset: Tensor = bias.view(-1, 1, 1).expand(shape).reshape(-1)
+        return offset
 
     def _through_relaxed(self, i: int, rows: Rows, constants: list[Tensor]) -> tuple[Rows, ...]:
         node = self.graph.nodes[i]

@@ -101,11 +101,16 @@ class Rows:
         if len(shape) != 3:
             return self.as_full(shape)
         channels, height, width = shape
-        area = height * width
         A = self.sign.new_zeros(self.count, 1, 1, channels).permute(0, 3, 1, 2)
-        A[torch.arange(self.count, device=A.device), self.index // area, 0, 0] = self.sign
-        positions = Positions.of(self.owner, self.index % area, height, width)
-        return Rows(self.owner, self.count, A=A, positions=positions, extent=Extent((1, 1), (0, 0), (1, 1)))
+        A[torch.arange(self.count, device=A.device), self.index // (height * width), 0, 0] = self.sign
+        return replace(self.cells(shape), A=A)
+
+    def cells(self, shape: Shape) -> Rows:
+        """The layout (without values) of units on a map: windows of one cell."""
+        assert self.index is not None
+        _, height, width = shape
+        positions = Positions.of(self.owner, self.index % (height * width), height, width)
+        return Rows(self.owner, self.count, positions=positions, extent=Extent((1, 1), (0, 0), (1, 1)))
 
     def as_whole_window(self, shape: Shape) -> Rows:
         """Dense rows over a map as windows that cover it."""
@@ -184,8 +189,10 @@ class Rows:
     def gather(self, t: Tensor) -> Tensor:
         """Values "B *shape" of a node, aligned with A: broadcastable against it. Outside the map: 0."""
         if self.extent is not None and self.positions is not None:
-            windows = self.windows(t).permute(0, 3, 1, 2)
-            return windows if self.positions.y.shape[0] == 1 else windows.index_select(0, self.positions.of_row)
+            windows = self.windows(t)
+            if self.positions.y.shape[0] > 1:
+                windows = windows.index_select(0, self.positions.of_row)
+            return windows.permute(0, 3, 1, 2)
         if self.columns is not None:
             return self.owner.rows(t.flatten(1).index_select(1, self.columns))
         t = self.owner.rows(t)
@@ -200,7 +207,8 @@ class Rows:
         # The first window starts at offset + top in the padded map.
         padded = padded[:, e.offset[0] + top:, e.offset[1] + left:]
         view = padded.unfold(1, e.size[0], e.stride[0]).unfold(2, e.size[1], e.stride[1])  # "B Y X C h w"
-        return view.permute(0, 1, 2, 4, 5, 3)[p.owner, p.y, p.x]
+        # Indexing keeps the order of the source's memory; rows are to lie channels-last.
+        return view.permute(0, 1, 2, 4, 5, 3)[p.owner, p.y, p.x].contiguous()
 
     def masked(self, shape: Shape, keep: Callable[[Callable[[], Tensor | None]], Tensor | None] | None = None) -> Rows:
         """Set what lies outside the map to zero. `keep` may store the mask between calls."""
@@ -242,6 +250,10 @@ class Rows:
             return first.plus(second, shape)
         first, second = self.as_full(shape), other.as_full(shape)
         assert first.A is not None and second.A is not None
+        if first.fresh or first is not self:
+            return first.with_values(first.A.add_(second.A))
+        if second.fresh or second is not other:
+            return second.with_values(second.A.add_(first.A))
         return first.with_values(first.A + second.A)
 
     def _add_inside(self, other: Rows, clean: bool) -> Rows:

@@ -82,6 +82,11 @@ class Affine(Operator):
         zero outside the map) it must give the same."""
         return None
 
+    def pull_back_neuron(self, index: Tensor, sign: Tensor, output_shape: Shape) -> Tensor | None:
+        """Rows `sign * y[index]` of single output neurons of a map ("N" flat indices into "C H W") as windows
+        "N Cin h' w'" around them (the `window` of a 1 x 1 extent); None where there is no short cut."""
+        return None
+
     def pull_back_phases(self, A: Tensor, extent: Extent) -> tuple[Tensor, Extent, int] | None:
         """As `pull_back_window` with the s * s phases of a strided result left apart as channels
         ("N Cin*s*s h' w'", the extent of the interleaved result, s); None where that is no gain."""

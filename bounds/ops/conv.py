@@ -67,7 +67,16 @@ class Conv(Affine):
         return extent.pulled(kernel, stride, padding, dilation)
 
     def pull_back_window(self, A: Tensor) -> Tensor:
-        return F.conv_transpose2d(A, self.weight, None, self.stride, 0, 0, self.groups, self.dilation)
+        out = F.conv_transpose2d(A, self.weight, None, self.stride, 0, 0, self.groups, self.dilation)
+        # Windows of one cell do not show their memory order, and their results may come in the other one.
+        return out.contiguous(memory_format=torch.channels_last)
+
+    def pull_back_neuron(self, index: Tensor, sign: Tensor, output_shape: Shape) -> Tensor | None:
+        if self.weight.dim() != 4 or self.groups != 1 or set(self.dilation) != {1}:
+            return None
+        channel = index // (output_shape[1] * output_shape[2])
+        kernels = self.weight.permute(0, 2, 3, 1).contiguous()
+        return (kernels.index_select(0, channel) * sign.view(-1, 1, 1, 1)).permute(0, 3, 1, 2)
 
     def pull_back_phases(self, A: Tensor, extent: Extent) -> tuple[Tensor, Extent, int] | None:
         """`pull_back_window` without interleaving the result: with stride s, output channel
