@@ -24,7 +24,7 @@ lint: $(VENV)/.lint
 bench: $(VENV)/.test
 	mkdir -p out
 	$(BIN)/python benchmarks/calibration.py --out out/calibration.json
-	if [ -f benchmarks/tightness.py ]; then $(BIN)/python benchmarks/tightness.py --out out/tightness.json; fi
+	$(BIN)/python benchmarks/tightness.py --out out/tightness.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
