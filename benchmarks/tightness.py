@@ -24,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,7 +177,7 @@ def measure(case: Case, batch: int, method: str, *, iterations: int, dtype: str,
         "seconds": statistics.median(seconds), "all_seconds": seconds, "first_call_s": first_s,
         "peak_mib": peak, "peak_over_start_mib": peak - before,
         "iterations": settings.get("iterations"), "threads": torch.get_num_threads(),
-        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+        "thread_waiting": thread_waiting(os.environ),
     }
 
 
@@ -214,10 +214,15 @@ def reset_peak() -> None:
 # ---------------------------------------------------------------------- all measurements
 
 
+def thread_waiting(variables: Mapping[str, str]) -> dict[str, str | None]:
+    """How threads wait for each other, where the environment says so (else as the command line sets it)."""
+    return {name: variables.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+
+
 def environment(threads: int) -> dict[str, str]:
-    """Of every process that measures: thread settings as the command line's, packages from this checkout."""
+    """Of every process that measures: the thread count, and packages from this checkout."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
 
 
 def measured(case: Case, batch: int, method: str, settings: dict[str, Any]) -> Row:
@@ -468,7 +473,7 @@ def main(argv: list[str] | None = None) -> int:
     print(table(rows))
     answer = {
         "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "commit": commit(), "seed": SEED, "settings": settings,
-        "omp_wait_policy": environment(arguments.threads)["OMP_WAIT_POLICY"],
+        "thread_waiting": thread_waiting(environment(arguments.threads)),
         "hardware": {"cores": available_cores(), "memory_gib": memory_gib(), "load_before": load,
                      "system": platform.platform()},
         "calibration": machine,

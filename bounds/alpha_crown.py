@@ -37,12 +37,14 @@ DECIDED_SHARE = 0.1
 @dataclass(frozen=True)
 class AlphaCrown:
     """Settings: `iterations` evaluations, the first at CROWN's lines; steps start at `step` (a share of
-    each parameter's box) and shrink by `decay`; with `intermediate` the neurons' rows are optimised too."""
+    each parameter's box) and shrink by `decay`; with `intermediate` the neurons' rows are optimised too. Once
+    `stop` says so, what has been reached is returned: still valid, only less tight."""
 
     iterations: int = 20
     step: float = 0.25
     decay: float = 0.88
     intermediate: bool = True
+    stop: Callable[[], bool] = bool  # never: bool() is False
 
     def bound(self, graph: Graph, sets: InputSet, rows: LinearRows, *,
               given: Mapping[int, Interval] | None = None, params: Any = None) -> Bounds:
@@ -56,7 +58,8 @@ class AlphaCrown:
 
     def _optimise_neurons(self, engine: Backward) -> RowBound:
         def row_bound(node: int, rows: Rows, threshold: float | None) -> Tensor:
-            return torch.cat([self._climb(engine, block, threshold)
+            return torch.cat([self._climb(engine, block, threshold) if not self.stop()
+                              else rows_untouched(block)
                               for block in engine.blocks(node, rows, BLOCK_COEFFICIENTS)])
         return row_bound
 
@@ -69,6 +72,8 @@ class AlphaCrown:
         best = result
         alive: Tensor | None = None
         for k in range(1, self.iterations if params else 0):
+            if self.stop():
+                break
             now = self._step(partial(engine.value, block), params, low, high, k)
             best = torch.maximum(best, now)
             if threshold is not None and k in DECIDE_AFTER:
@@ -119,7 +124,7 @@ class AlphaCrown:
 
         first = 0 if warm is not None else 1
         for k in range(first, self.iterations + 1):
-            if not params:
+            if not params or self.stop():
                 break
             before = {i: p.clone() for i, p in params.items()} if k < self.iterations else params
             if k < self.iterations:
@@ -151,6 +156,12 @@ class AlphaCrown:
                 p.addcmul_(grad.sign_(), high[i] - low[i], value=length)
                 torch.minimum(torch.maximum(p, low[i], out=p), high[i], out=p)
         return now.detach()
+
+
+def rows_untouched(block: Block) -> Tensor:
+    """No new bounds for a block of neuron rows."""
+    assert block.rows.sign is not None
+    return torch.full_like(block.rows.sign, -torch.inf)
 
 
 def _rows_of(p: Tensor, chosen: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from bounds.footprint import footprint
 from bounds.graph.graph import Graph
 from bounds.interval import Interval
 from bounds.lines import dot, gather_lines, pull_back_lines
-from bounds.ops.base import Affine, Elementwise, Input, Relaxed
+from bounds.ops.base import Affine, Elementwise, Relaxed
 from bounds.ops.linear import Linear
 from bounds.relaxation import Relaxation
 from bounds.rows import Rows
@@ -167,6 +167,14 @@ class Backward:
         result[alive] = value
         return result
 
+    def behind_affine(self, block: Block) -> Tensor:
+        """Lower bounds "N" of rows pulled back through the affine operators they start with, from the
+        enclosures of the nodes before those."""
+        sweep = Sweep(block)
+        while sweep.next_node > 0 and isinstance(self.graph.nodes[sweep.next_node].op, Affine):
+            self._advance(sweep, None)
+        return self._at_frontier(sweep)
+
     def _at_frontier(self, sweep: Sweep) -> Tensor:
         """Lower bounds from the enclosures of the nodes that the rows have reached."""
         value = sweep.total()
@@ -237,7 +245,8 @@ class Backward:
         node = self.graph.nodes[i]
         assert isinstance(node.op, Linear)
         source = self.graph.nodes[node.inputs[0]]
-        wanted = self.lines(node.inputs[0]).columns if isinstance(source.op, Elementwise) else None
+        known = isinstance(source.op, Elementwise) and source.inputs[0] in self.intervals
+        wanted = self.lines(node.inputs[0]).columns if known else None
         weight, bias = self._weight(i, rows.columns, wanted)
         if rows.index is not None:
             assert rows.sign is not None
@@ -449,12 +458,13 @@ class Backward:
         return torch.cat(parts) if len(parts) != 1 else parts[0]
 
     def blocks(self, start: int, rows: Rows, coefficients: int = BLOCK_COEFFICIENTS) -> Iterator[Block]:
-        """Cut rows (sorted by domain) into blocks; where domains have many rows, blocks of one domain each,
-        which read that domain's lines without gathering them."""
+        """Cut rows into blocks; where they are sorted by domain and domains have many rows, blocks of one
+        domain each, which read that domain's lines without gathering them."""
         size = self.block_size(start, rows, coefficients)
         index = rows.owner.index
         cuts = [0, rows.count]
-        if index is not None and rows.count >= ROWS_OF_ONE_DOMAIN * rows.owner.batch:
+        if index is not None and rows.count >= ROWS_OF_ONE_DOMAIN * rows.owner.batch \
+                and bool((index[1:] >= index[:-1]).all()):
             counts = torch.bincount(index, minlength=rows.owner.batch)
             cuts = [0, *counts.cumsum(0).tolist()]
         for first, last in itertools.pairwise(cuts):
@@ -498,4 +508,4 @@ def input_rows(pulled: Pulled, graph: Graph) -> Tensor:
     return A
 
 
-__all__ = ["Backward", "Block", "Input", "Owner", "Params", "Pulled", "adaptive", "input_rows", "parallel"]
+__all__ = ["Backward", "Block", "Lines", "Params", "Pulled", "adaptive", "input_rows", "parallel"]

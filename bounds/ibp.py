@@ -2,20 +2,21 @@
 
 (Interval arithmetic; as a bound for networks e.g. Gowal et al., arXiv:1810.12715.) The cheapest method and the
 loosest: each operator is exact for its own inputs, but inputs are taken to vary independently. The asked rows
-are interval arithmetic on the outputs; their part on the inputs is optimised exactly over the set. A ball
-enters as its bounding box.
+are joined with the affine operators at the end of the network before they are bounded; their part on the
+inputs is optimised exactly over the set. A ball enters as its bounding box.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bounds.backward import Backward
 from bounds.bounds import Bounds, LinearRows
-from bounds.final import owner_of
+from bounds.final import output_rows, owner_of
 from bounds.graph.graph import Graph
 from bounds.interval import Interval
 from bounds.sets import InputSet
@@ -43,13 +44,17 @@ def propagate(graph: Graph, sets: InputSet, *, given: Mapping[int, Interval] | N
     return intervals
 
 
-def rows_over(output: Interval, sets: InputSet, rows: LinearRows) -> tuple[Tensor, Tensor]:
-    """Lower and upper bounds "N" of the asked rows, given an enclosure "B *shape" of the outputs."""
+def rows_over(graph: Graph, sets: InputSet, rows: LinearRows, intervals: Sequence[Interval]) -> tuple[Tensor, Tensor]:
+    """Lower and upper bounds "N" of the asked rows, given an enclosure "B *shape" of every node: the better of
+    interval arithmetic on the outputs and on the nodes before the last affine operators."""
     owner = owner_of(rows, sets.batch)
+    output = intervals[graph.output]
     low, high = owner.rows(output.lower.flatten(1)), owner.rows(output.upper.flatten(1))
     positive, negative = rows.C.clamp(min=0), rows.C.clamp(max=0)
-    lower = (positive * low + negative * high).sum(1)
-    upper = (positive * high + negative * low).sum(1)
+    lower = torch.maximum((positive * low + negative * high).sum(1), _behind_affine(graph, sets, rows, intervals))
+    opposite = LinearRows(-rows.C, rows.owner)
+    upper = torch.minimum((positive * high + negative * low).sum(1),
+                          -_behind_affine(graph, sets, opposite, intervals))
     if rows.D is not None:
         D = rows.D.view(-1, *sets.shape)
         index = owner.domains(D.shape[0], D)
@@ -57,9 +62,16 @@ def rows_over(output: Interval, sets: InputSet, rows: LinearRows) -> tuple[Tenso
     return (lower, upper) if rows.offset is None else (lower + rows.offset, upper + rows.offset)
 
 
+def _behind_affine(graph: Graph, sets: InputSet, rows: LinearRows, intervals: Sequence[Interval]) -> Tensor:
+    engine = Backward(graph, sets)
+    engine.enclosures.update(enumerate(intervals))
+    return torch.cat([engine.behind_affine(block)
+                      for block in engine.blocks(graph.output, output_rows(engine, rows))])
+
+
 def bound(graph: Graph, sets: InputSet, rows: LinearRows, *, given: Mapping[int, Interval] | None = None,
           params: Any = None) -> Bounds:
     """Interval bounds of the asked rows and of every node; valid up to rounding of sums. `params` are passed on."""
     intervals = propagate(graph, sets, given=given)
-    lower, upper = rows_over(intervals[graph.output], sets, rows)
+    lower, upper = rows_over(graph, sets, rows, intervals)
     return Bounds(lower, upper, dict(enumerate(intervals)), params)

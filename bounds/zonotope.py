@@ -245,5 +245,5 @@ def bound(graph: Graph, sets: InputSet, rows: LinearRows, *, given: Mapping[int,
     intervals = groups[0] if len(groups) == 1 else [
         Interval(torch.cat([x.lower for x in node]), torch.cat([x.upper for x in node]))
         for node in zip(*groups, strict=True)]
-    low, high = rows_over(intervals[graph.output], sets, rows)
+    low, high = rows_over(graph, sets, rows, intervals)
     return Bounds(torch.maximum(lower, low), torch.minimum(upper, high), dict(enumerate(intervals)), params)

@@ -29,6 +29,7 @@ CHUNK_ROWS = 8192
 CROSSING_RTOL = 1e-3  # bounds of fixed neurons may cross by rounding; more than this is numerical trouble
 CONTRADICTION_RTOL = 1e-4  # float32 evaluation against a bound
 SANITY_SAMPLES = 8
+FINISH_S = 0.5        # optimisation stops this long before the deadline and returns what it has
 
 
 class Stage(Protocol):
@@ -87,7 +88,11 @@ class BoundStage:
 
     def run(self, problem: Problem, state: State) -> None:
         tensors = problem.tensors
-        method = method_named(self.method or self.name, **self.settings)
+        name = self.method or self.name
+        settings = dict(self.settings)
+        if name == "alpha-crown":
+            settings["stop"] = lambda: problem.deadline.left() < FINISH_S
+        method = method_named(name, **settings)
         for regions, rows in _chunks(problem, state):
             if problem.deadline.passed():
                 return

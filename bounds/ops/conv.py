@@ -46,6 +46,12 @@ class Conv(Affine):
 
     def pull_back(self, A: Tensor, input_shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
         axes = self.weight.dim() - 2
+        if self._has_even_phases:
+            out = self.pull_back_window(A)
+            top, left = self.padding
+            out = out[:, :, top:top + input_shapes[0][1], left:left + input_shapes[0][2]]
+            below, right = (n - m for n, m in zip(input_shapes[0][1:], out.shape[2:], strict=True))
+            return (F.pad(out, (0, right, 0, below)) if below or right else out,)
         # What the stride dropped at the far edge must come back as zeros.
         missing = tuple(
             input_shapes[0][1 + i] - ((A.shape[2 + i] - 1) * self.stride[i] - 2 * self.padding[i]
@@ -67,6 +73,11 @@ class Conv(Affine):
         return extent.pulled(kernel, stride, padding, dilation)
 
     def pull_back_window(self, A: Tensor) -> Tensor:
+        if self._has_even_phases:
+            # Measured: 1.7 times faster than the transposed convolution; with uneven phases it is slower.
+            weight = self._phase_weight
+            taps = (weight.shape[2], weight.shape[3])
+            return F.pixel_shuffle(F.conv2d(A, weight, None, 1, (taps[0] - 1, taps[1] - 1)), self.stride[0])
         out = F.conv_transpose2d(A, self.weight, None, self.stride, 0, 0, self.groups, self.dilation)
         # Windows of one cell do not show their memory order, and their results may come in the other one.
         return out.contiguous(memory_format=torch.channels_last)
@@ -85,16 +96,28 @@ class Conv(Affine):
         A strided transposed convolution into few channels runs several times faster as the
         convolution of its s * s phases. None where that does not apply.
         """
-        if self.weight.dim() != 4 or self.groups != 1 or set(self.dilation) != {1} or len(set(self.stride)) != 1:
+        if not self._has_phases:
             return None
         s = self.stride[0]
-        if s == 1:
-            return None
-        weight = self._phases if not self.weight.requires_grad else self._make_phases()
+        weight = self._phase_weight
         taps = (weight.shape[2], weight.shape[3])
         out = F.conv2d(A, weight, None, 1, (taps[0] - 1, taps[1] - 1))
         pulled = extent.pulled((s * taps[0], s * taps[1]), (s, s), (self.padding[0], self.padding[1]), (1, 1))
         return out, pulled, s
+
+    @cached_property
+    def _has_phases(self) -> bool:
+        return self.weight.dim() == 4 and self.groups == 1 and set(self.dilation) == {1} \
+            and len(set(self.stride)) == 1 and self.stride[0] > 1
+
+    @cached_property
+    def _has_even_phases(self) -> bool:
+        return self._has_phases and all(k % self.stride[0] == 0 for k in self.weight.shape[2:])
+
+    @property
+    def _phase_weight(self) -> Tensor:
+        """Kept only while it cannot go stale: not for a weight in training."""
+        return self._make_phases() if self.weight.requires_grad else self._phases
 
     @cached_property
     def _phases(self) -> Tensor:

@@ -79,7 +79,7 @@ def test_given_intervals_are_met_and_used_further_on() -> None:
     assert bool((tight[2].upper < free[2].upper).any())
 
 
-def test_rows_are_interval_arithmetic_on_the_outputs_and_exact_on_the_inputs() -> None:
+def test_rows_are_exact_over_the_last_activation_and_over_the_inputs() -> None:
     graph = random_graph(9, "dense")
     sets = random_box(graph, 10, batch=2)
     outputs, inputs = graph.output_shape[0], graph.input_shape[0]
@@ -89,10 +89,11 @@ def test_rows_are_interval_arithmetic_on_the_outputs_and_exact_on_the_inputs() -
     offset = torch.randn(5, generator=generator, dtype=torch.float64)
     owner = torch.tensor([0, 1, 1, 0, 1])
     answer = ibp.bound(graph, sets, LinearRows(C, owner, D, offset))
-    output = answer.intervals[graph.output]
+    last = graph.nodes[graph.output]
+    hidden = answer.intervals[last.inputs[0]]
     for n, b in enumerate(owner.tolist()):
-        values = [float(C[n] @ torch.stack(y) + D[n] @ torch.stack(x) + offset[n])
-                  for y in itertools.product(*zip(output.lower[b], output.upper[b], strict=True))
+        values = [float(C[n] @ last.op.forward(torch.stack(z)[None])[0] + D[n] @ torch.stack(x) + offset[n])
+                  for z in itertools.product(*zip(hidden.lower[b], hidden.upper[b], strict=True))
                   for x in itertools.product(*zip(sets.lower[b], sets.upper[b], strict=True))]
         assert float(answer.lower[n]) == pytest.approx(min(values))
         assert answer.upper is not None

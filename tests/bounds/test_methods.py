@@ -104,6 +104,23 @@ def test_batched_bounds_equal_single_bounds(method: str, kind: str) -> None:
             torch.testing.assert_close(together.lower[mine], alone.lower, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_may_come_in_any_order(method: str) -> None:
+    """Many rows a set, so that blocks of one domain would be made if the rows were sorted."""
+    graph = random_graph(8, "conv", "Relu")
+    sets = random_box(graph, 8, batch=3)
+    rows = all_rows(graph, sets, per_set=70)
+    order = torch.randperm(210, generator=torch.Generator().manual_seed(0))
+    assert rows.owner is not None
+    assert rows.D is not None
+    assert rows.offset is not None
+    shuffled = LinearRows(rows.C[order], rows.owner[order], rows.D[order], rows.offset[order])
+    settings_ = {"iterations": 4} if method == "alpha-crown" else {}
+    straight = compute_bounds(graph, sets, rows, method, **settings_).lower
+    torch.testing.assert_close(compute_bounds(graph, sets, shuffled, method, **settings_).lower, straight[order],
+                               rtol=1e-6, atol=1e-6)
+
+
 def test_without_rows_every_output_is_bounded_from_both_sides() -> None:
     graph = random_graph(3, "residual", "Relu")
     sets = random_box(graph, 3, batch=2)
@@ -166,6 +183,22 @@ def test_warm_started_slopes_give_at_least_the_bounds_they_came_from() -> None:
     again = AlphaCrown(iterations=1, intermediate=False).bound(graph, sets, rows, given=crown.intervals,
                                                                params=first.params)
     torch.testing.assert_close(again.lower, torch.maximum(again.lower, first.lower), rtol=1e-9, atol=1e-9)
+
+
+def test_a_stopped_optimisation_returns_valid_bounds() -> None:
+    graph = random_graph(7, "residual", "mixed")
+    sets = random_box(graph, 7, batch=2)
+    rows = all_rows(graph, sets)
+    for calls in (0, 3, 10):
+        left = [calls]
+
+        def stop(left: list[int] = left) -> bool:
+            left[0] -= 1
+            return left[0] < 0
+
+        answer = AlphaCrown(iterations=8, stop=stop).bound(graph, sets, rows)
+        assert_sound(graph, sets, rows, answer, samples(sets, 100))
+        assert (answer.lower >= compute_bounds(graph, sets, rows, "crown").lower - 1e-6).all() or calls
 
 
 def test_given_intervals_are_used() -> None:

@@ -102,7 +102,8 @@ def test_tensors_never_call_an_unsafe_point_safe(prop: Property, dtype: torch.dt
         y = (torch.randint(-32, 32, (20, 3), generator=g) / 8).to(dtype)
         v = tensors.violation(points, y)
         margin = tensors.branch_margin(v)
-        assert bool(tensors.sets.contains(points, torch.full((20,), u)).all())
+        if dtype == torch.float32:  # in float64 a decimal's nearest float32 may lie outside its hull
+            assert bool(tensors.sets.contains(points, torch.full((20,), u)).all())
         for i in range(20):
             k = prop.unsafe_branch(points[i].float().numpy(), y[i].numpy())
             if k is not None:
