@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bounds.footprint import footprint
@@ -44,8 +43,8 @@ COLUMNS_SHARE = 0.9
 # dropping copies the others.
 DECIDED_SHARE = 0.15
 FEWEST_TO_DECIDE = 32
-# From so many rows a domain on, blocks hold rows of one domain only.
-ROWS_OF_ONE_DOMAIN = 48
+# Where a domain's rows have so many coefficients on their way, blocks hold rows of one domain only.
+ONE_DOMAIN_COEFFICIENTS = 200_000
 
 
 def adaptive(op: Elementwise, x: Interval) -> Relaxation:
@@ -395,7 +394,7 @@ class Backward:
             if apart is not None:
                 A, extent, s = apart
                 layout = replace(windows, A=None, extent=extent)
-                return A, block.keep(0, "radius", lambda: _phases(layout.gather(self._radius), s))
+                return A, block.keep(0, "radius", lambda: layout.gather(self._radius, phases=s))
             reached = None if rows.extent is None else op.window(windows.extent, self.graph.input_shape)
             if reached is not None:
                 layout = replace(rows, A=None, extent=reached)
@@ -463,7 +462,8 @@ class Backward:
         size = self.block_size(start, rows, coefficients)
         index = rows.owner.index
         cuts = [0, rows.count]
-        if index is not None and rows.count >= ROWS_OF_ONE_DOMAIN * rows.owner.batch \
+        _, total = self.footprint(start, rows.index is not None)
+        if index is not None and rows.count * total >= ONE_DOMAIN_COEFFICIENTS * rows.owner.batch \
                 and bool((index[1:] >= index[:-1]).all()):
             counts = torch.bincount(index, minlength=rows.owner.batch)
             cuts = [0, *counts.cumsum(0).tolist()]
@@ -492,11 +492,6 @@ class Backward:
         if key not in self._widest:
             self._widest[key] = footprint(self.graph, start, unit)
         return self._widest[key]
-
-
-def _phases(windows: Tensor, s: int) -> Tensor:
-    """ "N C s*h s*w" -> "N C*s*s h w", channels last: as `pull_back_phases` orders its channels."""
-    return F.pixel_unshuffle(windows, s).contiguous(memory_format=torch.channels_last)
 
 
 def input_rows(pulled: Pulled, graph: Graph) -> Tensor:

@@ -186,29 +186,39 @@ class Rows:
 
     # ------------------------------------------------------------------ reading node values in this layout
 
-    def gather(self, t: Tensor) -> Tensor:
-        """Values "B *shape" of a node, aligned with A: broadcastable against it. Outside the map: 0."""
+    def gather(self, t: Tensor, phases: int = 1) -> Tensor:
+        """Values "B *shape" of a node, aligned with A: broadcastable against it. Outside the map: 0. With
+        phases s, windows "C s*h s*w" are rearranged as `Affine.pull_back_phases` orders its result."""
         if self.extent is not None and self.positions is not None:
             windows = self.windows(t)
+            if phases > 1:
+                windows = F.pixel_unshuffle(windows.permute(0, 3, 1, 2), phases).permute(0, 2, 3, 1).contiguous()
             if self.positions.y.shape[0] > 1:
                 windows = windows.index_select(0, self.positions.of_row)
             return windows.permute(0, 3, 1, 2)
         if self.columns is not None:
             return self.owner.rows(t.flatten(1).index_select(1, self.columns))
-        t = self.owner.rows(t)
-        return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
+        if t.dim() != 4:
+            return self.owner.rows(t)
+        if self.owner.index is None:
+            t = self.owner.rows(t)  # one domain: do not rearrange the others
+        t = t.permute(0, 2, 3, 1).contiguous()
+        return (t if self.owner.index is None else self.owner.rows(t)).permute(0, 3, 1, 2)
 
     def windows(self, t: Tensor) -> Tensor:
         """Values "B C H W" of a map at each distinct position: "P h w C", 0 outside the map."""
         assert self.extent is not None and self.positions is not None
         p, e = self.positions, self.extent
+        domain = p.owner
+        if self.owner.index is None:
+            t, domain = self.owner.rows(t), torch.zeros_like(domain)
         top, bottom, left, right = e.margins((p.height, p.width), (t.shape[2], t.shape[3]))
         padded = F.pad(t, (left, right, top, bottom)).permute(0, 2, 3, 1)
         # The first window starts at offset + top in the padded map.
         padded = padded[:, e.offset[0] + top:, e.offset[1] + left:]
         view = padded.unfold(1, e.size[0], e.stride[0]).unfold(2, e.size[1], e.stride[1])  # "B Y X C h w"
         # Indexing keeps the order of the source's memory; rows are to lie channels-last.
-        return view.permute(0, 1, 2, 4, 5, 3)[p.owner, p.y, p.x].contiguous()
+        return view.permute(0, 1, 2, 4, 5, 3)[domain, p.y, p.x].contiguous()
 
     def masked(self, shape: Shape, keep: Callable[[Callable[[], Tensor | None]], Tensor | None] | None = None) -> Rows:
         """Set what lies outside the map to zero. `keep` may store the mask between calls."""

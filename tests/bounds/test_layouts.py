@@ -125,7 +125,7 @@ def test_two_phases_and_early_decisions_do_not_change_the_bounds(monkeypatch: py
     monkeypatch.setattr(intermediate, "TWO_PHASE_COEFFICIENTS", 0)
     monkeypatch.setattr(backward, "DECIDED_SHARE", 0.0)
     monkeypatch.setattr(backward, "FEWEST_TO_DECIDE", 1)
-    monkeypatch.setattr(backward, "ROWS_OF_ONE_DOMAIN", 0)
+    monkeypatch.setattr(backward, "ONE_DOMAIN_COEFFICIENTS", 0)
     # Interval bounds of decided neurons may differ and reach later layers, so tightness is compared loosely.
     fast = compute_bounds(graph, boxes(), method="crown")
     assert_equal_bounds(fast, slow, tolerance=0.1)

@@ -23,6 +23,9 @@ def load_torch() -> None:
     gc.disable()
     try:
         import torch  # noqa: F401
+
+        from bounds.memory import keep_freed_memory
+        keep_freed_memory()
     finally:
         gc.freeze()
         if enabled:
