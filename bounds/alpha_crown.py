@@ -9,6 +9,7 @@ gives a valid bound, so the best value of each row is kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,13 +39,15 @@ DECIDED_SHARE = 0.1
 class AlphaCrown:
     """Settings: `iterations` evaluations, the first at CROWN's lines; steps start at `step` (a share of
     each parameter's box) and shrink by `decay`; with `intermediate` the neurons' rows are optimised too. Once
-    `stop` says so, what has been reached is returned: still valid, only less tight."""
+    `stop` says so, what has been reached is returned: still valid, only less tight. With a `target`, asked rows
+    are not improved further once all of their block lie above it."""
 
     iterations: int = 20
     step: float = 0.25
     decay: float = 0.88
     intermediate: bool = True
     stop: Callable[[], bool] = bool  # never: bool() is False
+    target: float = math.inf
 
     def bound(self, graph: Graph, sets: InputSet, rows: LinearRows, *,
               given: Mapping[int, Interval] | None = None, params: Any = None) -> Bounds:
@@ -124,7 +127,7 @@ class AlphaCrown:
 
         first = 0 if warm is not None else 1
         for k in range(first, self.iterations + 1):
-            if not params or self.stop():
+            if not params or self.stop() or bool((best > self.target).all()):
                 break
             before = {i: p.clone() for i, p in params.items()} if k < self.iterations else params
             if k < self.iterations:

@@ -91,7 +91,7 @@ class BoundStage:
         name = self.method or self.name
         settings = dict(self.settings)
         if name == "alpha-crown":
-            settings["stop"] = lambda: problem.deadline.left() < FINISH_S
+            settings |= {"stop": lambda: problem.deadline.left() < FINISH_S, "target": 0.0}
         method = method_named(name, **settings)
         for regions, rows in _chunks(problem, state):
             if problem.deadline.passed():

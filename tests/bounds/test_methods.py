@@ -203,6 +203,17 @@ def test_a_stopped_optimisation_returns_valid_bounds() -> None:
         assert (answer.lower >= compute_bounds(graph, sets, rows, "crown").lower - 1e-6).all() or calls
 
 
+def test_rows_above_the_target_are_not_improved_further() -> None:
+    graph = random_graph(6, "dense", "Relu")
+    sets = random_box(graph, 6, radius=2.0)
+    rows = all_rows(graph, sets)
+    best = AlphaCrown(iterations=20).bound(graph, sets, rows).lower
+    low = compute_bounds(graph, sets, rows, "crown").lower
+    assert (best > low + 1e-3).any(), "the case must profit from optimisation"
+    at_once = AlphaCrown(iterations=20, intermediate=False, target=-1e9).bound(graph, sets, rows).lower
+    torch.testing.assert_close(at_once, low, rtol=1e-9, atol=1e-9)
+
+
 def test_given_intervals_are_used() -> None:
     graph = random_graph(6, "dense", "Relu")
     sets = random_box(graph, 6, radius=2.0)
