@@ -216,7 +216,7 @@ def stages_for(method: str) -> Sequence[Stage]:
         AttackStage("pgd-brief", BRIEF, share=0.1),
         BoundStage("ibp"),
         BoundStage("crown", keep=True),
-        BoundStage("alpha-crown-rows", {"intermediate": False}, method="alpha-crown", inherit=True),
+        BoundStage("alpha-crown-rows", {"neuron_iterations": 0}, method="alpha-crown", inherit=True),
         AttackStage("pgd", MIDDLE, share=0.25),
         BoundStage("alpha-crown"),
         AttackStage("pgd-long", LONG),

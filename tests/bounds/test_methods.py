@@ -162,7 +162,7 @@ def test_alpha_crown_is_never_looser_than_crown_on_the_same_enclosures(drawn: tu
     graph, sets = drawn
     rows = all_rows(graph, sets, seed)
     crown = compute_bounds(graph, sets, rows, "crown")
-    alpha = AlphaCrown(iterations=6, intermediate=False).bound(graph, sets, rows, given=crown.intervals)
+    alpha = AlphaCrown(iterations=6, neuron_iterations=0).bound(graph, sets, rows, given=crown.intervals)
     assert (alpha.lower >= crown.lower - 1e-9 * (1 + crown.lower.abs())).all()
 
 
@@ -181,8 +181,8 @@ def test_warm_started_slopes_give_at_least_the_bounds_they_came_from() -> None:
     sets = random_box(graph, 11, batch=2)
     rows = all_rows(graph, sets)
     crown = compute_bounds(graph, sets, rows, "crown")
-    first = AlphaCrown(iterations=15, intermediate=False).bound(graph, sets, rows, given=crown.intervals)
-    again = AlphaCrown(iterations=1, intermediate=False).bound(graph, sets, rows, given=crown.intervals,
+    first = AlphaCrown(iterations=15, neuron_iterations=0).bound(graph, sets, rows, given=crown.intervals)
+    again = AlphaCrown(iterations=1, neuron_iterations=0).bound(graph, sets, rows, given=crown.intervals,
                                                                params=first.params)
     torch.testing.assert_close(again.lower, torch.maximum(again.lower, first.lower), rtol=1e-9, atol=1e-9)
 
@@ -210,7 +210,7 @@ def test_rows_above_the_target_are_not_improved_further() -> None:
     best = AlphaCrown(iterations=20).bound(graph, sets, rows).lower
     low = compute_bounds(graph, sets, rows, "crown").lower
     assert (best > low + 1e-3).any(), "the case must profit from optimisation"
-    at_once = AlphaCrown(iterations=20, intermediate=False, target=-1e9).bound(graph, sets, rows).lower
+    at_once = AlphaCrown(iterations=20, neuron_iterations=0, target=-1e9).bound(graph, sets, rows).lower
     torch.testing.assert_close(at_once, low, rtol=1e-9, atol=1e-9)
 
 
