@@ -125,8 +125,8 @@ def question(case: Case, batch: int, dtype: str) -> tuple[Graph, InputSet, Linea
     """The network in search form, the input sets and the rows of a case."""
     import torch
 
+    from bounds.files import existing
     from bounds.graph import Graph
-    from verifier.files import existing
     from verifier.problem import without_final_softmax
     from verifier.vnnlib import read_vnnlib
     property = read_vnnlib(case.spec)
@@ -427,7 +427,7 @@ def available_cores() -> int:
 
 def chosen_cases(arguments: argparse.Namespace) -> list[Case]:
     """The cases asked for; SystemExit with one sentence where one is unknown or its files are missing."""
-    from verifier.files import existing
+    from bounds.files import existing
     if (arguments.net is None) != (arguments.spec is None):
         raise SystemExit("--net and --spec belong together")
     known = {c.name: c for c in (*bundled_cases(), *shared_cases(arguments.shared))}

@@ -12,7 +12,7 @@ import numpy as np
 
 from verifier.network import NetworkCache
 from verifier.strategy import Result, verify
-from verifier.verdict import Falsified
+from verifier.verdict import Falsified, Reason
 from verifier.vnnlib import read_vnnlib
 
 EXAMPLES = Path(__file__).parent / "examples"
@@ -43,6 +43,8 @@ def run_demo(on_answer: Callable[[Answer], None] = lambda answer: None, *, seed:
             result = verify(network.graph, property, replayer=network.replayer, simplified=network.simplified,
                             time_limit_s=TIME_LIMIT_S, seed=seed)
             assert time.monotonic() - start < TIME_LIMIT_S + 5, "the deadline holds"
+            if result.reason is Reason.INTERRUPTED:
+                raise KeyboardInterrupt
             image = int(spec.split("_image")[1].split("_")[0])
             answers.append(Answer(onnx, image, int(digits["y"][image]), _eps(EXAMPLES / spec), result))
             on_answer(answers[-1])
@@ -74,7 +76,7 @@ def save_picture(answers: list[Answer], path: Path) -> bool:
         changed = verdict.witness.x.reshape(8, 8)
         winner = int(np.argmax(np.where(np.arange(10) == answer.label, -np.inf, verdict.witness.y.ravel())))
         difference = changed - original
-        extent = max(float(np.abs(difference).max()), 1e-6)
+        extent = float(answer.eps)
         row[0].imshow(original, cmap="gray", vmin=0, vmax=1)
         row[0].set_title(f"{answer.network.removesuffix('.onnx')}: seen as {answer.label}", fontsize=9)
         row[1].imshow(changed, cmap="gray", vmin=0, vmax=1)

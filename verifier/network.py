@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from bounds.files import existing
 from bounds.graph import Graph
-from verifier.files import existing
 from verifier.witness import OnnxReplayer
 
 CACHE_BYTES = 256 << 20  # of parameters; networks that are larger are read anew when they come back

@@ -85,7 +85,10 @@ def without_final_softmax(graph: Graph, property: Property) -> Graph:
 
 
 def choose_dtype(graph: Graph, device: torch.device | str | None) -> torch.dtype:
-    """float64 for small networks; float32 for convolutional and large ones, where it is up to ten times faster."""
+    """float64 for small networks and those stored in it, whose parameters must not be rounded; float32 for
+    convolutional and large ones, where it is up to ten times faster."""
+    if graph.dtype == torch.float64:
+        return torch.float64
     convolutional = any(isinstance(n.op, Affine) and "conv" in n.op.kind.lower() for n in graph.nodes)
     weights = sum(p.numel() for p in graph.parameters())
     on_gpu = device is not None and torch.device(device).type != "cpu"

@@ -102,6 +102,12 @@ class Region:
     def upper32(self) -> NDArray[np.float32]:
         return self._ends[3]
 
+    @property
+    def beyond_float32(self) -> int | None:
+        """The first feature with an end that no finite float32 is near to."""
+        beyond = np.flatnonzero(~(np.isfinite(self.lower32) & np.isfinite(self.upper32)))
+        return int(beyond[0]) if beyond.size else None
+
     def contains(self, x: Points) -> bool:
         """Exactly: a float32 point against the box rounded to nearest float32 (a fixed decimal may be
         no float32 at all), a float64 point against the decimal box; the ball in rationals."""
@@ -352,6 +358,8 @@ def robustness(x: Points, label: int, eps: float | str | Fraction, *, classes: i
     lower = _ends(centre, free, lambda c: c - radius if low is None else max(c - radius, low))
     upper = _ends(centre, free, lambda c: c + radius if high is None else min(c + radius, high))
     region = Region(lower, upper) if norm == math.inf else Region(lower, upper, flat, radius, float(norm))
+    if (beyond := region.beyond_float32) is not None:
+        raise ValueError(f"input entry {beyond} can leave the range of float32 within eps {eps}")
     others = [j for j in range(classes) if j != label] if target is None else [target]
     one = Fraction(1)
     rows = [Row(((label, one), (j, -one)), (), Fraction(0)) for j in others]

@@ -12,9 +12,12 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from bounds.files import trouble
 
 Key = tuple[str, str]
 
@@ -29,7 +32,11 @@ CREATE TABLE IF NOT EXISTS results (
 """
 
 
-class SettingsDiffer(ValueError):
+class UnusableStore(ValueError):
+    """Results cannot be kept in this folder; the message names it."""
+
+
+class SettingsDiffer(UnusableStore):
     """A run is resumed with other settings than it was started with, or restarted without `--resume`."""
 
 
@@ -69,19 +76,21 @@ class Store:
 
     def __init__(self, folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "results.sqlite"
-        self._db = sqlite3.connect(self.path, isolation_level=None)
-        try:
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.executescript(SCHEMA)
-            self._check_settings(settings, resume)
-        except sqlite3.DatabaseError as error:
-            self._db.close()
-            raise ValueError(f"{self.path}: not a result store ({error})") from error
-        except SettingsDiffer:
-            self._db.close()
-            raise
+        with ExitStack() as opened:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                opened.enter_context(_only_user(folder))
+            except OSError as error:
+                raise UnusableStore(f"{folder}: no folder for results can be made there ({trouble(error)})") from error
+            try:
+                self._db = opened.enter_context(closing(sqlite3.connect(self.path, isolation_level=None)))
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.executescript(SCHEMA)
+                self._check_settings(settings, resume)
+            except sqlite3.DatabaseError as error:
+                raise UnusableStore(f"{self.path}: not a result store ({error})") from error
+            self._opened = opened.pop_all()
 
     def _check_settings(self, settings: dict[str, Any], resume: bool) -> None:
         stored = {key: json.loads(value) for key, value in self._db.execute("SELECT key, value FROM settings")}
@@ -102,7 +111,7 @@ class Store:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._db.close()
+        self._opened.close()
 
     def finished(self) -> set[Key]:
         return set(self._db.execute("SELECT onnx, vnnlib FROM results"))
@@ -129,6 +138,26 @@ class Store:
                 writer.writerow(["" if (value := getattr(row, name)) is None else value for name in CSV_COLUMNS])
         os.replace(draft, path)
         return path
+
+
+@contextmanager
+def _only_user(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock: two processes in one run would do everything twice. The system frees it when a
+    process dies. Without `fcntl` (Windows) nothing is locked."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UnusableStore(f"{folder}: another process is working on this run") from error
+        yield
+    finally:
+        os.close(handle)
 
 
 class _transaction:

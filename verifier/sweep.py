@@ -12,14 +12,14 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from bounds.files import existing, trouble
 from verifier.deadline import Deadline
-from verifier.files import existing
 from verifier.network import NetworkCache
 from verifier.store import Key, Row, Store
 from verifier.strategy import HARD_LIMIT_GRACE_S, Result, as_json, is_out_of_memory, verify
@@ -35,7 +35,7 @@ CONTRADICTS = {("verified", "sat"), ("falsified", "unsat")}
 
 
 class InvalidInstances(ValueError):
-    """instances.csv cannot be read; the message names the file and the line."""
+    """instances.csv or expected.csv cannot be read; the message names the file and the line."""
 
 
 @dataclass(frozen=True)
@@ -54,21 +54,19 @@ class Instance:
 def read_instances(path: Path, time_limit_s: float | None = None) -> list[Instance]:
     """The rows `onnx,vnnlib[,timeout_s]`, without doubles; the smaller of both time limits counts."""
     instances: dict[Key, Instance] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        for number, cells in enumerate(csv.reader(file), start=1):
-            cells = [cell.strip() for cell in cells]
-            if not any(cells) or cells[0].startswith("#") or (number == 1 and cells[:2] == ["onnx", "vnnlib"]):
-                continue
-            if len(cells) not in (2, 3) or not cells[0] or not cells[1]:
-                raise InvalidInstances(f"{path}, line {number}: expected onnx,vnnlib,timeout, got {','.join(cells)!r}")
-            try:
-                timeout_s = float(cells[2]) if len(cells) == 3 and cells[2] else DEFAULT_TIMEOUT_S
-            except ValueError:
-                timeout_s = math.nan
-            if not timeout_s > 0:
-                raise InvalidInstances(f"{path}, line {number}: expected a positive timeout, got {cells[2]!r}")
-            instance = Instance(cells[0], cells[1], min(timeout_s, time_limit_s or math.inf))
-            instances.setdefault(instance.key, instance)
+    for line, cells in _cells(path):
+        if cells[0].startswith("#") or (line == 1 and cells[:2] == ["onnx", "vnnlib"]):
+            continue
+        if len(cells) not in (2, 3) or not cells[0] or not cells[1]:
+            raise InvalidInstances(f"{path}, line {line}: expected onnx,vnnlib,timeout, got {','.join(cells)!r}")
+        try:
+            timeout_s = float(cells[2]) if len(cells) == 3 and cells[2] else DEFAULT_TIMEOUT_S
+        except ValueError:
+            timeout_s = math.nan
+        if not timeout_s > 0:
+            raise InvalidInstances(f"{path}, line {line}: expected a positive timeout, got {cells[2]!r}")
+        instance = Instance(cells[0], cells[1], min(timeout_s, time_limit_s or math.inf))
+        instances.setdefault(instance.key, instance)
     if not instances:
         raise InvalidInstances(f"{path}: holds no instance")
     return list(instances.values())
@@ -78,8 +76,31 @@ def read_expected(path: Path) -> dict[Key, str]:
     """The published verdicts (sat, unsat, unknown, conflict) of expected.csv, or nothing where it is absent."""
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {(row["onnx"], row["vnnlib"]): row["verdict"] for row in csv.DictReader(file)}
+    rows = _cells(path)
+    line, header = next(rows, (1, []))
+    if missing := [name for name in ("onnx", "vnnlib", "verdict") if name not in header]:
+        raise InvalidInstances(f"{path}, line {line}: expected a column {missing[0]!r}, got {','.join(header)!r}")
+    at = [header.index(name) for name in ("onnx", "vnnlib", "verdict")]
+    expected = {}
+    for line, cells in rows:
+        if len(cells) != len(header):
+            raise InvalidInstances(f"{path}, line {line}: expected {len(header)} cells, got {len(cells)}")
+        onnx, vnnlib, verdict = (cells[i] for i in at)
+        expected[onnx, vnnlib] = verdict
+    return expected
+
+
+def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line, its cells without blanks around them) of a CSV file; empty lines are left out."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file, skipinitialspace=True)
+        try:
+            for row in reader:
+                cells = [cell.strip() for cell in row]
+                if any(cells):
+                    yield reader.line_num, cells
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise InvalidInstances(f"{path}, line {reader.line_num + 1}: not a CSV file in UTF-8 ({error})") from error
 
 
 @dataclass
@@ -194,11 +215,16 @@ def answer(instance: Instance, folder: Path, networks: NetworkCache, *, method: 
         if is_out_of_memory(error):
             failed = ("unknown", Reason.MEMORY.value, str(error))
         else:
-            expected_kind = isinstance(error, ValueError | OSError)
-            text = " ".join(str(error).split())
-            failed = ("error", Reason.ERROR.value, text if expected_kind else f"{type(error).__name__}: {text}")
+            failed = ("error", Reason.ERROR.value, _sentence(error))
     return Row(instance.onnx, instance.vnnlib, *failed, time_s=deadline.elapsed(), timeout_s=instance.timeout_s,
                method=method)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {trouble(error)}"
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}"
 
 
 def _row(instance: Instance, result: Result) -> Row:

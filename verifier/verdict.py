@@ -43,12 +43,12 @@ class Reason(enum.Enum):
 
 
 _REMEDY = {
-    Reason.INCOMPLETE: "the bounds are too loose: try a tighter method",
+    Reason.INCOMPLETE: "the bounds are too loose: try a tighter method or a smaller input set",
     Reason.TIME_LIMIT: "the deadline passed: give more with --time-limit",
     Reason.MEMORY: "memory ran out: use a machine with more, or a cheaper method",
     Reason.UNSUPPORTED: "the network has an operator without sound bounds: see the message",
     Reason.NUMERICAL: "bounds overflowed or became NaN: rescale the network or use float64",
-    Reason.INTERRUPTED: "stopped by the user: run again with --resume or more time",
+    Reason.INTERRUPTED: "stopped by the user: run it again, a sweep with --resume",
     Reason.ERROR: "an unexpected error: see the message and report it",
 }
 

@@ -13,8 +13,6 @@ asked).
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from bounds.files import read_bytes
 from verifier.property import Property, Region
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ class OnnxReplayer:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
         try:
-            session = onnxruntime.InferenceSession(_network_bytes(self._source), options,
+            session = onnxruntime.InferenceSession(read_bytes(self._source), options,
                                                    providers=["CPUExecutionProvider"])
         except Exception as error:  # as above
             raise ReplayError(f"{self.name}: onnxruntime cannot load it: {str(error).splitlines()[0]}") from error
@@ -182,15 +181,3 @@ def _input_shape(declared: list[Any], shape: tuple[int, ...], name: str) -> tupl
     if len(unknown) > 1 or size % max(known, 1) or (not unknown and known != size):
         raise ReplayError(f"{name}: expects inputs of shape {declared}, got {size} numbers of shape {shape}")
     return tuple(size // known if d is None else d for d in axes)
-
-
-def _network_bytes(source: str | Path | bytes) -> bytes:
-    if isinstance(source, bytes):
-        data = source
-    else:
-        path = Path(source)
-        data = (path if path.is_file() or not Path(f"{path}.gz").is_file() else Path(f"{path}.gz")).read_bytes()
-    try:
-        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (OSError, EOFError, zlib.error) as error:
-        raise ReplayError(f"damaged gzip file ({error})") from None

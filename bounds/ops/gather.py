@@ -12,14 +12,16 @@ from bounds.ops.base import Affine, Shape
 
 @dataclass(frozen=True, eq=False)
 class Gather(Affine):
-    """Entries `index` (LongTensor, one axis, each >= 0, repeats allowed) of x along `axis` (without the batch axis)."""
+    """Entries `index` (LongTensor, one axis, each >= 0, repeats allowed) of x along `axis` (without the batch axis).
+
+    The index is made where the graph is read, which need not be the device of a module's parameters."""
 
     axis: int
     index: Tensor
     kind: ClassVar[str] = "Gather"
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return inputs[0].index_select(self.axis + 1, self.index)
+        return inputs[0].index_select(self.axis + 1, self.index.to(inputs[0].device))
 
     def pull_back(self, A: Tensor, input_shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
-        return (A.new_zeros(A.shape[0], *input_shapes[0]).index_add(self.axis + 1, self.index, A),)
+        return (A.new_zeros(A.shape[0], *input_shapes[0]).index_add(self.axis + 1, self.index.to(A.device), A),)

@@ -122,6 +122,32 @@ def test_compressed_files_are_read_under_both_names(here: Path) -> None:
     assert run(["verify", "net.onnx.gz", "safe.vnnlib.gz"]) == 0
 
 
+def test_networks_that_do_nothing_are_answered(here: Path) -> None:
+    point = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1]) for name in ("x", "y")]
+    copy = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "copy", point[:1], point[1:])
+    empty = helper.make_graph([], "empty", point[:1], point[:1])
+    head = "(declare-const X_0 Real)\n(declare-const Y_0 Real)\n(assert (>= X_0 0))\n(assert (<= X_0 1))\n"
+    for graph in (copy, empty):
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), "same.onnx")
+        for rows, code in (("(assert (>= Y_0 1.5))", 0), ("(assert (>= Y_0 0.5))", 1)):
+            Path("rows.vnnlib").write_text(head + rows)
+            assert run(["verify", "same.onnx", "rows.vnnlib"]) == code
+
+
+def test_a_table_of_bounds_fits_its_terminal(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["bounds", str(EXAMPLES / "digits_mlp.onnx"), str(EXAMPLES / "mlp_image0_small.vnnlib"),
+                 "--method", "ibp,crown"]
+    assert run(arguments) == 0
+    assert "Y_9" in output()[0]
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(arguments) == 0
+    out, _ = output()
+    assert "mean width" in out
+    assert "Y_9" not in out
+    assert "10 outputs; --json shows each of them" in out
+
+
 # ---------------------------------------------------------------- the property from flags
 
 @pytest.mark.parametrize(("flags", "code"), [
@@ -207,6 +233,10 @@ BAD_INPUT: list[tuple[str, list[str], list[str]]] = [
     ("negative eps", ["net.onnx", "--input", "x.npy", "--label", "1", "--eps", "-0.1"], ["--eps", "-0.1"]),
     ("eps nan", ["net.onnx", "--input", "x.npy", "--label", "1", "--eps", "nan"], ["--eps", "nan"]),
     ("clip reversed", ["net.onnx", "--input", "x.npy", *BALL, "--clip", "1", "0"], ["--clip"]),
+    ("clip without end", ["net.onnx", "--input", "x.npy", *BALL, "--clip", "0", "inf"], ["--clip"]),
+    ("eps beyond float32", ["net.onnx", "--input", "x.npy", "--label", "1", "--eps", "1e39"], ["x.npy", "float32"]),
+    ("seed", ["net.onnx", "safe.vnnlib", "--seed", "-1"], ["--seed"]),
+    ("full disk", ["net.onnx", "safe.vnnlib", "--json", "/dev/full"], ["--json /dev/full", "cannot be written"]),
     ("clip excludes input", ["net.onnx", "--input", "x.npy", *BALL, "--clip", "0.5", "1"], ["x.npy", "clip"]),
     ("mask of fractions", ["net.onnx", "--input", "x.npy", *BALL, "--mask", "half.npy"], ["half.npy"]),
     ("no property", ["net.onnx"], ["SPEC.vnnlib", "--input"]),

@@ -12,12 +12,19 @@ import pytest
 
 from verifier.cli import run
 from verifier.demo import EXAMPLES, Answer, run_demo
-from verifier.verdict import Falsified
+from verifier.strategy import Result
+from verifier.verdict import Falsified, Reason, Unknown
 
 
 @pytest.fixture(scope="module")
 def answers() -> list[Answer]:
     return run_demo()
+
+
+def test_an_interrupt_ends_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = Result(Unknown(Reason.INTERRUPTED), "auto", 0.1)
+    monkeypatch.setattr("verifier.demo.verify", lambda *_, **__: result)
+    assert run(["demo"]) == 3
 
 
 def test_examples_are_small() -> None:

@@ -18,8 +18,8 @@ from tests.verifier.models import absolute_value, spec
 from verifier import verify as real_verify
 from verifier.cli import run
 from verifier.network import NetworkCache
-from verifier.store import read_results
-from verifier.sweep import InvalidInstances, read_instances, sweep
+from verifier.store import Store, UnusableStore, read_results
+from verifier.sweep import InvalidInstances, read_expected, read_instances, sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 SPECS = {"safe": "(>= Y_0 2.5)", "unsafe": "(>= Y_0 1.0)", "far": "(>= Y_0 9.0)"}
@@ -134,6 +134,42 @@ def test_a_bad_csv_is_refused_with_its_line(tmp_path: Path, text: str, says: str
     (tmp_path / "instances.csv").write_text(text)
     with pytest.raises(InvalidInstances, match=says):
         read_instances(tmp_path / "instances.csv")
+
+
+def test_a_csv_may_have_marks_blanks_and_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "instances.csv"
+    path.write_bytes(b'\xef\xbb\xbfonnx,vnnlib,timeout\r\n\r\n"a" , "b", 3\r\n\r\n# more\r\nc,d,4\r\n')
+    assert [(i.onnx, i.vnnlib, i.timeout_s) for i in read_instances(path)] == [("a", "b", 3), ("c", "d", 4)]
+
+
+def test_published_verdicts_are_found_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "expected.csv"
+    assert read_expected(path) == {}
+    path.write_bytes(b"\xef\xbb\xbfverdict, vnnlib ,onnx,more\nsat,b,a,1\n\nunsat,d,c,2\n")
+    assert read_expected(path) == {("a", "b"): "sat", ("c", "d"): "unsat"}
+
+
+@pytest.mark.parametrize(("data", "says"), [
+    (b"network,property,verdict\n", "line 1: expected a column 'onnx'"),
+    (b"onnx,vnnlib,verdict\na,b\n", "line 2: expected 3 cells, got 2"),
+    (b"onnx,vnnlib,verdict\na,\xe9,sat\n", "not a CSV file in UTF-8"),
+])
+def test_bad_published_verdicts_are_refused(tmp_path: Path, data: bytes, says: str) -> None:
+    (tmp_path / "expected.csv").write_bytes(data)
+    with pytest.raises(InvalidInstances, match=says):
+        read_expected(tmp_path / "expected.csv")
+
+
+def test_one_run_has_one_process(benchmark: Path, tmp_path: Path) -> None:
+    with Store(tmp_path / "run", {}, resume=False), pytest.raises(UnusableStore, match="another process"):
+        sweep(benchmark, tmp_path / "run", resume=True)
+
+
+def test_a_file_in_the_place_of_the_results_is_named(
+        benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").write_text("")
+    assert run(["sweep", str(benchmark), "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.startswith(f"Error: {tmp_path / 'run'}: no folder for results")
 
 
 # ---------------------------------------------------------------- interruptions

@@ -61,6 +61,15 @@ def test_verdicts_of_the_absolute_value(absolute: Path, unsafe: str, verdict: st
         assert result.lower <= result.upper
 
 
+def test_parameters_stored_in_float64_are_never_rounded() -> None:
+    module = torch.nn.Sequential(torch.nn.Conv1d(2, 1, 1, bias=False, dtype=torch.float64), torch.nn.Flatten())
+    with torch.no_grad():
+        module[0].weight.copy_(torch.tensor([[[1 + 2.0**-25], [-1.0]]], dtype=torch.float64))
+    unsafe = read_vnnlib(spec([(1, 1), (1, 1)], 1, f"(>= Y_0 {2.0**-26:.20f})").encode())
+    result = verify(Graph.from_torch(module, (2, 1)), unsafe, replayer=module, method="crown")
+    assert result.name == "unknown"  # with the weights in float32 the output is 0
+
+
 @pytest.mark.parametrize("method", ["ibp", "zonotope", "fastlin", "crown-ibp", "crown", "alpha-crown", "meet"])
 def test_one_method_alone_answers_and_never_attacks(absolute: Path, method: str) -> None:
     verified = ask(absolute, spec(WIDE, 2, "(>= Y_0 4.5)"), method=method)

@@ -228,7 +228,7 @@ class Attack(ABC):
         candidates are only that.
         """
         start = time.monotonic()
-        if tensors.C.dtype != graph.dtype:
+        if graph.parameters() and tensors.C.dtype != graph.dtype:  # without parameters a graph takes any dtype
             raise ValueError(f"the property is in {tensors.C.dtype}, the graph in {graph.dtype}")
         deadline = deadline or Deadline.starting_now()
         left = min(self.time_limit_s, deadline.left())

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from verifier.cli.errors import BadInput
+from verifier.cli.errors import BadInput, writing
 from verifier.cli.question import PropertyFlags, check_device, check_writable, read_network, read_property
 from verifier.cli.startup import load_torch
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from verifier.problem import Problem
 
 SHOWN_OUTPUTS = 10
+LONGEST_LINE = 1000  # where no terminal sets a width
 
 
 @click.command(epilog="""\b
@@ -59,7 +63,8 @@ def command(net: str, spec: str, methods: str, device: str | None, json_out: str
         click.echo(json.dumps(answer, allow_nan=False))
         return
     if json_out is not None:
-        Path(json_out).write_text(json.dumps(answer, allow_nan=False) + "\n", encoding="utf-8")
+        with writing("--json", json_out):
+            Path(json_out).write_text(json.dumps(answer, allow_nan=False) + "\n", encoding="utf-8")
     _print(rows)
 
 
@@ -91,31 +96,43 @@ def _finite(value: float) -> float | None:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
+    """Every output, if there are few and the terminal is wide enough; else their extremes."""
     from rich.console import Console
-    from rich.table import Table
+    console = Console()
     outputs = len(rows[0]["lower"])
-    table = Table(title=None if outputs <= SHOWN_OUTPUTS else f"{outputs} outputs: extremes and mean width")
-    table.add_column("method")
-    shown = outputs <= SHOWN_OUTPUTS
-    for heading in [f"Y_{j}" for j in range(outputs)] if shown else ["lowest", "highest", "mean width"]:
-        table.add_column(heading, justify="right")
-    for heading in ("margin >=", "outputs s", "margin s"):
+    table = _table(rows, _each_output if outputs <= SHOWN_OUTPUTS else _extremes)
+    width = console.measure(table, options=console.options.update(max_width=LONGEST_LINE)).maximum
+    if console.is_terminal and width > console.width:
+        table, width = _table(rows, _extremes), console.width
+    if not console.is_terminal:
+        console = Console(width=width)
+    console.print(table)
+    if len(table.columns) < outputs:
+        click.echo(f"{outputs} outputs; --json shows each of them")
+
+
+def _table(rows: list[dict[str, Any]], outputs: Callable[[dict[str, Any]], dict[str, str]]) -> Table:
+    from rich.table import Table
+    table = Table("method")
+    for heading in (*outputs(rows[0]), "margin >=", "outputs s", "margin s"):
         table.add_column(heading, justify="right")
     for row in rows:
-        pairs = list(zip(row["lower"], row["upper"], strict=True))
-        if shown:
-            cells = [f"{_text(low)} .. {_text(high)}" for low, high in pairs]
-        else:
-            bounded = [(low, high) for low, high in pairs if low is not None and high is not None]
-            width = sum(high - low for low, high in bounded) / len(bounded) if bounded else float("nan")
-            cells = [f"{min(b[0] for b in bounded):.4g}" if bounded else "-inf",
-                     f"{max(b[1] for b in bounded):.4g}" if bounded else "inf", f"{width:.4g}"]
-        table.add_row(row["method"], *cells, _text(row["margin_lower"]), f"{row['time_s']:.3f}",
+        table.add_row(row["method"], *outputs(row).values(), _text(row["margin_lower"]), f"{row['time_s']:.3f}",
                       f"{row['margin_time_s']:.3f}")
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=40 + 22 * max(outputs if shown else 3, 3))
-    console.print(table)
+    return table
+
+
+def _each_output(row: dict[str, Any]) -> dict[str, str]:
+    pairs = zip(row["lower"], row["upper"], strict=True)
+    return {f"Y_{j}": f"{_text(low)} .. {_text(high)}" for j, (low, high) in enumerate(pairs)}
+
+
+def _extremes(row: dict[str, Any]) -> dict[str, str]:
+    pairs = [(low, high) for low, high in zip(row["lower"], row["upper"], strict=True)
+             if low is not None and high is not None]
+    lowest, highest = (min(p[0] for p in pairs), max(p[1] for p in pairs)) if pairs else (None, None)
+    width = sum(high - low for low, high in pairs) / len(pairs) if pairs else None
+    return {"lowest": _text(lowest), "highest": _text(highest), "mean width": _text(width)}
 
 
 def _text(value: float | None) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from verifier.cli.errors import writing
 from verifier.cli.question import check_writable
 from verifier.cli.startup import load_torch
 
@@ -30,7 +31,9 @@ def command(picture: str) -> None:
     from verifier.demo import run_demo, save_picture
     answers = run_demo(lambda a: click.echo(f"{a.network}  digit {a.label}  eps {a.eps}  {a.result}", err=True))
     _print(answers)
-    if save_picture(answers, Path(picture)):
+    with writing("--picture", picture):
+        saved = save_picture(answers, Path(picture))
+    if saved:
         click.echo(f"picture: {picture}")
     click.echo(f"{len(answers)} questions in {Deadline().elapsed():.1f} s")
 

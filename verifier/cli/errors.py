@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
+from bounds.files import trouble
 from verifier.cli import EXIT_WRONG_USE
 
 
@@ -28,14 +28,19 @@ def reading(path: str | Path) -> Iterator[None]:
         raise BadInput(sentence(path, error)) from error
 
 
+@contextmanager
+def writing(flag: str, path: str) -> Iterator[None]:
+    """The same for an output path that came with a flag."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"{flag} {path}: cannot be written ({trouble(error)})") from error
+
+
 def sentence(path: str | Path, error: Exception) -> str:
     """What is wrong with the file, on one line, with its name in front."""
-    if isinstance(error, FileNotFoundError):
-        text = "no such file"
-    elif isinstance(error, IsADirectoryError):
-        text = "is a directory, expected a file"
-    elif isinstance(error, OSError) and error.errno == errno.EACCES:
-        text = "not readable (permission denied)"
+    if isinstance(error, OSError) and error.errno is not None:
+        text, path = trouble(error), error.filename or path  # the system may complain about another file
     else:
         text = " ".join(str(error).split()) or type(error).__name__
     name = str(path)

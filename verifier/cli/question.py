@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +54,8 @@ class PropertyFlags:
             raise not_built("--norm 0")
         if self.eps is not None and not 0 <= self.eps < math.inf:
             raise BadInput(f"--eps must be a number >= 0, got {self.eps}")
-        if self.clip is not None and not self.clip[0] <= self.clip[1]:
-            raise BadInput(f"--clip needs LO <= HI, got {self.clip[0]} {self.clip[1]}")
+        if self.clip is not None and not -math.inf < self.clip[0] <= self.clip[1] < math.inf:
+            raise BadInput(f"--clip needs two numbers LO <= HI, got {self.clip[0]} {self.clip[1]}")
 
 
 def property_flags(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,7 +66,8 @@ def property_flags(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--label", type=int, metavar="K", help="Its class: the output that must stay largest."),
         click.option("--eps", type=float, metavar="E", help="The radius, in the network's input units."),
         click.option("--target", type=int, metavar="T", help="Ask only whether class T can win."),
-        click.option("--norm", type=click.Choice(["inf", "2", "1", "0"]), help="The norm of the ball [inf]."),
+        click.option("--norm", type=click.Choice(["inf", "2", "1", "0"]),
+                     help="The norm of the ball [inf] (0: not built yet)."),
         click.option("--clip", type=(float, float), metavar="LO HI", help="The range of valid inputs."),
         click.option("--mask", metavar="M.npy", help="Which features may move (true = may move)."),
     )):
@@ -141,3 +143,5 @@ def check_writable(flag: str, path: str | None) -> None:
         raise BadInput(f"{flag} {path}: the folder {folder} does not exist")
     if Path(path).is_dir():
         raise BadInput(f"{flag} {path}: is a directory")
+    if not os.access(path if Path(path).exists() else folder, os.W_OK):
+        raise BadInput(f"{flag} {path}: cannot be written (permission denied)")

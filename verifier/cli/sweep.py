@@ -11,7 +11,7 @@ import click
 from verifier.cli.errors import BadInput, not_built, reading
 from verifier.cli.question import check_device
 from verifier.cli.startup import load_torch
-from verifier.cli.verify import LATER_METHODS, METHODS
+from verifier.cli.verify import LATER_METHODS, METHODS, SEED
 
 if TYPE_CHECKING:
     from verifier.store import Row
@@ -32,9 +32,10 @@ An expected.csv beside INSTANCES.csv is compared: contradictions are listed.""")
 @click.option("--time-limit", type=float, metavar="S", help="Seconds an instance; the smaller of this and the file's.")
 @click.option("--out", metavar="RUN", help="Folder of the results [out/NAME of the benchmark's folder].")
 @click.option("--resume", is_flag=True, help="Go on with a run: skip what RUN has an answer for.")
-@click.option("--method", type=click.Choice(METHODS), default="auto", show_default=True)
+@click.option("--method", type=click.Choice(METHODS), default="auto", show_default=True,
+              help="As in `rmax verify`.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where to compute [cpu].")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the attacks' random starts.")
 def command(instances: str, time_limit: float | None, out: str | None, resume: bool, method: str, device: str | None,
             seed: int) -> None:
     """Verify every row (onnx,vnnlib,timeout) of a benchmark in one process.
@@ -50,11 +51,15 @@ def command(instances: str, time_limit: float | None, out: str | None, resume: b
     folder = Path(out) if out else Path("out") / path.absolute().parent.name
     load_torch()
     check_device(device)
+    from verifier.store import UnusableStore
     from verifier.sweep import sweep
     progress = Progress()
     with reading(instances):
-        result = sweep(path, folder, time_limit_s=time_limit, method=method, device=device, seed=seed, resume=resume,
-                       on_row=progress)
+        try:
+            result = sweep(path, folder, time_limit_s=time_limit, method=method, device=device, seed=seed,
+                           resume=resume, on_row=progress)
+        except UnusableStore as error:
+            raise BadInput(str(error)) from error
     progress.end()
     _summary(result)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from verifier.cli import EXIT_UNKNOWN
-from verifier.cli.errors import BadInput, not_built
+from verifier.cli.errors import BadInput, not_built, writing
 from verifier.cli.question import (
     PropertyFlags,
     check_device,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LATER_METHODS = ("lp", "sdp", "bab", "milp")
 METHODS = ("auto", "ibp", "zonotope", "fastlin", "crown-ibp", "crown", "alpha-crown", "meet", *LATER_METHODS)
+SEED = click.IntRange(0, 2**63 - 1)
 EXIT_CODES = {"verified": 0, "falsified": 1, "unknown": EXIT_UNKNOWN}
 
 
@@ -42,14 +43,15 @@ Exit codes: 0 verified, 1 falsified, 2 wrong use or unreadable input, 3 unknown.
 @click.option("--time-limit", type=float, default=60.0, show_default=True, metavar="S",
               help="Seconds from process start.")
 @click.option("--method", type=click.Choice(METHODS), default="auto", show_default=True,
-              help="auto: attack, then ever tighter bounds; else that method alone.")
+              help="auto: attack, then ever tighter bounds; else that method alone "
+                   "(lp, sdp, bab, milp: not built yet).")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where to compute [cpu].")
 @click.option("--claim", type=click.Choice(["real", "float32"]), default="real", show_default=True,
-              help="About the network over the reals, or as float32 computes it.")
+              help="About the network over the reals, or as float32 computes it (not built yet).")
 @click.option("--evidence", type=click.Choice(["float", "rounded"]), default="float", show_default=True,
-              help="Whether every rounding error must be accounted for.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the attack's random starts.")
-@click.option("--proof", metavar="OUT", help="Write a proof file (later).")
+              help="rounded: every rounding error accounted for (not built yet).")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the attack's random starts.")
+@click.option("--proof", metavar="OUT", help="Write a proof file (not built yet).")
 @click.option("--witness", metavar="OUT", help="Write the counterexample: .npz with x and y, or .npy with x.")
 @click.option("--vnncomp", metavar="OUT", help="Write the competition's result file.")
 @click.option("--json", "json_out", metavar="OUT|-", help="Write the result as JSON; - for stdout alone.")
@@ -105,15 +107,20 @@ def _write(result: Result, *, net: str, spec: str | None, witness: str | None, v
            json_out: str | None) -> None:
     from verifier.output import competition_result, save_witness
     from verifier.strategy import as_json
-    if witness is not None and not save_witness(result, Path(witness)):
-        click.echo(f"--witness {witness}: not written, there is no counterexample", err=True)
+    if witness is not None:
+        with writing("--witness", witness):
+            written = save_witness(result, Path(witness))
+        if not written:
+            click.echo(f"--witness {witness}: not written, there is no counterexample", err=True)
     if vnncomp is not None:
-        Path(vnncomp).write_text(competition_result(result), encoding="ascii")
+        with writing("--vnncomp", vnncomp):
+            Path(vnncomp).write_text(competition_result(result), encoding="ascii")
     if json_out is not None:
         text = json.dumps({"network": net, "property": spec, **as_json(result)}, allow_nan=False)
         if json_out == "-":
             click.echo(text)
         else:
-            Path(json_out).write_text(text + "\n", encoding="utf-8")
+            with writing("--json", json_out):
+                Path(json_out).write_text(text + "\n", encoding="utf-8")
     if json_out != "-":
         click.echo(str(result))

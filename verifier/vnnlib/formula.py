@@ -217,8 +217,6 @@ class _Regions:
 
     def _build(self, lowers: list[Number | None], uppers: list[Number | None]) -> Region:
         region = Region(tuple(v for v in lowers if v is not None), tuple(v for v in uppers if v is not None))
-        for ends, word in ((region.lower32, "lower"), (region.upper32, "upper")):
-            for i, end in enumerate(ends.tolist()):
-                if end in (float("inf"), float("-inf")):
-                    raise VnnlibError(self.spec.name, 0, f"the {word} bound of X_{i} lies beyond the range of float32")
+        if (i := region.beyond_float32) is not None:
+            raise VnnlibError(self.spec.name, 0, f"a bound of X_{i} lies beyond the range of float32")
         return region

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import re
-import zlib
 from pathlib import Path
 
+from bounds.files import DamagedFile, read_bytes, trouble
 from verifier.property import Property
 from verifier.vnnlib.errors import VnnlibError
 from verifier.vnnlib.formula import to_property
@@ -23,9 +22,15 @@ def read_vnnlib(source: str | Path | bytes, *, inputs: int | None = None, output
     by content. inputs, outputs: the network's flat sizes, which the declarations must match.
     Raises VnnlibError (file, line, reason) for anything that is not understood completely.
     """
-    name, data = _load(source)
+    name = "specification" if isinstance(source, bytes) else str(source)
     try:
-        text = data.decode("utf-8")
+        data = read_bytes(source)
+    except DamagedFile as error:
+        raise VnnlibError(name, 0, str(error)) from None
+    except OSError as error:
+        raise VnnlibError(name, 0, trouble(error)) from error
+    try:
+        text = data.decode("utf-8-sig")  # some editors put a mark in front
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise VnnlibError(name, line, "not a text file: expected a VNN-LIB specification") from None
@@ -39,21 +44,3 @@ def read_vnnlib(source: str | Path | bytes, *, inputs: int | None = None, output
         if expected is not None and declared != expected:
             raise VnnlibError(name, 0, f"declares {declared} {what} {letter}_i, but the network has {expected}")
     return to_property(specification)
-
-
-def _load(source: str | Path | bytes) -> tuple[str, bytes]:
-    if isinstance(source, bytes):
-        name, data = "specification", source
-    else:
-        path = Path(source)
-        if not path.is_file() and Path(f"{path}.gz").is_file():
-            path = Path(f"{path}.gz")
-        if not path.is_file():
-            raise VnnlibError(str(source), 0, "no such file (nor with .gz)")
-        name, data = str(path), path.read_bytes()
-    if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise VnnlibError(name, 0, f"damaged gzip file ({error})") from None
-    return name, data

@@ -69,9 +69,9 @@ def test_mutated_files_are_read_or_refused_by_name() -> None:
 
 
 def test_missing_file_and_directory_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidNetwork, match=r"absent\.onnx: no such file \(nor absent\.onnx\.gz\)"):
+    with pytest.raises(InvalidNetwork, match=r"absent\.onnx: no such file"):
         Graph.from_onnx(tmp_path / "absent.onnx")
-    with pytest.raises(InvalidNetwork, match="a directory"):
+    with pytest.raises(InvalidNetwork, match="is a directory"):
         Graph.from_onnx(tmp_path)
 
 

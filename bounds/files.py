@@ -1,0 +1,51 @@
+"""Where files lie and what they hold: a path, or the same path with `.gz` behind it; plain bytes or gzip."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import os
+import zlib
+from pathlib import Path
+
+_GZIP = b"\x1f\x8b"
+
+
+class DamagedFile(ValueError):
+    """A compressed file that cannot be unpacked; the message does not name it, since bytes have no name."""
+
+
+def existing(path: str | Path) -> Path:
+    """PATH if it is there, else PATH.gz; FileNotFoundError names PATH."""
+    plain = Path(path)
+    if plain.is_file():
+        return plain
+    if plain.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(plain))
+    zipped = plain.with_name(plain.name + ".gz")
+    if zipped.is_file():
+        return zipped
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(plain))
+
+
+def read_bytes(source: str | Path | bytes) -> bytes:
+    """The decompressed bytes of a file (PATH or PATH.gz) or of bytes; gzip is recognised by content.
+    Raises OSError or DamagedFile."""
+    data = source if isinstance(source, bytes) else existing(source).read_bytes()
+    if not data.startswith(_GZIP):
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DamagedFile(f"damaged gzip file ({error})") from error
+
+
+def trouble(error: OSError) -> str:
+    """What the system says, without number and path, for a sentence that names the file itself."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, IsADirectoryError):
+        return "is a directory, expected a file"
+    if isinstance(error, PermissionError):
+        return "permission denied"
+    return (error.strerror or str(error)).lower()
