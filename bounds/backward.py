@@ -316,8 +316,9 @@ class Backward:
 
     @staticmethod
     def _is_fresh(A: Tensor, source: Tensor) -> bool:
-        """Only what a pass without gradients made itself may be overwritten later."""
-        return not torch.is_grad_enabled() and A.untyped_storage().data_ptr() != source.untyped_storage().data_ptr()
+        """Only what a pass without gradients made itself may be overwritten later; not where entries share memory."""
+        return not torch.is_grad_enabled() and 0 not in A.stride() \
+            and A.untyped_storage().data_ptr() != source.untyped_storage().data_ptr()
 
     def _through_neurons(self, i: int, rows: Rows, constants: list[Tensor]) -> Rows | None:
         """Single neurons of a map: their rows are the operator's own coefficients."""

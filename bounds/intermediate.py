@@ -138,9 +138,7 @@ def _meet_at(x: Interval, domain: Tensor, index: Tensor, low: Tensor, high: Tens
     lower, upper = x.lower.flatten(1), x.upper.flatten(1)
     lower = lower.index_put((domain, index), torch.maximum(low, lower[domain, index]))
     upper = upper.index_put((domain, index), torch.minimum(high, upper[domain, index]))
-    # Rounding may cross two bounds that meet: keep the interval between them.
-    lower, upper = torch.minimum(lower, upper), torch.maximum(lower, upper)
-    return Interval(lower.view_as(x.lower), upper.view_as(x.upper))
+    return Interval(lower.view_as(x.lower), upper.view_as(x.upper)).uncrossed()
 
 
 def _threshold(engine: Backward, i: int) -> float | None:

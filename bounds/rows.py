@@ -242,7 +242,8 @@ class Rows:
 
     def plus(self, other: Rows, shape: Shape) -> Rows:
         """The sum of two sets of rows over the same node and the same owners."""
-        if self.extent is not None and other.extent is not None and self.extent.stride == other.extent.stride:
+        if self.moves_with(other):
+            assert self.extent is not None and other.extent is not None
             extent = self.extent.union(other.extent)
             clean = self.clean and other.clean
             for large, small in ((self, other), (other, self)):
@@ -255,8 +256,7 @@ class Rows:
             return self.with_values(self.A + other.A)
         first = self.as_window_or_full(shape) if other.extent is not None else self
         second = other.as_window_or_full(shape) if self.extent is not None else other
-        if first.extent is not None and second.extent is not None and first.extent.stride == second.extent.stride \
-                and (first is not self or second is not other):
+        if first.moves_with(second) and (first is not self or second is not other):
             return first.plus(second, shape)
         first, second = self.as_full(shape), other.as_full(shape)
         assert first.A is not None and second.A is not None
@@ -265,6 +265,14 @@ class Rows:
         if second.fresh or second is not other:
             return second.with_values(second.A.add_(first.A))
         return first.with_values(first.A + second.A)
+
+    def moves_with(self, other: Rows) -> bool:
+        """Whether both are windows whose places differ by one shift for all rows. A reshape between the starts gives
+        one neuron different places on the two maps; then the windows have nothing in common."""
+        if self.extent is None or other.extent is None or self.positions is None or other.positions is None:
+            return False
+        p, q = self.positions, other.positions
+        return self.extent.stride == other.extent.stride and (p.height, p.width) == (q.height, q.width)
 
     def _add_inside(self, other: Rows, clean: bool) -> Rows:
         """Add windows that lie inside these, in place."""

@@ -142,9 +142,7 @@ def push(graph: Graph, box: Interval, *, given: Mapping[int, Interval] | None = 
 
 
 def _meet(first: Interval, second: Interval) -> Interval:
-    both = first.meet(second)
-    # Rounding may cross two bounds that meet: keep the interval between them.
-    return Interval(torch.minimum(both.lower, both.upper), torch.maximum(both.lower, both.upper))
+    return first.meet(second).uncrossed()
 
 
 # ---------------------------------------------------------------------- memory

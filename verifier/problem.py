@@ -77,9 +77,9 @@ def without_final_softmax(graph: Graph, property: Property) -> Graph:
         raise UnsupportedOperator(f"{graph.source}: {last.op.kind} at the end (node {last.name}): "
                                   f"{property.source} constrains its values and not only their order; "
                                   f"state the property over the inputs of the {last.op.kind}")
-    if sum(length > 1 for length in last.shape) > 1:
+    if last.shape[last.op.axis] != _size(last.shape):  # type: ignore[attr-defined]
         raise UnsupportedOperator(f"{graph.source}: {last.op.kind} at the end (node {last.name}) "
-                                  f"runs over one axis of {last.shape}; only a vector of outputs keeps its order")
+                                  f"runs over one axis of {last.shape}; only over all outputs it keeps their order")
     output = last.inputs[0]
     return dataclasses.replace(graph, nodes=graph.nodes[: output + 1], output=output)
 

@@ -205,6 +205,8 @@ class Property:
             for row in branch.rows:
                 if any(not 0 <= i < self.outputs for i, _ in row.y) or any(not 0 <= j < self.inputs for j, _ in row.x):
                     raise ValueError(f"{self.source}: a row names a variable out of range")
+                if len(dict(row.y)) < len(row.y) or len(dict(row.x)) < len(row.x):
+                    raise ValueError(f"{self.source}: a row names a variable twice; add up its coefficients")
 
     @cached_property
     def regions(self) -> tuple[Region, ...]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bounds.bounds import Bounds, LinearRows
 from bounds.compute import METHODS, method_named
-from bounds.interval import Interval
+from bounds.interval import CROSSING_RTOL, Interval
 from bounds.sets import InputSet
 from verifier.attacks.base import Attack
 from verifier.attacks.pgd import Pgd
@@ -26,7 +26,6 @@ from verifier.witness import confirm
 
 CHUNK_REGIONS = 256   # regions bounded together; the bound methods chunk their rows by memory themselves
 CHUNK_ROWS = 8192
-CROSSING_RTOL = 1e-3  # bounds of fixed neurons may cross by rounding; more than this is numerical trouble
 CONTRADICTION_RTOL = 1e-4  # float32 evaluation against a bound
 SANITY_SAMPLES = 8
 FINISH_S = 0.5        # optimisation stops this long before the deadline and returns what it has

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from bounds.ops.base import Affine, Shape
 from bounds.window import Extent
@@ -129,8 +129,10 @@ class Conv(Affine):
 
     @property
     def _phase_weight(self) -> Tensor:
-        """Kept only while it cannot go stale: not for a weight in training."""
-        return self._make_phases() if self.weight.requires_grad else self._phases
+        """Kept only while it cannot go stale: not for a weight in training, nor for a frozen one of a module, which
+        may be loaded anew in place."""
+        trains = self.weight.requires_grad or isinstance(self.weight, nn.Parameter)
+        return self._make_phases() if trains else self._phases
 
     @cached_property
     def _phases(self) -> Tensor:

@@ -14,9 +14,11 @@ from bounds.graph import Graph
 from bounds.ops.add import Add
 from bounds.ops.avg_pool import AvgPool
 from bounds.ops.base import Operator
-from bounds.ops.conv import conv_of
+from bounds.ops.conv import Conv, conv_of
+from bounds.ops.expand import Expand
 from bounds.ops.linear import Linear
 from bounds.ops.max_pool import MaxPool
+from bounds.ops.reduce import Reduce
 from bounds.ops.relu import Relu
 from bounds.ops.reshape import Reshape
 from bounds.ops.scale import Scale
@@ -88,6 +90,7 @@ def dense(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backward, "DECIDED_SHARE", 2.0)
     monkeypatch.setattr(intermediate, "TWO_PHASE_COEFFICIENTS", 10**12)
     monkeypatch.setattr(Backward, "first", 0)
+    monkeypatch.setattr(Conv, "pull_back_neuron", lambda *_: None)
 
 
 def assert_equal_bounds(fast: Bounds, slow: Bounds, *, tolerance: float = 1e-9) -> None:
@@ -171,3 +174,62 @@ def test_float32_agrees_with_float64() -> None:
     double = compute_bounds(graph, boxes(), method="crown")
     single = compute_bounds(graph.to(dtype=torch.float32), boxes().to(dtype=torch.float32), method="crown")
     torch.testing.assert_close(single.lower.double(), double.lower, rtol=1e-3, atol=1e-3)
+
+
+def test_windows_that_a_reshape_moved_apart_are_not_added_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One neuron starts at different places on the maps behind a sum and behind a reshape, with equal strides."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    build = GraphBuilder((1, 8, 8), torch.float64)
+    build.add(conv_of(random(2, 1, 3, 3), random(2), padding=(1, 1)))
+    start = build.add(Relu())
+    near = build.add(conv_of(random(4, 2, 3, 3), random(4), padding=(1, 1)), start)
+    build.add(conv_of(random(16, 2, 5, 5), random(16)), start)
+    folded = build.add(Reshape((4, 8, 8)))
+    build.add(Add(1), near, folded)
+    build.add(Relu())
+    build.add(Reshape((256,)))
+    build.add(Linear(random(3, 256)))
+    graph = build.graph()
+    centre = random(2, 1, 8, 8)
+    sets = Box(centre - 0.1, centre + 0.1)
+    fast = compute_bounds(graph, sets, method="crown")
+    dense(monkeypatch)
+    assert_equal_bounds(fast, compute_bounds(graph, sets, method="crown"))
+
+
+@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_rows_that_share_memory_are_never_added_in_place(rank: int, mean: bool) -> None:
+    """x - mean(x): what is pulled back through the mean is one number seen from many places."""
+    generator = torch.Generator().manual_seed(0)
+    build = GraphBuilder((4, 3)[:rank], torch.float64)
+    width = build.shape[-1]
+    build.add(Linear(torch.randn(width, width, generator=generator, dtype=torch.float64)))
+    start = build.add(Relu())
+    build.add(Reduce((0,), True, mean), start)
+    spread = build.add(Expand(build.nodes[start].shape))
+    build.add(Add(-1), start, spread)
+    build.add(Relu())
+    graph = build.graph()
+    centre = torch.randn(2, *graph.input_shape, generator=generator, dtype=torch.float64)
+    sets = Box(centre - 0.2, centre + 0.2)
+    with_gradients = compute_bounds(graph, sets, method="crown")
+    with torch.no_grad():
+        assert_equal_bounds(compute_bounds(graph, sets, method="crown"), with_gradients)
+
+
+def test_frozen_weights_of_a_module_may_change_in_place() -> None:
+    """Nothing computed from a kernel outlives a change of the kernel."""
+    conv = torch.nn.Conv2d(1, 2, 2, stride=2)
+    module = torch.nn.Sequential(conv, torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8, 2)).double()
+    module.requires_grad_(False)
+    graph = Graph.from_torch(module, (1, 4, 4))
+    sets = Box(torch.zeros(1, 1, 4, 4, dtype=torch.float64), torch.ones(1, 1, 4, 4, dtype=torch.float64))
+    compute_bounds(graph, sets, method="crown")
+    conv.weight.mul_(10)
+    assert_equal_bounds(compute_bounds(graph, sets, method="crown"),
+                        compute_bounds(Graph.from_torch(module, (1, 4, 4)), sets, method="crown"))

@@ -13,6 +13,7 @@ from bounds.alpha_crown import AlphaCrown
 from bounds.bounds import Bounds, LinearRows
 from bounds.compute import METHODS, compute_bounds, method_named
 from bounds.graph import Graph
+from bounds.interval import Interval
 from bounds.ops.relu import Relu
 from bounds.sets import Box, InputSet, LpBall
 from tests.bounds.networks import ACTIVATIONS, KINDS, graphs_with_boxes, random_box, random_graph, samples
@@ -269,3 +270,12 @@ def test_a_chord_two_percent_too_low_is_caught(monkeypatch: pytest.MonkeyPatch) 
         except AssertionError:
             caught += 1
     assert caught >= 3
+
+
+def test_ends_that_cross_by_rounding_change_places_and_gross_crossings_stay() -> None:
+    """A reader of the bounds must see that one of the two is wrong."""
+    x = Interval(torch.tensor([0.0, 1.0 + 1e-6, 5.0, torch.nan, 1e6 + 1]), torch.tensor([1.0, 1.0, 3.0, 1.0, 1e6]))
+    y = x.uncrossed()
+    assert y.lower[[0, 1, 2, 4]].tolist() == [0.0, 1.0, 5.0, 1e6]
+    assert y.upper[[0, 1, 2, 4]].tolist() == [1.0, x.lower[1].item(), 3.0, x.lower[4].item()]
+    assert not y.lower[3] <= y.upper[3]

@@ -221,3 +221,10 @@ def test_wrong_shapes_are_refused() -> None:
         tiny((Row(((5, ONE),), (), ONE),))
     with pytest.raises(ValueError, match="at least one branch"):
         Property((), 1, 1)
+
+
+def test_a_row_that_names_a_variable_twice_is_refused() -> None:
+    """Its coefficients would be added by the exact view and overwritten by the numeric one."""
+    for row in (Row(((0, -2 * ONE), (0, ONE)), (), -ONE), Row(((0, ONE),), ((1, ONE), (1, ONE)), ONE)):
+        with pytest.raises(ValueError, match="twice"):
+            tiny((row,))

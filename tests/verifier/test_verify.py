@@ -16,6 +16,7 @@ from bounds.interval import Interval
 from tests.verifier.models import absolute_value, save_network, spec
 from verifier import read_vnnlib, verify
 from verifier.problem import Problem, State
+from verifier.property import robustness
 from verifier.stages import BoundStage
 from verifier.strategy import Result
 from verifier.verdict import Falsified, Reason, Unknown, Verified
@@ -231,3 +232,17 @@ def test_a_module_is_verified_and_replayed_as_itself() -> None:
     small = verify(graph, robustness(x, label, 1e-4, classes=2), replayer=module)
     large = verify(graph, robustness(x, label, 50.0, classes=2), replayer=module)
     assert (small.name, large.name) == ("verified", "falsified")
+
+
+def test_a_final_softmax_over_an_axis_of_length_one_is_not_dropped() -> None:
+    """It makes every output one, whatever the order of its inputs."""
+    dense = torch.nn.Linear(2, 3)
+    with torch.no_grad():
+        dense.weight.zero_()
+        dense.bias.copy_(torch.tensor([3.0, 1.0, 0.0]))
+    module = torch.nn.Sequential(dense, torch.nn.Unflatten(1, (1, 3)), torch.nn.Softmax(dim=1))
+    question = robustness(np.zeros(2), 0, 0.1, classes=3)
+    with pytest.raises(UnsupportedOperator, match="Softmax"):
+        verify(Graph.from_torch(module, (2,)), question, replayer=module)
+    module[2] = torch.nn.Softmax(dim=2)
+    assert verify(Graph.from_torch(module, (2,)), question, replayer=module).name == "verified"
