@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
+
+from verifier import deadline
+
+
+@pytest.fixture(autouse=True)
+def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands count their time limit from the start of the process: for a test that is its own start."""
+    monkeypatch.setattr(deadline, "PROCESS_START", time.monotonic())
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ class Deadline:
     """`limit_s` seconds after `start` (a `time.monotonic()` value; the process start by default)."""
 
     limit_s: float = math.inf
-    start: float = field(default=PROCESS_START)
+    start: float = field(default_factory=lambda: PROCESS_START)
 
     def __post_init__(self) -> None:
         if not self.limit_s > 0:
