@@ -58,7 +58,7 @@ def test_other_threads_run_without_a_timer() -> None:
 
 def test_deadlines_count_from_process_start_unless_told() -> None:
     assert Deadline(5.0).start == deadline.PROCESS_START
-    assert Deadline(5.0).elapsed() > 0.05  # Python itself took longer to get here
+    assert deadline._seconds_since_process_start() > 0.05  # Python itself took longer to get here
     fresh = Deadline.starting_now(5.0)
     assert 4.9 < fresh.left() <= 5.0
     assert not fresh.passed()
