@@ -10,6 +10,7 @@ import torch
 
 from bounds.bounds import Bounds, LinearRows
 from bounds.graph.graph import Graph
+from bounds.precision import full_precision
 from bounds.sets import InputSet
 
 METHODS = ("ibp", "zonotope", "fastlin", "crown-ibp", "crown", "alpha-crown", "meet")
@@ -27,6 +28,7 @@ def method_named(name: str, **settings: Any) -> Any:
     return importlib.import_module("bounds." + name.replace("-", "_"))
 
 
+@full_precision()
 def compute_bounds(graph: Graph, sets: InputSet, rows: LinearRows | None = None, method: str = "crown",
                    **settings: Any) -> Bounds:
     """Bounds over each set: of the asked rows from below, or (rows None) of every output from both sides.

@@ -18,7 +18,7 @@ from verifier.deadline import Deadline
 from verifier.property import Property, PropertyTensors
 from verifier.witness import Replayer, Witness
 
-DOUBLE_PRECISION_WEIGHTS = 200_000  # below this float64 costs milliseconds, and marginal signs come out right
+SMALL_WEIGHTS = 200_000  # below this float64 costs milliseconds, and marginal signs come out right
 KEPT_INTERVAL_BYTES = 1 << 30       # intermediate bounds of all regions are kept up to this size
 
 
@@ -84,15 +84,18 @@ def without_final_softmax(graph: Graph, property: Property) -> Graph:
     return dataclasses.replace(graph, nodes=graph.nodes[: output + 1], output=output)
 
 
-def choose_dtype(graph: Graph, device: torch.device | str | None) -> torch.dtype:
-    """float64 for small networks and those stored in it, whose parameters must not be rounded; float32 for
-    convolutional and large ones, where it is up to ten times faster."""
-    if graph.dtype == torch.float64:
-        return torch.float64
+def is_small(graph: Graph) -> bool:
+    """Dense and below `SMALL_WEIGHTS`: such networks gain neither from float32 nor from a second thread."""
     convolutional = any(isinstance(n.op, Affine) and "conv" in n.op.kind.lower() for n in graph.nodes)
-    weights = sum(p.numel() for p in graph.parameters())
+    return not convolutional and sum(p.numel() for p in graph.parameters()) <= SMALL_WEIGHTS
+
+
+def choose_dtype(graph: Graph, device: torch.device | str | None) -> torch.dtype:
+    """float64 for networks stored in it, whose parameters must not be rounded, and for small ones; float32 for
+    convolutional and large ones, where it is up to ten times faster."""
     on_gpu = device is not None and torch.device(device).type != "cpu"
-    return torch.float32 if convolutional or on_gpu or weights > DOUBLE_PRECISION_WEIGHTS else torch.float64
+    stored_so = graph.dtype == torch.float64
+    return torch.float64 if stored_so or (is_small(graph) and not on_gpu) else torch.float32
 
 
 @dataclass(eq=False)

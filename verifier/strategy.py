@@ -18,10 +18,12 @@ import torch
 from torch import nn
 
 from bounds.graph import Graph, UnsupportedOperator
+from bounds.precision import full_precision
 from verifier.deadline import Deadline
 from verifier.problem import Problem, State, make_problem
 from verifier.property import Property
 from verifier.stages import Stage, contradiction, stages_for
+from verifier.threads import threads_for
 from verifier.verdict import Claim, Evidence, Falsified, Reason, Unknown, Verdict, Verified
 from verifier.watchdog import TimeUp, hard_limit
 from verifier.witness import ModuleReplayer, OnnxReplayer, Replayer
@@ -120,7 +122,7 @@ def verify(
     state: State | None = None
     logs: list[StageLog] = []
     try:
-        with hard_limit(deadline.left() + HARD_LIMIT_GRACE_S):
+        with full_precision(), threads_for(graph), hard_limit(deadline.left() + HARD_LIMIT_GRACE_S):
             problem = make_problem(graph, property, replayer=_as_replayer(replayer), deadline=deadline, seed=seed,
                                    device=device, simplified=simplified)
             state = State.of(problem)

@@ -81,7 +81,8 @@ class _Importer:
             raise InvalidNetwork(f"{self.source}: the input {info.name!r} must be a float32 or float64 tensor")
         if not kind.HasField("shape"):
             raise InvalidNetwork(f"{self.source}: the input {info.name!r} has no shape; export it with a static one")
-        self.dtype = _FLOATS[kind.elem_type]
+        # Parameters in float64 behind a Cast must not be rounded to the input's float32.
+        self.dtype = torch.float64 if self._stores_double() else _FLOATS[kind.elem_type]
         shape = []
         for i, dim in enumerate(kind.shape.dim):
             size = dim.dim_value if dim.HasField("dim_value") else 0
@@ -94,6 +95,10 @@ class _Importer:
             shape.append(size)
         self.known[info.name] = Value(0, tuple(shape))
         return Builder(info.name, tuple(shape), self.source), tuple(shape)
+
+    def _stores_double(self) -> bool:
+        constants = (a.t for node in self.graph.node if node.op_type == "Constant" for a in node.attribute)
+        return any(t.data_type == onnx.TensorProto.DOUBLE for t in (*self.graph.initializer, *constants))
 
     def _only_output(self) -> str:
         names = [o.name for o in self.graph.output]

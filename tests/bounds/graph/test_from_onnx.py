@@ -318,6 +318,15 @@ def test_double_precision_network_stays_double() -> None:
     assert_equal_within_rounding(graph(x), replay(data, graph, x), 1e-15)
 
 
+def test_double_precision_weights_behind_a_cast_are_not_rounded() -> None:
+    weight = np.array([[1 + 2.0**-25], [-1.0]])
+    data = model([node("Cast", "x", "d", to=TensorProto.DOUBLE), node("MatMul", "d w", "z"),
+                  node("Cast", "z", to=TensorProto.FLOAT)], (1, 2), {"w": weight})
+    graph = Graph.from_onnx(data)
+    assert graph.dtype == torch.float64
+    assert float(graph(torch.ones(1, 2, dtype=torch.float64))) == 2.0**-25
+
+
 def test_scaling_by_alpha_and_beta_is_the_stored_function_not_a_rounded_one() -> None:
     """In float64 the graph equals alpha A B + beta C exactly, although 0.3 C is no float32 number."""
     beta = float(np.float32(0.3))
