@@ -24,7 +24,7 @@ RowBound = Callable[[int, Rows, float | None], Tensor]
 """(node, rows sorted by domain, threshold from which a row's bound need not be better) -> lower bounds "N"."""
 
 # Coefficients (rows times all nodes on their way) from which two phases pay for their overhead.
-TWO_PHASE_COEFFICIENTS = 1000000
+TWO_PHASE_COEFFICIENTS = 2_000_000
 
 
 def refine(engine: Backward, *, given: Mapping[int, Interval] | None = None,
