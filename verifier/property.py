@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from bounds.sets import InputSet
 
+LAST_PLACES = 8  # bounds of rows that are met with equality were seen up to 5 units above zero
 Terms = tuple[tuple[int, Fraction], ...]
 Points = NDArray[np.floating[Any]]
 
@@ -170,8 +171,16 @@ class PropertyTensors:
 
     def violation(self, x: Tensor, y: Tensor) -> Tensor:
         """v of every row at points: x "P *shape", y "P *out" -> "P N"."""
-        v = y.flatten(1) @ self.C.T - self.bound
-        return v if self.D is None else v + x.flatten(1) @ self.D.T
+        y = y.flatten(1)
+        v = y @ self.C.T.to(y) - self.bound.to(y)
+        return v if self.D is None else v + x.flatten(1) @ self.D.T.to(y)
+
+    @cached_property
+    def last_places(self) -> Tensor:
+        """"N": some units in the last place of a row whose outputs are of size one."""
+        import torch
+        size = self.bound.abs() + self.C.abs().sum(1) + (0 if self.D is None else self.D.abs().sum(1))
+        return LAST_PLACES * torch.finfo(self.bound.dtype).eps * size
 
     def branch_margin(self, v: Tensor) -> Tensor:
         """max over the rows of each branch: "... N" -> "... K" (-inf for a branch without rows)."""
@@ -179,8 +188,9 @@ class PropertyTensors:
         return out.scatter_reduce(-1, self.branch.expand(v.shape), v, "amax")
 
     def decided(self, lower: Tensor) -> Tensor:
-        """bool "K": branches shown unreachable by lower bounds "N" on their rows (NaN shows nothing)."""
-        safe = (lower > 0) | (self.strict & (lower >= 0))
+        """bool "K": branches shown unreachable by lower bounds "N" on their rows (NaN shows nothing). A closed row that
+        is met with equality has the bound zero, which rounding may lift: above zero means above the last places."""
+        safe = (lower > self.last_places) | (self.strict & (lower >= 0))
         out = safe.new_zeros(self.branches)
         out[self.branch[safe]] = True
         return out

@@ -246,3 +246,17 @@ def test_a_final_softmax_over_an_axis_of_length_one_is_not_dropped() -> None:
         verify(Graph.from_torch(module, (2,)), question, replayer=module)
     module[2] = torch.nn.Softmax(dim=2)
     assert verify(Graph.from_torch(module, (2,)), question, replayer=module).name == "verified"
+
+
+@pytest.mark.parametrize("unsafe", ["(<= Y_0 -1.0)", "(>= Y_0 -1.0)"])
+def test_large_numbers_that_cancel_in_float32_prove_nothing(unsafe: str) -> None:
+    """Y_0 = (X_0 + 1e8) - (1e8 + 3) = X_0 - 3 over the reals; float32 loses the 3 and sees X_0 or X_0 - 8."""
+    layers = [torch.nn.Conv2d(1, 1, 1) for _ in range(3)]
+    with torch.no_grad():
+        for layer, bias in zip(layers, (-3.0, 1e8, -1e8), strict=True):
+            layer.weight.fill_(1)
+            layer.bias.fill_(bias)  # type: ignore[union-attr]
+    module = torch.nn.Sequential(*layers[:2], torch.nn.ReLU(), layers[2], torch.nn.Flatten())
+    question = read_vnnlib(spec([(0.0, 0.5)], 1, unsafe).encode())
+    result = verify(Graph.from_torch(module, (1, 1, 1)), question, replayer=module, method="crown")
+    assert result.name == "unknown", "over the reals Y_0 lies in [-3, -2.5]"
