@@ -75,18 +75,16 @@ def cut_all(pieces: list[Piece], place: tuple[int, ...], sign: tuple[int, ...]) 
                                     for c in piece])]
 
 
-def affine_values(op: Operator, inputs: tuple[Shape, ...]) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
-    """(matrix, constant) of an affine operator in rationals, from its values at zero and at unit vectors."""
-    zeros = [torch.zeros(1, *shape, dtype=torch.float64) for shape in inputs]
-    constant = op.forward(*zeros).flatten()
-    columns = []
+def affine_values(op: Operator, inputs: tuple[Shape, ...]) -> tuple[list[list[float]], list[float]]:
+    """(matrix, constant) of an affine operator, from its values at zero and at unit vectors."""
+    constant = op.forward(*(torch.zeros(1, *shape, dtype=torch.float64) for shape in inputs)).flatten()
+    columns: list[list[float]] = []
     for k, shape in enumerate(inputs):
-        for i in range(torch.Size(shape).numel()):
-            unit = [z.clone() for z in zeros]
-            unit[k].view(-1)[i] = 1
-            columns.append((op.forward(*unit).flatten() - constant).tolist())
-    exact = np.vectorize(Fraction, otypes=[object])
-    return exact(np.array(columns)).T, exact(np.array(constant.tolist()))
+        size = torch.Size(shape).numel()
+        units = [torch.zeros(size, *other, dtype=torch.float64) for other in inputs]
+        units[k] = torch.eye(size, dtype=torch.float64).view(size, *shape)
+        columns += (op.forward(*units).flatten(1) - constant).tolist()
+    return [list(row) for row in zip(*columns, strict=True)], constant.tolist()
 
 
 def pieces_of(graph: Graph, region: Region) -> tuple[list[Piece], list[int]]:
@@ -103,11 +101,12 @@ def pieces_of(graph: Graph, region: Region) -> tuple[list[Piece], list[int]]:
         sizes = [torch.Size(shape).numel() for shape in shapes]
         first = start[node.inputs[0]]
         if isinstance(node.op, Affine):
+            places = [start[j] + k for j, n in zip(node.inputs, sizes, strict=True) for k in range(n)]
             matrix, constant = affine_values(node.op, shapes)
+            sums = [([(places[k], Fraction(w)) for k, w in enumerate(row) if w], Fraction(c))
+                    for row, c in zip(matrix, constant, strict=True)]
             for corner in distinct(pieces):
-                x = np.array([v for j, n in zip(node.inputs, sizes, strict=True)
-                              for v in corner[start[j]:start[j] + n]], dtype=object)
-                corner += (matrix @ x + constant).tolist()
+                corner += [sum((w * corner[k] for k, w in terms), c) for terms, c in sums]
         elif isinstance(node.op, Relu):
             for k in range(sizes[0]):
                 pieces = cut_all(pieces, (first + k,), (1,))
@@ -232,7 +231,7 @@ def draw_region(random: np.random.Generator, inputs: int) -> Region:
     """At most two inputs move, by eighths; the others are fixed."""
     lower = [Fraction(int(k), 8) for k in random.integers(-8, 8, inputs)]
     moves = random.permutation(inputs)[:2]
-    upper = [v + (Fraction(int(random.integers(1, 9)), 8) if i in moves else 0) for i, v in enumerate(lower)]
+    upper = [v + (Fraction(int(random.integers(1, 21)), 8) if i in moves else 0) for i, v in enumerate(lower)]
     return Region(tuple(lower), tuple(upper))
 
 
@@ -247,7 +246,7 @@ def draw_property(random: np.random.Generator, graph: Graph) -> tuple[Property, 
         rows = []
         for _ in range(random.integers(1, 4)):
             y = tuple((i, Fraction(int(c))) for i, c in enumerate(random.integers(-2, 3, 2)) if c)
-            x = ((int(random.integers(inputs)), Fraction(int(random.integers(1, 3)))),)[:random.integers(3) == 0]
+            x = ((int(random.integers(inputs)), Fraction(int(random.integers(1, 3)))),)[:int(random.integers(3) == 0)]
             free = Row(y, x, Fraction(0))
             margin = (Fraction(-1), Fraction(-1, 16), Fraction(0), Fraction(1, 16), ONE, 4 * ONE)[random.integers(6)]
             if y or x:
@@ -308,7 +307,7 @@ def test_the_oracle_itself() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 2**32 - 1))
 def test_no_verdict_and_no_bound_contradicts_the_oracle(kind: str, seed: int) -> None:
     random = np.random.default_rng(seed)
@@ -330,7 +329,7 @@ def test_no_verdict_and_no_bound_contradicts_the_oracle(kind: str, seed: int) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 2**32 - 1))
 def test_the_whole_strategy_never_contradicts_the_oracle(kind: str, seed: int) -> None:
     random = np.random.default_rng(seed)
