@@ -17,20 +17,28 @@ import argparse
 import csv
 import dataclasses
 import json
-import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # measure the checkout that this file lies in, installed or not
+
+from benchmarks.machine import (  # noqa: E402
+    available_cores,
+    calibration,
+    commit,
+    environment,
+    finite,
+    hardware,
+    thread_waiting,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -214,17 +222,6 @@ def reset_peak() -> None:
 # ---------------------------------------------------------------------- all measurements
 
 
-def thread_waiting(variables: Mapping[str, str]) -> dict[str, str | None]:
-    """How threads wait for each other, where the environment says so (else as the command line sets it)."""
-    return {name: variables.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
-
-
-def environment(threads: int) -> dict[str, str]:
-    """Of every process that measures: the thread count, and packages from this checkout."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
-
-
 def measured(case: Case, batch: int, method: str, settings: dict[str, Any]) -> Row:
     """A row of the table: what `measure` found in a fresh process, or `skipped` with the reason."""
     row: Row = {"case": case.name, "batch": batch, "method": method}
@@ -251,40 +248,6 @@ def measure_task(task: dict[str, Any]) -> None:
     given = task.pop("case")
     given.update(net=Path(given["net"]), spec=Path(given["spec"]), batches=tuple(given["batches"]))
     print(json.dumps(measure(Case(**given), task.pop("batch"), task.pop("method"), **task)))
-
-
-def calibration(threads: int) -> Any:
-    """What `calibration.py` measures, with the same threads."""
-    script = Path(__file__).with_name("calibration.py")
-    done = subprocess.run([sys.executable, script], env=environment(threads), capture_output=True, text=True,
-                          check=True)
-    return json.loads(done.stdout)
-
-
-def commit() -> str | None:
-    """The checkout's commit, with a + where files differ from it; None outside git."""
-    try:
-        done = subprocess.run(["git", "describe", "--always", "--abbrev=12", "--dirty=+"], cwd=ROOT,
-                              capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
-def finite(value: Any) -> Any:
-    """The value with None for every number that JSON has no word for (a bound may be -inf)."""
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def memory_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 # ---------------------------------------------------------------------- peers
@@ -421,10 +384,6 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def chosen_cases(arguments: argparse.Namespace) -> list[Case]:
     """The cases asked for; SystemExit with one sentence where one is unknown or its files are missing."""
     from bounds.files import existing
@@ -461,7 +420,7 @@ def main(argv: list[str] | None = None) -> int:
         raise SystemExit(f"--methods: expected names of {', '.join(METHODS)}, got {', '.join(unknown)}")
     if min(arguments.batch or [1]) < 1 or arguments.threads < 1 or arguments.iterations < 1:
         raise SystemExit("--batch, --threads and --iterations must be at least 1")
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    before = hardware()
     machine = calibration(arguments.threads)
     peers = read_peers(arguments.shared / "peers" / "lirpa_bounds.csv")
     settings = {k: getattr(arguments, k) for k in ("iterations", "dtype", "threads", "cap_s")}
@@ -474,8 +433,7 @@ def main(argv: list[str] | None = None) -> int:
     answer = {
         "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "commit": commit(), "seed": SEED, "settings": settings,
         "thread_waiting": thread_waiting(environment(arguments.threads)),
-        "hardware": {"cores": available_cores(), "memory_gib": memory_gib(), "load_before": load,
-                     "system": platform.platform()},
+        "hardware": before,
         "calibration": machine,
         "cases": {c.name: {"net": c.net.name, "spec": c.spec.name, "scale": c.scale} for c in cases},
         "rows": rows,
