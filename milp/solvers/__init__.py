@@ -1,0 +1,1 @@
+"""One file a solver: `solve(problem, *, time_limit_s) -> Solutions`."""
