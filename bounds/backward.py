@@ -27,12 +27,16 @@ from bounds.ops.linear import Linear
 from bounds.relaxation import Relaxation
 from bounds.rows import Rows
 from bounds.sets import InputSet
-from bounds.sweep import Block, Sweep
+from bounds.sweep import Block, Sweep, Trace
 from bounds.window import Owner
 
 Lines = Callable[[Elementwise, Interval], Relaxation]
 Params = dict[int, Tensor]
 """Relaxation parameters of one block of rows: for each elementwise node "K N ...", laid out as its rows are."""
+Multipliers = dict[int, Tensor]
+"""Signed multipliers s of one block of rows, "N *shape" for each node, on its proved bounds l <= z <= u:
+`A z >= (A - s) z + max(s, 0) l + min(s, 0) u`. With l or u set by a split they are the betas of beta-CROWN
+(arXiv:2103.06624); the dual of a linear programme over the relaxation has the same form."""
 
 # Coefficients a block of rows may hold at its widest node: a few MB, so that a block's passes over
 # memory stay in cache (measured: convolutions on blocks of 100 MB ran 3 to 5 times slower).
@@ -80,6 +84,10 @@ class Backward:
         self.graph = graph
         self.sets = sets
         self.choose_lines = lines
+        self.splits: dict[int, Tensor] = {}
+        """Neurons "B *shape" (nonzero: split), by node: their columns stay even where they are dead in every domain."""
+        self.empty = torch.zeros(sets.batch, dtype=torch.bool, device=sets.device)
+        """bool "B": domains whose proved bounds contradict each other (see `refine`)."""
         self.intervals: dict[int, Interval] = {}
         self.enclosures: dict[int, Interval] = {}
         self._lines: dict[int, NodeLines] = {}
@@ -115,21 +123,25 @@ class Backward:
         for intercept in (relaxation.lower_intercept, relaxation.upper_intercept):
             if intercept is not None:
                 matters = matters | (intercept != 0)
+        split = self.splits.get(self.graph.nodes[node].inputs[0])
+        if split is not None:
+            matters = matters | (split != 0)
         columns = matters.any(0).nonzero().squeeze(1)
         return columns if columns.numel() < COLUMNS_SHARE * matters.shape[1] else None
 
     # ------------------------------------------------------------------ pulling rows back
 
-    def pull(self, block: Block, params: Params | None = None) -> Pulled:
-        """Pull a block of rows back to the input."""
-        sweep = Sweep(block)
+    def pull(self, block: Block, params: Params | None = None, multipliers: Multipliers | None = None,
+             trace: Trace | None = None) -> Pulled:
+        """Pull a block of rows back to the input. `trace` takes what the rows meet at elementwise nodes."""
+        sweep = Sweep(block, multipliers, trace)
         while sweep.next_node > 0:
             self._advance(sweep, params)
         return Pulled(sweep.pending.get(0), sweep.total())
 
-    def value(self, block: Block, params: Params | None = None) -> Tensor:
+    def value(self, block: Block, params: Params | None = None, multipliers: Multipliers | None = None) -> Tensor:
         """Lower bounds "N" of a block of rows."""
-        sweep = Sweep(block)
+        sweep = Sweep(block, multipliers)
         while sweep.next_node > self.first:
             self._advance(sweep, params)
         return self._concretise(sweep)
@@ -189,12 +201,12 @@ class Backward:
         """Pull the rows at the last pending node back to its inputs; returns that node."""
         graph = self.graph
         i = sweep.next_node
-        rows = sweep.pending.pop(i)
+        rows = self._with_multipliers(sweep, i, sweep.pending.pop(i))
         node = graph.nodes[i]
         constants = sweep.constants
         results: tuple[Rows, ...]
         if isinstance(node.op, Elementwise):
-            results = (self._through_lines(sweep.block, i, rows, params, constants),)
+            results = (self._through_lines(sweep, i, rows, params),)
         elif isinstance(node.op, Linear) and len(node.shape) == 1:
             results = (self._through_linear(i, rows, constants),)
         elif isinstance(node.op, Affine):
@@ -208,8 +220,23 @@ class Backward:
             sweep.pending[j] = result if before is None else before.plus(result, graph.nodes[j].shape)
         return i
 
-    def _through_lines(self, block: Block, i: int, rows: Rows, params: Params | None,
-                       constants: list[Tensor]) -> Rows:
+    def _with_multipliers(self, sweep: Sweep, i: int, rows: Rows) -> Rows:
+        """The rows at node i with what the multipliers on its bounds add."""
+        s = sweep.multipliers.get(i)
+        if s is None:
+            return rows
+        if rows.index is not None or rows.extent is not None:
+            rows = rows.as_full(self.graph.nodes[i].shape)
+        assert rows.A is not None
+        block = sweep.block
+        x = block.keep(i, "ends", lambda: self.intervals[i].map(rows.gather))
+        if rows.columns is not None:
+            s = s.flatten(1).index_select(1, rows.columns)
+        sweep.constants.append(dot(s.clamp(min=0), x.lower) + dot(s.clamp(max=0), x.upper))
+        return rows.with_values(rows.A - s)
+
+    def _through_lines(self, sweep: Sweep, i: int, rows: Rows, params: Params | None) -> Rows:
+        block, constants = sweep.block, sweep.constants
         node = self.graph.nodes[i]
         assert isinstance(node.op, Elementwise)
         lines = self.lines(i)
@@ -230,6 +257,8 @@ class Backward:
                 op = node.op.select(rows.gather, self.intervals[node.inputs[0]].lower.shape)
                 relaxation = op.relax_with(x, params[i])
         assert rows.A is not None
+        if sweep.trace is not None:
+            sweep.trace[i] = (rows, relaxation)
         A, constant = pull_back_lines(rows.A, relaxation)
         constants.append(constant)
         return replace(rows, A=A, clean=True, fresh=not torch.is_grad_enabled())
@@ -367,6 +396,8 @@ class Backward:
             return value
         if self.first == 0:
             return value + self._minimum(sweep.block, rows)
+        rows = self._with_multipliers(sweep, self.first, rows)
+        value = sweep.total()
         shape = self.graph.nodes[self.first].shape
         if rows.index is not None:
             rows = rows.as_window_or_full(shape)
@@ -504,4 +535,4 @@ def input_rows(pulled: Pulled, graph: Graph) -> Tensor:
     return A
 
 
-__all__ = ["Backward", "Block", "Lines", "Params", "Pulled", "adaptive", "input_rows", "parallel"]
+__all__ = ["Backward", "Block", "Lines", "Multipliers", "Params", "Pulled", "adaptive", "input_rows", "parallel"]

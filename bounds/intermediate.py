@@ -23,21 +23,24 @@ from bounds.window import Owner
 RowBound = Callable[[int, Rows, float | None], Tensor]
 """(node, rows sorted by domain, threshold from which a row's bound need not be better) -> lower bounds "N"."""
 
+# Two proved bounds that cross by more than this share of their layer's size contradict each other.
+EMPTY_RTOL = {torch.float64: 1e-9, torch.float32: 1e-4}
 # Coefficients (rows times all nodes on their way) from which two phases pay for their overhead.
 TWO_PHASE_COEFFICIENTS = 2_000_000
 
 
 def refine(engine: Backward, *, given: Mapping[int, Interval] | None = None,
-           row_bound: RowBound | None = None, polish: RowBound | None = None,
-           output: bool = False) -> dict[int, Interval]:
+           known: Mapping[int, Interval] | None = None, row_bound: RowBound | None = None,
+           polish: RowBound | None = None, output: bool = False) -> dict[int, Interval]:
     """Enclose every node that a relaxation reads (engine.enclose); returns the interval of every node.
 
-    `given` intervals are taken as proved. `row_bound` bounds the rows of undecided neurons (None:
+    `given` intervals are taken as proved; `known` ones too, but their undecided neurons are bounded again, and where
+    bounds contradict each other `engine.empty` says so. `row_bound` bounds the rows of undecided neurons (None:
     interval arithmetic alone); neurons that stay undecided are bounded once more by `polish`, whose rows
     come in pairs (a neuron's lower side, then its upper). With `output` the output node is tightened too.
     """
     graph, sets = engine.graph, engine.sets
-    given = given or {}
+    given, known = given or {}, known or {}
     needed = set(graph.relaxed_inputs)
     if output:
         needed.add(graph.output)
@@ -55,6 +58,8 @@ def refine(engine: Backward, *, given: Mapping[int, Interval] | None = None,
                         (graph.nodes[node.inputs[0]].shape,), node.shape) is not None):
                     boxes.add(i)
             intervals[i] = interval
+        if i in known:
+            intervals[i] = intervals[i].meet(known[i])
         if i in given:
             intervals[i] = intervals[i].meet(given[i])
         elif i in needed and not exact and row_bound is not None:
@@ -62,8 +67,22 @@ def refine(engine: Backward, *, given: Mapping[int, Interval] | None = None,
             if polish is not None:
                 intervals[i] = _polish(engine, i, intervals[i], polish)
         if i in needed:
+            intervals[i] = _consistent(engine, intervals[i]) if known else intervals[i].uncrossed()
             engine.enclose(i, intervals[i])
     return intervals
+
+
+def _consistent(engine: Backward, x: Interval) -> Interval:
+    """Proved bounds that cross by more than rounding show their domain to be empty (splits contradict each other);
+    rounding is measured against the whole layer, whose terms may cancel in one neuron."""
+    crossed = x.lower > x.upper
+    if not bool(crossed.any()):
+        return x
+    ends = torch.maximum(x.lower.abs(), x.upper.abs()).flatten(1).amax(1)
+    slack = EMPTY_RTOL[x.lower.dtype] * (1 + ends).view(-1, *(1,) * (x.lower.dim() - 1))
+    engine.empty = engine.empty | (x.lower > x.upper + slack).flatten(1).any(1)
+    low, high = torch.minimum(x.lower, x.upper), torch.maximum(x.lower, x.upper)
+    return Interval(torch.where(crossed, low, x.lower), torch.where(crossed, high, x.upper))
 
 
 def undecided(engine: Backward, i: int, x: Interval) -> Tensor:
@@ -138,7 +157,7 @@ def _meet_at(x: Interval, domain: Tensor, index: Tensor, low: Tensor, high: Tens
     lower, upper = x.lower.flatten(1), x.upper.flatten(1)
     lower = lower.index_put((domain, index), torch.maximum(low, lower[domain, index]))
     upper = upper.index_put((domain, index), torch.minimum(high, upper[domain, index]))
-    return Interval(lower.view_as(x.lower), upper.view_as(x.upper)).uncrossed()
+    return Interval(lower.view_as(x.lower), upper.view_as(x.upper))
 
 
 def _threshold(engine: Backward, i: int) -> float | None:

@@ -33,11 +33,17 @@ class Block:
         return block
 
 
+Trace = dict[int, tuple[Rows, Relaxation]]
+"""For each elementwise node: the rows that reached it and the lines they took, aligned."""
+
+
 class Sweep:
     """A block of rows on its way to the input: what waits at which node, and the constants collected."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, multipliers: dict[int, Tensor] | None = None, trace: Trace | None = None) -> None:
         self.block = block
+        self.multipliers = multipliers or {}
+        self.trace = trace
         self.pending: dict[int, Rows] = {block.start: block.rows}
         self.constants: list[Tensor] = []
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,21 +103,28 @@ def choose_dtype(graph: Graph, device: torch.device | str | None) -> torch.dtype
 class State:
     """What is known so far; stages improve it, nothing else does.
 
-    row_lower "N": proved lower bound of each row's violation over its region. intervals: proved
+    row_lower "N": proved lower bound of each row's violation over its region. branch_proved "K": proved lower bound of
+    a branch's margin by a search, and branch_closed: whether that search left nothing open. intervals: proved
     enclosures of intermediate nodes, "U *shape". upper: the smallest margin seen at a real point.
     """
 
     row_lower: Tensor
+    branch_proved: Tensor
+    branch_closed: Tensor
     intervals: dict[int, Interval] = field(default_factory=dict)
     upper: float = float("inf")
     witness: Witness | None = None
     numerical: str = ""
     domains: int = 0
     first_bound_s: float | None = None
+    choices: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, problem: Problem) -> State:
-        return cls(row_lower=torch.full_like(problem.tensors.bound, -torch.inf))
+        tensors = problem.tensors
+        nothing = tensors.bound.new_full((tensors.branches,), -torch.inf)
+        return cls(row_lower=torch.full_like(tensors.bound, -torch.inf), branch_proved=nothing,
+                   branch_closed=torch.zeros_like(nothing, dtype=torch.bool))
 
     def improve(self, rows: Tensor, lower: Tensor) -> None:
         """Take over new lower bounds of `rows` (indices). Only numbers count: NaN and infinities are no proof."""
@@ -124,12 +132,13 @@ class State:
         self.row_lower[rows] = torch.maximum(self.row_lower[rows], usable.to(self.row_lower))
 
     def branch_lower(self, tensors: PropertyTensors) -> Tensor:
-        """"K": max over a branch's rows, since one row that stays positive keeps the branch out of reach."""
-        return tensors.branch_margin(self.row_lower)
+        """"K": max over a branch's rows, since one row that stays positive keeps the branch out of reach, and what a
+        search proved."""
+        return torch.maximum(tensors.branch_margin(self.row_lower), self.branch_proved)
 
     def open_branches(self, tensors: PropertyTensors) -> Tensor:
-        """bool "K": true where no row is proved out of reach (> 0 if closed, >= 0 if strict)."""
-        return ~tensors.decided(self.row_lower)
+        """bool "K": true where no row is proved out of reach (> 0 if closed, >= 0 if strict) and no search ended."""
+        return ~(tensors.decided(self.row_lower) | self.branch_closed)
 
     def lower(self, tensors: PropertyTensors) -> float:
         """The margin's proved lower bound: min over branches."""

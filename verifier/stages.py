@@ -20,6 +20,8 @@ from bounds.interval import CROSSING_RTOL, Interval
 from bounds.sets import InputSet
 from verifier.attacks.base import Attack
 from verifier.attacks.pgd import Pgd
+from verifier.branch_and_bound.plan import plan_for
+from verifier.branch_and_bound.stage import BranchAndBoundStage
 from verifier.problem import KEPT_INTERVAL_BYTES, Problem, State
 from verifier.property import PropertyTensors
 from verifier.witness import confirm
@@ -189,7 +191,7 @@ def contradiction(problem: Problem, state: State) -> str:
     graph = problem.graph
     doubled = tensors.bound.dtype == torch.float32 and sum(p.numel() for p in graph.parameters()) <= DOUBLED_WEIGHTS
     wide = graph.to(dtype=torch.float64) if doubled else graph
-    trusted = state.row_lower.clone()
+    trusted, closed = state.row_lower.clone(), state.branch_closed.clone()
     lower = state.lower(tensors)
     if state.upper < lower - CONTRADICTION_RTOL * (1 + abs(lower)):
         return f"an attack reached the margin {state.upper:.6g}, below the bound {lower:.6g}"
@@ -205,13 +207,24 @@ def contradiction(problem: Problem, state: State) -> str:
         if bool(below.any()):
             row = int(rows[torch.nonzero(below)[0, 0]])
             return f"row {row}: a point of the network lies below the bound {float(state.row_lower[row]):.6g}"
+        branch = tensors.branch[rows]
+        margin = here.new_full((tensors.branches, here.shape[1]), -torch.inf).scatter_reduce(
+            0, branch.unsqueeze(1).expand_as(here), here, "amax")
+        proved = state.branch_proved.to(here).unsqueeze(1)
+        here_too = torch.zeros_like(closed).index_fill(0, branch, True).unsqueeze(1)
+        below = here_too & (proved > -torch.inf) & ~(margin >= proved - CONTRADICTION_RTOL * (1 + proved.abs()))
+        if bool(below.any()):
+            k = int(torch.nonzero(below)[0, 0])
+            return f"branch {k}: a point of the network lies below the bound {float(state.branch_proved[k]):.6g}"
         if doubled:
             single = tensors.violation(flat, graph(flat)).view(*points.shape[:2], -1)
             error = (here - single[place, :, rows]).abs()
             gross = error > CONTRADICTION_RTOL * (1 + here.abs())
             lost = (gross & ~(claimed > ERROR_FACTOR * error)).any(1)
             trusted[rows[lost]] = -torch.inf
-    if not bool(tensors.decided(trusted).all()):
+            shaky = (gross & ~(proved[branch] > ERROR_FACTOR * error)).any(1)
+            closed[branch[shaky]] = False
+    if not bool((tensors.decided(trusted) | closed).all()):
         return "large numbers cancel: float32 evaluations are off by more than the bounds prove"
     return ""
 
@@ -221,18 +234,33 @@ MIDDLE = Pgd(restarts=24, steps=40, rounds=1)
 LONG = Pgd(restarts=48, steps=100, rounds=3, samples=1024)
 
 
-def stages_for(method: str) -> Sequence[Stage]:
-    """The strategy of a method name: "auto", or one bound method alone (then no attack either)."""
-    if method != "auto":
-        if method not in METHODS:
-            raise ValueError(f"method must be auto or one of {', '.join(METHODS)}, got {method!r}")
+def check_method(method: str) -> None:
+    """Refuse what is no method's name."""
+    if method not in ("auto", "bab", *METHODS):
+        raise ValueError(f"method must be auto, bab or one of {', '.join(METHODS)}, got {method!r}")
+
+
+def stages_for(method: str, problem: Problem) -> Sequence[Stage]:
+    """The strategy of a method name: "auto", "bab" (branch and bound after CROWN), or one bound method alone (then no
+    attack either)."""
+    if method in METHODS:
         return (BoundStage(method),)
+    plan = plan_for(problem)
+    search = BranchAndBoundStage(plan)
+    if method == "bab":
+        return BoundStage("crown", keep=True), search
+    brief = AttackStage("pgd-brief", BRIEF, share=0.1)
+    long = AttackStage("pgd-long", LONG)
+    if plan.inputs:
+        # Small boxes are soon bounded well by CROWN; optimising bounds of the whole set would only delay that.
+        return brief, BoundStage("ibp"), BoundStage("crown", keep=True), search, long
     return (
-        AttackStage("pgd-brief", BRIEF, share=0.1),
+        brief,
         BoundStage("ibp"),
         BoundStage("crown", keep=True),
         BoundStage("alpha-crown-rows", {"neuron_iterations": 0}, method="alpha-crown", inherit=True),
         AttackStage("pgd", MIDDLE, share=0.25),
-        BoundStage("alpha-crown"),
-        AttackStage("pgd-long", LONG),
+        BoundStage("alpha-crown", keep=True),
+        search,
+        long,
     )

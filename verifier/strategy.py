@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from torch import nn
 from bounds.graph import Graph, UnsupportedOperator
 from bounds.precision import full_precision
 from verifier.deadline import Deadline
+from verifier.out_of_memory import is_out_of_memory
 from verifier.problem import Problem, State, make_problem
 from verifier.property import Property
-from verifier.stages import Stage, contradiction, stages_for
+from verifier.stages import Stage, check_method, contradiction, stages_for
 from verifier.threads import threads_for
 from verifier.verdict import Claim, Evidence, Falsified, Reason, Unknown, Verdict, Verified
 from verifier.watchdog import TimeUp, hard_limit
@@ -54,6 +55,7 @@ class Result:
     domains: int = 0
     first_bound_s: float | None = None
     stages: tuple[StageLog, ...] = ()
+    choices: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -117,7 +119,7 @@ def verify(
     `UnsupportedOperator`; everything that happens later is an `Unknown` with its reason.
     """
     deadline = deadline or Deadline.starting_now(time_limit_s)
-    stages = stages_for(method)
+    check_method(method)
     problem: Problem | None = None
     state: State | None = None
     logs: list[StageLog] = []
@@ -126,7 +128,7 @@ def verify(
             problem = make_problem(graph, property, replayer=_as_replayer(replayer), deadline=deadline, seed=seed,
                                    device=device, simplified=simplified)
             state = State.of(problem)
-            decided_by = _run(stages, problem, state, logs)
+            decided_by = _run(stages_for(method, problem), problem, state, logs)
             verdict = _conclude(problem, state)
     except UnsupportedOperator as error:
         if problem is None:
@@ -149,6 +151,7 @@ def verify(
         domains=state.domains if state else 0,
         first_bound_s=state.first_bound_s if state else None,
         stages=tuple(logs),
+        choices=state.choices if state else {},
     )
 
 
@@ -199,15 +202,6 @@ def _unknown(reason: Reason, problem: Problem | None, state: State | None, detai
     return Unknown(reason, state.lower(problem.tensors), state.upper, detail)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Memory ran out: Python's error, the device's, or the plain RuntimeError of the CPU allocator."""
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text
-                                                or "not enough memory" in text)
-
-
 def as_json(result: Result) -> dict[str, Any]:
     """The result as plain JSON values (infinities become null)."""
     witness = result.verdict.witness if isinstance(result.verdict, Falsified) else None
@@ -223,6 +217,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "first_bound_s": None if result.first_bound_s is None else round(result.first_bound_s, 4),
         "domains": result.domains,
         "method": result.method,
+        "choices": result.choices,
         "witness": None if witness is None else {
             "x": witness.x.ravel().tolist(),
             "shape": list(witness.x.shape),

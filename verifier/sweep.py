@@ -21,8 +21,9 @@ import numpy as np
 from bounds.files import existing, trouble
 from verifier.deadline import Deadline
 from verifier.network import NetworkCache
+from verifier.out_of_memory import is_out_of_memory
 from verifier.store import Key, Row, Store
-from verifier.strategy import HARD_LIMIT_GRACE_S, Result, as_json, is_out_of_memory, verify
+from verifier.strategy import HARD_LIMIT_GRACE_S, Result, as_json, verify
 from verifier.verdict import Falsified, Reason
 from verifier.vnnlib import read_vnnlib
 from verifier.watchdog import TimeUp, hard_limit

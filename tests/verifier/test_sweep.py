@@ -110,7 +110,7 @@ def test_the_deadline_holds_even_for_a_stage_that_never_looks_at_the_clock(
             end = time.monotonic() + 30
             while time.monotonic() < end:
                 pass
-    monkeypatch.setattr("verifier.strategy.stages_for", lambda method: [Spin()])
+    monkeypatch.setattr("verifier.strategy.stages_for", lambda *_: [Spin()])
     start = time.monotonic()
     sweep(benchmark, tmp_path / "run", time_limit_s=0.3)
     rows = [r for r in read_results(tmp_path / "run") if r.verdict != "error"]
@@ -259,7 +259,7 @@ def test_published_verdicts_are_compared_loudly(benchmark: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("bad", [["absent.csv"], ["instances.csv", "--time-limit", "0"],
-                                 ["instances.csv", "--method", "bab"]])
+                                 ["instances.csv", "--method", "milp"]])
 def test_wrong_use_exits_with_2(benchmark: Path, capsys: pytest.CaptureFixture[str], bad: list[str]) -> None:
     assert run(["sweep", str(benchmark.parent / bad[0]), *bad[1:]]) == 2
     assert capsys.readouterr().err.startswith("Error: ")

@@ -23,8 +23,8 @@ from verifier.cli.startup import load_torch
 if TYPE_CHECKING:
     from verifier.strategy import Result
 
-LATER_METHODS = ("lp", "sdp", "bab", "milp")
-METHODS = ("auto", "ibp", "zonotope", "fastlin", "crown-ibp", "crown", "alpha-crown", "meet", *LATER_METHODS)
+LATER_METHODS = ("lp", "sdp", "milp")
+METHODS = ("auto", "ibp", "zonotope", "fastlin", "crown-ibp", "crown", "alpha-crown", "meet", "bab", *LATER_METHODS)
 SEED = click.IntRange(0, 2**63 - 1)
 EXIT_CODES = {"verified": 0, "falsified": 1, "unknown": EXIT_UNKNOWN}
 
@@ -43,8 +43,8 @@ Exit codes: 0 verified, 1 falsified, 2 wrong use or unreadable input, 3 unknown.
 @click.option("--time-limit", type=float, default=60.0, show_default=True, metavar="S",
               help="Seconds from process start.")
 @click.option("--method", type=click.Choice(METHODS), default="auto", show_default=True,
-              help="auto: attack, then ever tighter bounds; else that method alone "
-                   "(lp, sdp, bab, milp: not built yet).")
+              help="auto: attack, ever tighter bounds, then branch and bound; else that method alone "
+                   "(lp, sdp, milp: not built yet).")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where to compute [cpu].")
 @click.option("--claim", type=click.Choice(["real", "float32"]), default="real", show_default=True,
               help="About the network over the reals, or as float32 computes it (not built yet).")

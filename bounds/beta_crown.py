@@ -1,0 +1,384 @@
+"""beta-CROWN: slopes, split multipliers and row weights of many domains, climbed together.
+
+Over a domain of a branch-and-bound search a branch of the property is out of reach when *some*
+non-negative combination of its rows stays positive. For a group (one domain, one branch) this module
+maximises the lower bound of `weights . rows` over
+
+- the weights, on the simplex,
+- the slopes of the relaxation, each in its box (alpha-CROWN, arXiv:2011.13824),
+- a signed multiplier for every split neuron, on the bound the split has set (beta-CROWN, arXiv:2103.06624).
+
+Any point of these boxes gives a valid bound, so the best value of each group is kept, and a group that
+has reached the target leaves. Steps are along signs, as shares of a parameter's range (slopes) or of the
+coefficients met at the neuron (multipliers), which are of the size that the multipliers end up with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from bounds.alpha_crown import initial
+from bounds.backward import Backward, Block, Multipliers, Params, Pulled, input_rows
+from bounds.relaxation import Relaxation
+from bounds.rows import Rows
+from bounds.sweep import Trace
+from bounds.window import Owner
+
+BLOCK_COEFFICIENTS = 1 << 20  # slopes and gradients of a block, a few MB
+DONE_SHARE = 0.2              # groups that reached the target leave when they are this share
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """G groups of R rows each, `C f(x) + D x + offset`: C "G R m", offset "G R", D "G R n" or None over the flat
+    inputs; mask "G R" (false: padding); owner "G": the domain of each group."""
+
+    C: Tensor
+    offset: Tensor
+    mask: Tensor
+    owner: Tensor
+    D: Tensor | None = None
+
+    def take(self, chosen: Tensor | slice) -> Groups:
+        return Groups(self.C[chosen], self.offset[chosen], self.mask[chosen], self.owner[chosen],
+                      None if self.D is None else self.D[chosen])
+
+    def combined(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(C "G m", offset "G", D "G n") of the weighted rows; weights "G R"."""
+        if self.C.shape[1] == 1:
+            return self.C[:, 0], self.offset[:, 0], None if self.D is None else self.D[:, 0]
+        w = weights.unsqueeze(2)
+        return (w * self.C).sum(1), (weights * self.offset).sum(1), None if self.D is None else (w * self.D).sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where to start from: slopes "K G *shape" by elementwise node, multipliers "G *shape" by node, weights "G R"."""
+
+    slopes: Params = field(default_factory=dict)
+    multipliers: Multipliers = field(default_factory=dict)
+    weights: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Reached:
+    """lower "G", and for the groups at or below the target ("H", indices `open`):
+
+    at: slopes, multipliers and weights as in `Start`; the plane `A "H *input" x + b "H"` below the weighted rows;
+    steepness "H n", the size of the plane's coefficients before anything was optimised (at the optimum those of an
+    input that settled inside its range are zero, however much depends on it);
+    x "H *input", a point of the domain where it is lowest; y "H *output", the network there. By the node that an
+    elementwise operator reads, "H *shape": met, the rows' coefficients at its outputs, and gaps >= 0, what its
+    lines lose at x. Over all neurons the gaps add up to the weighted rows' value at x less `lower` (and what
+    multipliers lose).
+    """
+
+    lower: Tensor
+    open: Tensor
+    at: Start
+    A: Tensor
+    b: Tensor
+    steepness: Tensor
+    x: Tensor
+    y: Tensor
+    met: dict[int, Tensor]
+    gaps: dict[int, Tensor]
+
+
+@dataclass(frozen=True)
+class BetaCrown:
+    """`iterations` evaluations of each group, in steps from `step` down to `last_step`; `stop` ends them early."""
+
+    iterations: int = 8
+    step: float = 0.5
+    last_step: float = 0.05
+    multiplier_step: float = 0.5
+    weight_step: float = 0.5
+    stop: Callable[[], bool] = bool
+
+    def bound(self, engine: Backward, groups: Groups, target: Tensor, start: Start | None = None) -> Reached:
+        """Climb until every group's bound exceeds its target "G" or the iterations are spent.
+
+        engine: with intermediate bounds (`refine`) and, for neurons "B *shape" that are split, `engine.splits`:
+        +1 where the split set the lower bound, -1 where it set the upper one.
+        """
+        size = engine.block_size(engine.graph.output, self._rows(engine, groups, None), BLOCK_COEFFICIENTS)
+        parts = [self._climb(engine, groups.take(chosen), target[chosen], _take_start(start, chosen))
+                 for first in range(0, len(target), size)
+                 for chosen in (torch.arange(first, min(first + size, len(target)), device=target.device),)]
+        return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def _rows(self, engine: Backward, groups: Groups, weights: Tensor | None) -> Rows:
+        C = groups.combined(weights)[0] if weights is not None else groups.C[:, 0]
+        owner = Owner.of(engine.sets.batch, groups.owner)
+        return Rows.full(C.view(-1, *engine.graph.output_shape), owner)
+
+    # ------------------------------------------------------------------ one block
+
+    def _climb(self, engine: Backward, groups: Groups, target: Tensor, start: Start) -> Reached:
+        climb = _Climb(engine, groups, start)
+        result = target.new_full(target.shape, -torch.inf)
+        alive = torch.arange(len(target), device=target.device)
+        for k in range(self.iterations):
+            last = k == self.iterations - 1 or self.stop()
+            now = climb.evaluate(gradient=not last)
+            climb.keep_best(now)
+            done = climb.best > target[alive]
+            result[alive] = climb.best
+            number = int(done.sum())
+            if number == len(alive) or last:
+                break
+            length = self.step * (self.last_step / self.step) ** (k / max(1, self.iterations - 2))
+            climb.step(length, length / self.step * self.multiplier_step, length / self.step * self.weight_step)
+            if number >= DONE_SHARE * len(alive):
+                rest = (~done).nonzero().squeeze(1)
+                alive = alive[rest]
+                climb.take(rest)
+        rest = (climb.best <= target[alive]).nonzero().squeeze(1)
+        if len(rest) < len(alive):
+            alive = alive[rest]
+            climb.take(rest)
+        return climb.finish(result, alive)
+
+
+class _Climb:
+    """The state of one block of groups while it climbs."""
+
+    def __init__(self, engine: Backward, groups: Groups, start: Start) -> None:
+        self.engine = engine
+        self.groups = groups
+        count = len(groups.owner)
+        self.rows_of_one = groups.C.shape[1] == 1
+        weights = start.weights
+        if weights is None:
+            weights = groups.mask / groups.mask.sum(1, keepdim=True)
+        self.weights = weights.to(groups.C)
+        C, _, _ = groups.combined(self.weights)
+        owner = Owner.of(engine.sets.batch, groups.owner)
+        self.block = Block(engine.graph.output, Rows.full(C.view(count, *engine.graph.output_shape), owner))
+        self.multipliers: Multipliers = {}
+        self.sign: dict[int, Tensor] = {}
+        for node, split in engine.splits.items():
+            if not bool(split.any()):
+                continue
+            sign = split[groups.owner].to(groups.C.dtype)
+            warm = start.multipliers.get(node)
+            self.sign[node] = sign
+            self.multipliers[node] = torch.zeros_like(sign) if warm is None else _on_side(warm, sign)
+        self.trace: Trace = {}
+        with torch.no_grad():  # one pass gathers the lines along the block and shows the coefficients met
+            pulled = engine.pull(self.block, None, self.multipliers, self.trace)
+            self.steepness = input_rows(pulled, engine.graph).flatten(1).abs()
+            self.slopes, self.low, self.high = initial(engine, self.block)
+        self.scale = {node: self._coefficients(node) for node in self.multipliers}
+        for node, warm in start.slopes.items():
+            if node in self.slopes:
+                value = self._in_layout(node, warm)
+                self.slopes[node] = torch.minimum(torch.maximum(value, self.low[node]), self.high[node])
+        self.best = groups.C.new_full((count,), -torch.inf)
+        self.best_at = Start(dict(self.slopes), dict(self.multipliers), self.weights)
+
+    def _coefficients(self, node: int) -> Tensor:
+        """The size of the rows' coefficients at a node, "N 1 ..": the range in which its multipliers lie."""
+        for reader in self.engine.graph.consumers[node]:
+            met = self.trace.get(reader)
+            if met is not None and met[0].A is not None:
+                A = met[0].A.flatten(1).abs()
+                return A.amax(1).view(-1, *(1,) * (self.sign[node].dim() - 1))
+        ones = (len(self.groups.owner), *(1,) * (self.sign[node].dim() - 1))
+        return self.weights.new_ones(ones)
+
+    def _layout(self, node: int) -> Rows:
+        layout: Rows = self.block.gathered[node, "layout"]
+        return layout
+
+    def _in_layout(self, node: int, full: Tensor) -> Tensor:
+        columns = self._layout(node).columns
+        return full if columns is None else full.flatten(2).index_select(2, columns)
+
+    def _in_full(self, node: int, value: Tensor) -> Tensor:
+        """Slopes laid out as the rows were, over all neurons "K N *shape"."""
+        columns = self._layout(node).columns
+        shape = self.engine.graph.nodes[node].shape
+        if columns is None:
+            return value.reshape(*value.shape[:2], *shape)
+        flat = value.new_zeros(*value.shape[:2], math.prod(shape))
+        return flat.index_copy_(2, columns, value).view(*value.shape[:2], *shape)
+
+    # ------------------------------------------------------------------ evaluation
+
+    def _value(self) -> Tensor:
+        C, offset, D = self.groups.combined(self.weights)
+        self.block.rows = replace(self.block.rows, A=C.view(len(offset), *self.engine.graph.output_shape))
+        if D is None:
+            return offset + self.engine.value(self.block, self.slopes, self.multipliers)
+        pulled = self.engine.pull(self.block, self.slopes, self.multipliers)
+        A = input_rows(pulled, self.engine.graph) + D.view(-1, *self.engine.graph.input_shape)
+        return offset + pulled.constant + self.engine.minimise(A, self.block.rows.owner)
+
+    def evaluate(self, *, gradient: bool) -> Tensor:
+        """The bounds "G" at the present parameters; with `gradient` their gradients are kept for `step`."""
+        if not gradient:
+            with torch.no_grad():
+                return self._value()
+        leaves = [*self.slopes.values(), *self.multipliers.values()]
+        if not self.rows_of_one:
+            leaves.append(self.weights)
+        if not leaves:
+            self.gradients: list[Tensor | None] = []
+            with torch.no_grad():
+                return self._value()
+        with torch.enable_grad():
+            for leaf in leaves:
+                leaf.requires_grad_(True)
+            now = self._value()
+            self.gradients = list(torch.autograd.grad(now.sum(), leaves, allow_unused=True))
+        for leaf in leaves:
+            leaf.requires_grad_(False)
+        return now.detach()
+
+    def keep_best(self, now: Tensor) -> None:
+        better = now > self.best
+        at = Start(dict(self.slopes), dict(self.multipliers), self.weights)
+        if bool(better.all()):
+            self.best, self.best_at = now, at
+            return
+        self.best = torch.where(better, now, self.best)
+        old = self.best_at
+        assert at.weights is not None and old.weights is not None
+        self.best_at = Start({i: torch.where(_along(better, p, 1), p, old.slopes[i]) for i, p in at.slopes.items()},
+                             {i: torch.where(_along(better, s, 0), s, old.multipliers[i])
+                              for i, s in at.multipliers.items()},
+                             torch.where(better.unsqueeze(1), at.weights, old.weights))
+
+    def step(self, slope: float, multiplier: float, weight: float) -> None:
+        """Move all parameters along the signs of their gradients."""
+        gradients = iter(self.gradients)
+        for i, p in self.slopes.items():
+            g = next(gradients)
+            if g is not None:
+                moved = torch.addcmul(p, g.sign_(), self.high[i] - self.low[i], value=slope)
+                self.slopes[i] = torch.minimum(torch.maximum(moved, self.low[i]), self.high[i])
+        for i, s in self.multipliers.items():
+            g = next(gradients)
+            if g is not None:
+                moved = torch.addcmul(s, g.sign_() * self.sign[i].abs(), self.scale[i], value=multiplier)
+                self.multipliers[i] = _on_side(moved, self.sign[i])
+        if not self.rows_of_one:
+            g = next(gradients, None)
+            if g is not None:
+                g = torch.where(self.groups.mask, g, g.new_full((), -torch.inf))
+                top = g.amax(1, keepdim=True)
+                spread = (top - g).where(self.groups.mask, g.new_zeros(())).amax(1, keepdim=True)
+                # Exponentiated gradient: the row that helps most grows, weights stay on the simplex.
+                grown = (self.weights + 0.02 * self.groups.mask) * torch.exp(
+                    (g - top) / spread.clamp(min=torch.finfo(g.dtype).tiny) * (4 * weight))
+                grown = torch.where(self.groups.mask, grown, torch.zeros_like(grown))
+                self.weights = grown / grown.sum(1, keepdim=True)
+
+    def take(self, rest: Tensor) -> None:
+        """Go on with some of the groups."""
+        self.groups = self.groups.take(rest)
+        self.block = self.block.take(rest)
+        self.weights = self.weights[rest]
+        self.steepness = self.steepness[rest]
+        self.best = self.best[rest]
+        self.slopes, self.low, self.high, best_slopes = (
+            {i: p if p.shape[1] == 1 else p.index_select(1, rest) for i, p in g.items()}
+            for g in (self.slopes, self.low, self.high, self.best_at.slopes))
+        self.multipliers, self.sign, self.scale, best_multipliers = (
+            {i: s.index_select(0, rest) for i, s in g.items()}
+            for g in (self.multipliers, self.sign, self.scale, self.best_at.multipliers))
+        assert self.best_at.weights is not None
+        self.best_at = Start(best_slopes, best_multipliers, self.best_at.weights[rest])
+
+    @torch.no_grad()
+    def finish(self, result: Tensor, alive: Tensor) -> Reached:
+        """The answer: groups `alive` are pulled to the input once more, at their best parameters."""
+        engine, graph, at = self.engine, self.engine.graph, self.best_at
+        assert at.weights is not None
+        C, offset, D = self.groups.combined(at.weights)
+        self.block.rows = replace(self.block.rows, A=C.view(len(offset), *graph.output_shape))
+        trace: Trace = {}
+        pulled: Pulled = engine.pull(self.block, at.slopes, at.multipliers, trace)
+        A, b = input_rows(pulled, graph), pulled.constant + offset
+        if D is not None:
+            A = A + D.view_as(A)
+        owner = self.block.rows.owner
+        lower = b + engine.minimise(A, owner)
+        result[alive] = torch.where(torch.isnan(lower), lower, torch.maximum(result[alive], lower))
+        x = engine.sets.minimiser(A, owner.domains(len(offset), A))
+        values = graph.values(x)
+        met: dict[int, Tensor] = {}
+        gaps: dict[int, Tensor] = {}
+        for node, (rows, lines) in trace.items():
+            source = graph.nodes[node].inputs[0]
+            coefficients, gap = self._met(node, rows, lines, values[source], values[node])
+            met[source] = met[source] + coefficients if source in met else coefficients
+            gaps[source] = gaps[source] + gap if source in gaps else gap
+        full = {i: self._in_full(i, p) for i, p in at.slopes.items()}
+        return Reached(result, alive, Start(full, at.multipliers, at.weights), A, b, self.steepness, x,
+                       values[graph.output], met, gaps)
+
+    def _met(self, node: int, rows: Rows, lines: Relaxation, z: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
+        """(coefficients, gaps) "H *shape" of one elementwise node whose inputs are z and outputs f at x."""
+        A = rows.A
+        assert A is not None
+        if rows.columns is not None:
+            z, f = (t.flatten(1).index_select(1, rows.columns) for t in (z, f))
+        low, high = lines.lower_slope * z, lines.upper_slope * z
+        if lines.lower_intercept is not None:
+            low = low + lines.lower_intercept
+        if lines.upper_intercept is not None:
+            high = high + lines.upper_intercept
+        gap = A * (f - torch.where(A >= 0, low, high))
+        return self._in_full(node, A.unsqueeze(0))[0], self._in_full(node, gap.unsqueeze(0))[0]
+
+
+def _on_side(s: Tensor, sign: Tensor) -> Tensor:
+    """Multipliers on the side of their split: >= 0 where the lower bound is set, <= 0 where the upper, else 0."""
+    return torch.where(sign > 0, s.clamp(min=0), torch.where(sign < 0, s.clamp(max=0), torch.zeros_like(s)))
+
+
+def _along(mask: Tensor, like: Tensor, axis: int) -> Tensor:
+    shape = [1] * like.dim()
+    shape[axis] = -1
+    return mask.view(shape)
+
+
+def _take_start(start: Start | None, chosen: Tensor) -> Start:
+    if start is None:
+        return Start()
+    return Start({i: p[:, chosen] for i, p in start.slopes.items()},
+                 {i: s[chosen] for i, s in start.multipliers.items()},
+                 None if start.weights is None else start.weights[chosen])
+
+
+def _joined(parts: list[Reached]) -> Reached:
+    """The answers of all blocks as one."""
+    offset = 0
+    opened = []
+    for part in parts:
+        opened.append(part.open + offset)
+        offset += len(part.lower)
+
+    def cat(read: Callable[[Reached], dict[int, Tensor]], axis: int = 0) -> dict[int, Tensor]:
+        # A block without a split at a node has no multipliers there.
+        likes = {i: t for p in parts for i, t in read(p).items()}
+        return {i: torch.cat([read(p).get(i, _zeros(like, axis, len(p.open))) for p in parts], axis)
+                for i, like in likes.items()}
+    at = Start(cat(lambda p: p.at.slopes, 1), cat(lambda p: p.at.multipliers),
+               torch.cat([p.at.weights for p in parts if p.at.weights is not None]))
+    plain = {name: torch.cat([getattr(p, name) for p in parts]) for name in ("lower", "A", "b", "steepness", "x", "y")}
+    return Reached(open=torch.cat(opened), at=at, met=cat(lambda p: p.met), gaps=cat(lambda p: p.gaps), **plain)
+
+
+def _zeros(like: Tensor, axis: int, count: int) -> Tensor:
+    shape = list(like.shape)
+    shape[axis] = count
+    return like.new_zeros(shape)

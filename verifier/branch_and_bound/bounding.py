@@ -1,0 +1,240 @@
+"""Bounding a batch of domains: intermediate bounds, then every open branch's best combination of rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from bounds.backward import Backward
+from bounds.beta_crown import BetaCrown, Groups, Reached, Start
+from bounds.bounds import LinearRows
+from bounds.final import final_bounds
+from bounds.graph import Graph
+from bounds.intermediate import refine
+from bounds.interval import Interval
+from bounds.sets import InputSet
+from verifier.branch_and_bound.clip import clip
+from verifier.branch_and_bound.domains import Domains, Layout
+from verifier.property import PropertyTensors
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """The open part of a property, as tables: `branches` "U K" (branch of each slot of a region, -1: none), `rows`
+    "branches R" and `mask` "branches R" (false: padding), `target` "branches" (proved above it)."""
+
+    tensors: PropertyTensors
+    branches: Tensor
+    rows: Tensor
+    mask: Tensor
+    target: Tensor
+
+    @staticmethod
+    def of(tensors: PropertyTensors) -> Question:
+        device = tensors.bound.device
+        counts = torch.bincount(tensors.branch, minlength=tensors.branches)
+        width = max(1, int(counts.max()))
+        order = tensors.branch.argsort(stable=True)
+        starts = counts.cumsum(0) - counts
+        offset = torch.arange(width, device=device).expand(tensors.branches, -1)
+        mask = offset < counts.unsqueeze(1)
+        rows = order[torch.where(mask, starts.unsqueeze(1) + offset, starts.unsqueeze(1)).clamp(max=len(order) - 1)]
+        slots = torch.bincount(tensors.branch_region, minlength=tensors.sets.batch)
+        branches = torch.full((tensors.sets.batch, max(1, int(slots.max()))), -1, dtype=torch.long, device=device)
+        by_region = tensors.branch_region.argsort(stable=True)
+        first = slots.cumsum(0) - slots
+        region = tensors.branch_region[by_region]
+        branches[region, torch.arange(len(region), device=device) - first[region]] = by_region
+        # A closed branch needs more than the last places; one whose rows are all strict needs zero.
+        last = torch.where(mask, tensors.last_places[rows], torch.zeros_like(tensors.last_places[rows])).amax(1)
+        strict = (tensors.strict[rows] | ~mask).all(1)
+        tiny = torch.full_like(last, -torch.finfo(last.dtype).tiny)
+        return Question(tensors, branches, rows, mask, torch.where(strict, tiny, last))
+
+    def groups(self, branch: Tensor, owner: Tensor) -> Groups:
+        """The rows of `branch` "G" over the domains `owner` "G"."""
+        rows = self.rows[branch]
+        t = self.tensors
+        return Groups(t.C[rows], -t.bound[rows], self.mask[branch], owner, None if t.D is None else t.D[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Bounded:
+    """What a batch of domains became.
+
+    domains: with tightened bounds, closed branches crossed out and boxes clipped; closed "B": nothing is open.
+    group_domain, group_branch "G" and group_lower "G": every open branch's bound. For the groups that stayed open
+    ("H"), `reached` with `reached.open` as indices into G, and sensitivity "H n": the size of the coefficients at the
+    inputs, over all rows of the group.
+    """
+
+    domains: Domains
+    closed: Tensor
+    empty: Tensor
+    group_domain: Tensor
+    group_slot: Tensor
+    group_branch: Tensor
+    group_lower: Tensor
+    reached: Reached
+    sensitivity: Tensor
+    engine: Backward
+    numerical: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Bounder:
+    """How domains are bounded. refresh: neurons are bounded anew in every domain (else bounds are inherited and met
+    with intervals); clips: boxes are cut by the planes found; warm: slopes and multipliers are kept for children."""
+
+    graph: Graph
+    question: Question
+    layout: Layout
+    method: BetaCrown
+    refresh: bool
+    clips: bool
+    warm: bool
+
+    @torch.no_grad()
+    def bound(self, domains: Domains) -> Bounded:
+        engine = self.engine(domains)
+        d, slot = domains.open.nonzero(as_tuple=True)
+        branch = self.question.branches[domains.region[d], slot]
+        groups = self.question.groups(branch, d)
+        target = self.question.target[branch]
+        weights, planes, first = self._single_rows(engine, groups)
+        start = self._start(engine, domains, d, weights)
+        if first is not None:
+            reached = self._climb_open(engine, groups, target, start, first)
+        else:
+            reached = self.method.bound(engine, groups, target, start)
+        lower = torch.maximum(reached.lower, domains.lower[d])
+        numerical = bool(torch.isnan(reached.lower).any())
+        lower = torch.where(torch.isnan(lower), domains.lower[d], lower)
+        lower = torch.where(engine.empty[d], torch.full_like(lower, torch.inf), lower)
+        out = domains.map(lambda t: t)  # fields are replaced below, never written into
+        out.open = domains.open.clone()
+        done = lower > target
+        out.open[d[done], slot[done]] = False
+        still = torch.where(done, torch.full_like(lower, torch.inf), lower)
+        out.lower = torch.full_like(domains.lower, torch.inf).scatter_reduce(0, d, still, "amin")
+        out.z_low = self.layout.flat({i: engine.intervals[i].lower for i in self.layout.nodes})
+        out.z_high = self.layout.flat({i: engine.intervals[i].upper for i in self.layout.nodes})
+        closed = ~out.open.any(1)
+        if self.clips:
+            self._clip(out, closed, d, reached, planes)
+        sensitivity = reached.steepness + reached.A.flatten(1).abs()
+        if planes is not None:
+            sensitivity = sensitivity + planes[0][reached.open].abs().sum(1)
+        return Bounded(out, closed, engine.empty, d, slot, branch, lower, reached, sensitivity, engine, numerical)
+
+    def engine(self, domains: Domains) -> Backward:
+        """The backward engine of a batch, with intermediate bounds."""
+        shape = self.graph.input_shape
+        sets = self.question.tensors.sets
+        if sets.is_box:
+            boxes = InputSet(domains.low.view(-1, *shape), domains.high.view(-1, *shape))
+        else:
+            boxes = sets.index(domains.region)
+        engine = Backward(self.graph, boxes)
+        engine.splits = self.layout.split(domains.sides)
+        refine(engine, known=domains.intervals(self.layout), row_bound=engine.lower if self.refresh else None)
+        return engine
+
+    def _single_rows(self, engine: Backward, groups: Groups) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None,
+                                                                     Tensor | None]:
+        """(weights that take the best single row, planes (A "G R n", b "G R") of all rows, the best bounds "G")."""
+        count, width, _ = groups.C.shape
+        if width == 1:
+            return None, None, None
+        owner = groups.owner.repeat_interleave(width)
+        D = None if groups.D is None else groups.D.flatten(0, 1)
+        found = final_bounds(engine, LinearRows(groups.C.flatten(0, 1), owner, D, groups.offset.flatten()), {})
+        lower = found.lower.view(count, width)
+        lower = torch.where(groups.mask & ~torch.isnan(lower), lower, torch.full_like(lower, -torch.inf))
+        assert found.A is not None and found.b is not None
+        planes = found.A.flatten(1).view(count, width, -1), found.b.view(count, width)
+        best, at = lower.max(1)
+        weights = torch.zeros_like(lower).scatter_(1, at.unsqueeze(1), 1.0)
+        return weights, planes, best
+
+    def _climb_open(self, engine: Backward, groups: Groups, target: Tensor, start: Start, first: Tensor) -> Reached:
+        """Climb only the groups that no single row has closed."""
+        rest = (~((first > target) | engine.empty[groups.owner])).nonzero().squeeze(1)
+        part = Start({i: p[:, rest] for i, p in start.slopes.items()},
+                     {i: s[rest] for i, s in start.multipliers.items()},
+                     None if start.weights is None else start.weights[rest])
+        if not len(rest):
+            rest = rest.new_zeros(1)  # one group keeps the shapes; its bound is already known
+            part = Start({i: p[:, :1] for i, p in start.slopes.items()},
+                         {i: s[:1] for i, s in start.multipliers.items()},
+                         None if start.weights is None else start.weights[:1])
+        reached = self.method.bound(engine, groups.take(rest), target[rest], part)
+        lower = first.clone()
+        lower[rest] = torch.where(torch.isnan(reached.lower), reached.lower, torch.maximum(first[rest], reached.lower))
+        return replace(reached, lower=lower, open=rest[reached.open])
+
+    def _start(self, engine: Backward, domains: Domains, d: Tensor, weights: Tensor | None) -> Start:
+        multipliers = {i: s[d] for i, s in self.layout.split(domains.multipliers).items()}
+        return Start(self.unflat_slopes(domains.slopes[d]) if self.warm else {}, multipliers, weights)
+
+    # ------------------------------------------------------------------ slopes as one flat tensor
+
+    def flat_slopes(self, slopes: dict[int, Tensor], count: int, like: Tensor) -> Tensor:
+        """"K G *shape" by node -> "G k" (nodes in order)."""
+        if not self.warm or not slopes:
+            return like.new_zeros(count, 0)
+        return torch.cat([slopes[i].transpose(0, 1).flatten(1) for i in sorted(slopes)], 1)
+
+    def unflat_slopes(self, flat: Tensor) -> dict[int, Tensor]:
+        if not flat.shape[1]:
+            return {}
+        out, offset = {}, 0
+        for i, kinds in self._slope_kinds:
+            shape = self.graph.nodes[i].shape
+            size = kinds * torch.Size(shape).numel()
+            out[i] = flat[:, offset:offset + size].view(-1, kinds, *shape).transpose(0, 1)
+            offset += size
+        return out
+
+    @cached_property
+    def _slope_kinds(self) -> list[tuple[int, int]]:
+        """(elementwise node, parameters a neuron) of all nodes with parameters."""
+        found = []
+        for i, node in enumerate(self.graph.nodes):
+            parameters = getattr(node.op, "parameters", None)
+            if parameters is not None and callable(parameters):
+                shape = (1, *self.graph.nodes[node.inputs[0]].shape)
+                like = self.question.tensors.C
+                probe = parameters(Interval(-like.new_ones(shape), like.new_ones(shape)))
+                if probe is not None:
+                    found.append((i, probe[0].shape[0]))
+        return found
+
+    # ------------------------------------------------------------------ clipping
+
+    def _clip(self, out: Domains, closed: Tensor, d: Tensor, reached: Reached,
+              planes: tuple[Tensor, Tensor] | None) -> None:
+        """Cut the boxes of open domains down to what the open branches' planes leave; domains left empty close."""
+        A, b = reached.A.flatten(1).unsqueeze(1), reached.b.unsqueeze(1)
+        if planes is not None:
+            A, b = torch.cat([planes[0][reached.open], A], 1), torch.cat([planes[1][reached.open], b], 1)
+        owner = d[reached.open]
+        low, high = clip(out.low[owner], out.high[owner], A, b)
+        gone = (low > high).any(1)
+        inf = torch.full_like(out.low, torch.inf)
+        low = torch.where(gone.unsqueeze(1), torch.full_like(low, torch.inf), low)
+        high = torch.where(gone.unsqueeze(1), torch.full_like(high, -torch.inf), high)
+        index = owner.unsqueeze(1).expand_as(low)
+        hull_low = inf.scatter_reduce(0, index, low, "amin")
+        hull_high = (-inf).scatter_reduce(0, index, high, "amax")
+        touched = torch.zeros_like(closed)
+        touched[owner] = True
+        # Every open branch of a domain has a group here, so the hull over them is all that is left.
+        nothing = touched & (hull_low > hull_high).any(1) & ~closed
+        keep = (~touched | nothing | closed).unsqueeze(1)
+        out.low = torch.where(keep, out.low, torch.maximum(hull_low, out.low))
+        out.high = torch.where(keep, out.high, torch.minimum(hull_high, out.high))
+        closed |= nothing

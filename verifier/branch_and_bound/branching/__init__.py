@@ -1,0 +1,1 @@
+"""Branching rules, each a file: where a domain is split next."""

@@ -1,0 +1,114 @@
+"""Split where the relaxation loses most at the point that attains the bound.
+
+At a minimiser x* of the plane below a row, the network's value exceeds the bound by exactly the sum, over all
+neurons, of what their lines lose at the values they take there (besides what multipliers give away). The neuron
+with the largest share of that gap is split; where no neuron stands out and inputs may be split, the input with
+the largest product of width and sensitivity is bisected: that narrows every neuron at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bounds.graph import Graph
+from bounds.interval import Interval
+from bounds.ops.base import Elementwise
+from verifier.branch_and_bound.bounding import Bounded
+from verifier.branch_and_bound.domains import NO_CHOICE, Domains, Layout
+
+
+@dataclass(frozen=True)
+class RealisedGap:
+    """inputs, neurons: which splits are allowed. A neuron is split where its gap is at least `share` of the whole, or
+    where at most `few` neurons are undecided."""
+
+    inputs: bool
+    neurons: bool
+    share: float = 0.3
+    few: int = 4
+
+    def choose(self, graph: Graph, layout: Layout, bounded: Bounded, domains: Domains, group: Tensor
+               ) -> tuple[Tensor, Tensor]:
+        """(choice "B", point "B") for open domains; `group` "B" is each one's worst group in `bounded.reached`."""
+        scores = layout.flat(scores_by_node(graph, layout, bounded, domains, group))
+        undecided = layout.flat(undecided_by_node(graph, layout, domains))
+        count, rows = undecided.sum(1), torch.arange(len(domains), device=group.device)
+        scores = torch.where(undecided, scores, torch.full_like(scores, -1.0))
+        choice = torch.full_like(group, NO_CHOICE)
+        point = domains.lower.new_zeros(len(domains))
+        splittable = count > 0
+        if self.neurons and scores.shape[1]:
+            best, at = scores.max(1)
+            total = scores.clamp(min=0).sum(1).clamp(min=torch.finfo(scores.dtype).tiny)
+            wanted = splittable & ((best >= self.share * total) | (count <= self.few)) if self.inputs else splittable
+            choice = torch.where(wanted, at + layout.inputs, choice)
+            points = layout.flat(points_by_node(graph, layout, domains))
+            point = torch.where(wanted, points[rows, at], point)
+        if self.inputs:
+            width = domains.high - domains.low
+            value, j = swing(graph, layout, domains, scores.clamp(min=0)).max(1)
+            value, j = torch.where(value > 0, value, width.amax(1)), torch.where(value > 0, j, width.argmax(1))
+            middle = (domains.low[rows, j] + domains.high[rows, j]) / 2
+            inside = (middle > domains.low[rows, j]) & (middle < domains.high[rows, j])
+            take = (choice == NO_CHOICE) & inside & (splittable if self.neurons else torch.ones_like(inside))
+            choice, point = torch.where(take, j, choice), torch.where(take, middle, point)
+        return choice, point
+
+
+def swing(graph: Graph, layout: Layout, domains: Domains, weights: Tensor) -> Tensor:
+    """How far each input moves the neurons across their intervals, "B n": the sum over neurons of their weight
+    "B neurons" times the distance between their values at both ends of the input's range, all other inputs at
+    the centre, as a share of their interval."""
+    B, n = domains.low.shape
+    free = (domains.low < domains.high).any(0).nonzero().squeeze(1)
+    centre = (domains.low + domains.high) / 2
+    share = weights / (domains.z_high - domains.z_low).clamp(min=torch.finfo(weights.dtype).tiny)
+    out = centre.new_zeros(B, n)
+    ends = centre.expand(2, len(free), B, n).clone()
+    each = torch.arange(len(free), device=free.device)
+    ends[0, each, :, free] = domains.low.T[free]
+    ends[1, each, :, free] = domains.high.T[free]
+    values = graph.values(ends.view(-1, *graph.input_shape))
+    for i, w in layout.split(share).items():
+        v = values[i].view(2, len(free), B, -1)
+        out[:, free] += torch.einsum("jbs,bs->bj", (v[1] - v[0]).abs(), w.flatten(1))
+    return out
+
+
+def scores_by_node(graph: Graph, layout: Layout, bounded: Bounded, domains: Domains, group: Tensor
+                   ) -> dict[int, Tensor]:
+    """The gap of every neuron at the minimiser of the domain's worst group, "B *shape" by node."""
+    shape = (len(domains),)
+    gaps = bounded.reached.gaps
+    return {i: gaps[i][group] if i in gaps else domains.lower.new_zeros(*shape, *s)
+            for i, s in zip(layout.nodes, layout.shapes, strict=True)}
+
+
+def undecided_by_node(graph: Graph, layout: Layout, domains: Domains) -> dict[int, Tensor]:
+    """bool "B *shape" by node: neurons with an elementwise reader that is not linear on their interval."""
+    out = {}
+    for i, x in domains.intervals(layout).items():
+        mask = torch.zeros_like(x.lower, dtype=torch.bool)
+        for reader in graph.consumers[i]:
+            op = graph.nodes[reader].op
+            if isinstance(op, Elementwise):
+                mask |= ~op.is_linear_on(x)
+        out[i] = mask
+    return out
+
+
+def points_by_node(graph: Graph, layout: Layout, domains: Domains) -> dict[int, Tensor]:
+    """Where each neuron would be split, "B *shape" by node: its kink, or the middle of its interval."""
+    out = {}
+    for i, x in domains.intervals(layout).items():
+        kinks = {op.only_kink for j in graph.consumers[i] if isinstance(op := graph.nodes[j].op, Elementwise)}
+        kink = kinks.pop() if len(kinks) == 1 else None
+        out[i] = middle(x) if kink is None else torch.full_like(x.lower, kink)
+    return out
+
+
+def middle(x: Interval) -> Tensor:
+    return x.centre

@@ -1,0 +1,56 @@
+"""What the search does on a given question: chosen from the graph, the set and the device, with reasons."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from bounds.graph import Graph
+from bounds.ops.base import Elementwise
+from verifier.problem import Problem
+
+FEW_INPUTS = 20             # so few inputs that bisecting them narrows every neuron soon
+SMALL_NEURONS = 3_000       # below, bounding all neurons anew in every domain pays for itself
+REFRESH_COST = 3_000_000    # coefficients that one domain's neuron rows may touch on their way
+BATCH_ENTRIES = 1 << 25     # numbers that one batch of domains may hold
+LARGEST_BATCH = 2048
+
+
+@dataclass(frozen=True)
+class Plan:
+    """inputs, neurons: splits that are allowed; refresh: bound neurons anew in every domain; clips: cut boxes by
+    planes; joint: all branches of a region share a domain; batch: domains bounded together at most; iterations:
+    evaluations of each group."""
+
+    inputs: bool
+    neurons: bool
+    refresh: bool
+    clips: bool
+    joint: bool
+    batch: int
+    iterations: int
+    why: str
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def plan_for(problem: Problem) -> Plan:
+    """Bisect inputs where few are free; split neurons otherwise."""
+    graph, sets = problem.graph, problem.tensors.sets
+    free = int((sets.lower < sets.upper).flatten(1).sum(1).max())
+    neurons = nonlinear_neurons(graph)
+    inputs = sets.is_box and free <= FEW_INPUTS
+    refresh = inputs or neurons <= SMALL_NEURONS // 10
+    numbers = sum(torch.Size(n.shape).numel() for n in graph.nodes)
+    batch = max(2, min(LARGEST_BATCH, BATCH_ENTRIES // max(1, numbers * (16 if refresh else 8))))
+    splits = "inputs are bisected" if inputs else "neurons are split"
+    why = f"{free} inputs are free and {neurons} neurons nonlinear: {splits}, bounds of neurons are " \
+          f"{'refreshed in every domain' if refresh else 'kept from the root'}"
+    return Plan(inputs=inputs, neurons=not inputs, refresh=refresh, clips=inputs, joint=inputs, batch=batch,
+                iterations=8, why=why)
+
+
+def nonlinear_neurons(graph: Graph) -> int:
+    return sum(torch.Size(n.shape).numel() for n in graph.nodes if isinstance(n.op, Elementwise))

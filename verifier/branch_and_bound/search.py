@@ -1,0 +1,191 @@
+"""The search: domains are split, bounded and closed until none is left, a witness is found or the time is up."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verifier.branch_and_bound.bounding import Bounded, Bounder
+from verifier.branch_and_bound.branching.realised_gap import RealisedGap
+from verifier.branch_and_bound.domains import NO_CHOICE, Domains, Pool
+from verifier.out_of_memory import is_out_of_memory
+
+OFFERS = 4         # candidates of one batch that may go to the gate
+FIRST_BATCH = 64
+SHORT_S, LONG_S = 0.2, 1.0  # seconds of a batch that may grow, and of one that must shrink
+GATE_TRIES = 64    # refusals after which only clearly better candidates are offered
+
+
+@dataclass(eq=False)
+class Tree:
+    """What the search has done so far. floor "branches": the least bound of the closed leaves; `stuck` domains could be
+    neither closed nor split."""
+
+    floor: Tensor
+    domains: int = 0
+    nodes: int = 0
+    leaves: int = 0
+    depth: int = 0
+    stuck: int = 0
+    numerical: str = ""
+
+
+@dataclass(eq=False)
+class Search:
+    """Branch and bound from the root domains. `gate` takes a candidate point and says whether it is a witness;
+    `stop` ends the search between batches."""
+
+    bounder: Bounder
+    rule: RealisedGap
+    batch: int
+    gate: Callable[[Tensor], bool]
+    stop: Callable[[], bool]
+    report: Callable[[Search], None]
+
+    def __post_init__(self) -> None:
+        question = self.bounder.question
+        self.tree = Tree(floor=torch.full_like(question.target, math.inf))
+        self.pool = Pool()
+        self.waiting: list[Domains] = []
+        self.moving = False  # domains are between the pool and the waiting list
+        self.largest = self.batch
+        self.batch = min(self.batch, FIRST_BATCH)
+        self.seen = torch.zeros(len(question.target), dtype=torch.bool, device=question.target.device)
+        self.found = False
+        self.upper = math.inf
+        self._refused = 0
+
+    def run(self, roots: Domains) -> None:
+        """Search until nothing is open. What is still open when it stops lies in `pool` and `waiting`."""
+        self._cover(roots)
+        roots.node = torch.arange(len(roots), device=roots.node.device)
+        self.tree.nodes = len(roots)
+        self.waiting = [roots.take(part) for part in roots.node.split(self.batch)]
+        while (self.waiting or len(self.pool)) and not self.found and not self.stop():
+            if not self.waiting:
+                self.moving = True
+                self.waiting.append(self._children(self.pool.pop(max(1, self.batch // 2))))
+                self.moving = False
+            domains = self.waiting[-1]
+            start = time.monotonic()
+            try:
+                self._bound(domains)
+            except Exception as error:
+                if len(domains) == 1 or not is_out_of_memory(error):
+                    raise
+                self.batch = self.largest = max(1, len(domains) // 2)
+                self.waiting[-1:] = [domains.take(half) for half in
+                                     torch.arange(len(domains), device=domains.node.device).split(self.batch)]
+                continue
+            self.waiting.pop()
+            self._adapt(len(domains), time.monotonic() - start)
+            self.report(self)
+
+    @property
+    def open(self) -> list[Domains]:
+        """Everything that is not closed."""
+        return [*self.waiting, *([self.pool.all()] if len(self.pool) else [])]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every domain was closed."""
+        return not (self.waiting or len(self.pool) or self.tree.stuck or self.moving)
+
+    def _children(self, parents: Domains) -> Domains:
+        children = parents.children(self.bounder.layout)
+        children.node = self.tree.nodes + torch.arange(len(children), device=children.node.device)
+        self.tree.nodes += len(children)
+        return children
+
+    def _adapt(self, count: int, seconds: float) -> None:
+        """Batches that are over soon grow, those that hold up the clock shrink."""
+        if seconds > LONG_S:
+            self.batch = max(2, count // 2)
+        elif count >= self.batch - 1 and seconds < SHORT_S:
+            self.batch = min(2 * self.batch, self.largest)
+
+    def _cover(self, roots: Domains) -> None:
+        """Note which branches the roots ask about."""
+        question = self.bounder.question
+        d, slot = roots.open.nonzero(as_tuple=True)
+        self.seen[question.branches[roots.region[d], slot]] = True
+
+    def _bound(self, domains: Domains) -> None:
+        tree = self.tree
+        bounded = self.bounder.bound(domains)
+        tree.domains += len(domains)
+        if bounded.numerical:
+            tree.numerical = "a bound is not a number"
+        done = bounded.group_lower > self.bounder.question.target[bounded.group_branch]
+        tree.floor = tree.floor.scatter_reduce(0, bounded.group_branch[done], bounded.group_lower[done], "amin")
+        tree.leaves += int(bounded.closed.sum())
+        self._candidates(bounded)
+        if self.found:
+            return
+        rest = (~bounded.closed).nonzero().squeeze(1)
+        if not len(rest):
+            return
+        self._split(bounded, rest)
+
+    def _split(self, bounded: Bounded, rest: Tensor) -> None:
+        """Choose the next split of the open domains and put them into the pool."""
+        reached = bounded.reached
+        group = self._worst_groups(bounded, rest)
+        domains = bounded.domains.take(rest)
+        bounder = self.bounder
+        domains.choice, domains.point = self.rule.choose(bounder.graph, bounder.layout, bounded, domains, group)
+        multipliers = {i: s[group] for i, s in reached.at.multipliers.items()}
+        if multipliers:
+            zeros = domains.lower.new_zeros
+            domains.multipliers = bounder.layout.flat(
+                {i: multipliers.get(i, zeros(len(rest), *s))
+                 for i, s in zip(bounder.layout.nodes, bounder.layout.shapes, strict=True)})
+        slopes = {i: p[:, group] for i, p in reached.at.slopes.items()}
+        domains.slopes = bounder.flat_slopes(slopes, len(rest), domains.lower)
+        stuck = domains.choice == NO_CHOICE
+        if bool(stuck.any()):
+            self._leaves(bounded, domains.take(stuck.nonzero().squeeze(1)))
+            domains = domains.take((~stuck).nonzero().squeeze(1))
+        self.tree.depth = max(self.tree.depth, int(domains.depth.max()) if len(domains) else 0)
+        self.pool.push(domains)
+
+    def _worst_groups(self, bounded: Bounded, rest: Tensor) -> Tensor:
+        """For each open domain the position, among the groups that stayed open, of the one with the lowest bound."""
+        opened = bounded.reached.open
+        owner, lower = bounded.group_domain[opened], bounded.group_lower[opened]
+        order = lower.argsort(descending=True, stable=True)
+        worst = torch.zeros(len(bounded.domains), dtype=torch.long, device=rest.device)
+        worst[owner[order]] = order  # the last write wins: the lowest
+        return worst[rest]
+
+    def _leaves(self, bounded: Bounded, leaves: Domains) -> None:
+        """Domains with nothing left to split."""
+        self.tree.stuck += len(leaves)
+        for k in range(len(leaves)):
+            branches = self.bounder.question.branches[leaves.region[k]][leaves.open[k]]
+            self.tree.floor[branches] = torch.minimum(self.tree.floor[branches], leaves.lower[k])
+
+    def _candidates(self, bounded: Bounded) -> None:
+        """Offer the minimisers of open groups that the search graph puts into the unsafe set."""
+        reached, question = bounded.reached, self.bounder.question
+        if not len(reached.open):
+            return
+        rows = question.rows[bounded.group_branch[reached.open]]
+        t = question.tensors
+        v = torch.einsum("hrm,hm->hr", t.C[rows], reached.y.flatten(1)) - t.bound[rows]
+        if t.D is not None:
+            v = v + torch.einsum("hrn,hn->hr", t.D[rows], reached.x.flatten(1))
+        margin = v.amax(1)
+        self.upper = min(self.upper, float(margin.min()))
+        for i in margin.topk(min(OFFERS, len(margin)), largest=False).indices.tolist():
+            if float(margin[i]) > 0 or self._refused >= GATE_TRIES:
+                break
+            if self.gate(reached.x[i]):
+                self.found = True
+                return
+            self._refused += 1

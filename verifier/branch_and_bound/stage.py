@@ -1,0 +1,120 @@
+"""Branch and bound as a stage of a verification."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bounds.beta_crown import BetaCrown
+from verifier.branch_and_bound.bounding import Bounder, Question
+from verifier.branch_and_bound.branching.realised_gap import RealisedGap
+from verifier.branch_and_bound.domains import NO_CHOICE, Domains, Layout
+from verifier.branch_and_bound.plan import Plan
+from verifier.branch_and_bound.search import Search
+from verifier.problem import Problem, State
+from verifier.witness import confirm
+
+log = logging.getLogger(__name__)
+
+FINISH_S = 0.2       # the search ends this long before the deadline
+REPORT_S = 2.0       # seconds between lines of progress
+
+
+@dataclass(frozen=True)
+class BranchAndBoundStage:
+    """Decide the open branches by splitting domains."""
+
+    plan: Plan
+    name: str = "branch-and-bound"
+
+    def run(self, problem: Problem, state: State) -> None:
+        plan = self.plan
+        state.choices[self.name] = plan.as_json()
+        question = Question.of(problem.tensors)
+        if not bool(question.mask.any(1).all()):
+            return  # a branch without rows is unsafe everywhere: a witness is all there is to find
+        layout = Layout.of(problem.graph)
+        method = BetaCrown(iterations=plan.iterations, stop=lambda: problem.deadline.left() < FINISH_S)
+        bounder = Bounder(problem.graph, question, layout, method, plan.refresh, plan.clips, warm=not plan.refresh)
+        progress = _Progress(problem)
+
+        def gate(x: Tensor) -> bool:
+            state.witness = confirm(x, problem.property, problem.replayer)
+            return state.witness is not None
+        search = Search(bounder, RealisedGap(plan.inputs, plan.neurons), plan.batch, gate,
+                        lambda: problem.deadline.left() < FINISH_S, progress)
+        before = state.domains
+        try:
+            search.run(root_domains(problem, state, bounder, plan))
+        finally:
+            state.domains = before + search.tree.domains
+            state.upper = min(state.upper, search.upper if state.witness is None else state.witness.margin)
+            _take_over(state, question, search)
+
+
+def _take_over(state: State, question: Question, search: Search) -> None:
+    """What the tree proves of each branch: the least bound of its leaves and of the domains still open."""
+    if search.moving:
+        return  # stopped in the middle of a move: what is open is not known
+    lower = search.tree.floor.clone()
+    for domains in search.open:
+        d, slot = domains.open.nonzero(as_tuple=True)
+        lower = lower.scatter_reduce(0, question.branches[domains.region[d], slot], domains.lower[d], "amin")
+    state.numerical = search.tree.numerical or state.numerical
+    proved = torch.where(search.seen, lower, torch.full_like(lower, -torch.inf))
+    state.branch_proved = torch.maximum(state.branch_proved, proved)
+    if search.complete:
+        state.branch_closed |= search.seen & (lower > question.target)
+
+
+def root_domains(problem: Problem, state: State, bounder: Bounder, plan: Plan) -> Domains:
+    """The open branches' regions (a domain each, or one a branch), with the bounds proved so far."""
+    question, layout = bounder.question, bounder.layout
+    tensors = problem.tensors
+    open_branches = state.open_branches(tensors)
+    slots = question.branches
+    is_open = (slots >= 0) & open_branches[slots.clamp(min=0)]
+    if plan.joint:
+        region = is_open.any(1).nonzero().squeeze(1)
+        opened = is_open[region]
+    else:
+        region, slot = is_open.nonzero(as_tuple=True)
+        opened = torch.zeros(len(region), slots.shape[1], dtype=torch.bool, device=slots.device)
+        opened[torch.arange(len(region), device=slots.device), slot] = True
+    like = tensors.C
+    count, neurons = len(region), layout.total - layout.inputs
+    inf = like.new_full((count, neurons), torch.inf)
+    low, high = -inf, inf
+    kept = layout.split(torch.arange(neurons, device=like.device).unsqueeze(0))
+    for node, interval in state.intervals.items():
+        if node in kept:
+            at = kept[node].flatten()
+            low[:, at] = torch.maximum(low[:, at], interval.lower[region].flatten(1))
+            high[:, at] = torch.minimum(high[:, at], interval.upper[region].flatten(1))
+    longs = torch.zeros(count, dtype=torch.long, device=like.device)
+    return Domains(
+        region=region, open=opened, lower=like.new_full((count,), -torch.inf), depth=longs, node=longs,
+        low=tensors.sets.lower.flatten(1)[region], high=tensors.sets.upper.flatten(1)[region], z_low=low, z_high=high,
+        sides=torch.zeros(count, neurons, dtype=torch.int8, device=like.device), slopes=like.new_zeros(count, 0),
+        multipliers=like.new_zeros(count, neurons), choice=longs + NO_CHOICE, point=like.new_zeros(count))
+
+
+class _Progress:
+    """One line now and then: bound, open domains, domains a second, depth, time left."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.start = self.last = time.monotonic()
+
+    def __call__(self, search: Search) -> None:
+        tree, pool = search.tree, search.pool
+        now = time.monotonic()
+        if now - self.last < REPORT_S:
+            return
+        self.last = now
+        log.info("bound %.4g  open %d  domains %d (%.0f/s)  depth %d  %.0f s left", pool.lowest(), len(pool),
+                 tree.domains, tree.domains / (now - self.start), tree.depth, self.problem.deadline.left())
