@@ -1,9 +1,12 @@
-"""Fast start: PyTorch is loaded once, by the commands that need it, with the garbage collector asleep."""
+"""Fast start: PyTorch is loaded once, by the commands that need it, with the garbage collector asleep and without
+the kernels that are for tensors without data."""
 
 from __future__ import annotations
 
 import gc
 import os
+
+from verifier.cli.meta_kernels import meta_kernels_later
 
 
 def load_torch() -> None:
@@ -19,10 +22,13 @@ def load_torch() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read once, when the library is loaded
+    # Only the CPU and CUDA are used, so no installed package needs to be searched for other devices' backends.
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     enabled = gc.isenabled()
     gc.disable()
     try:
-        import torch  # noqa: F401
+        with meta_kernels_later():
+            import torch  # noqa: F401
 
         from bounds.memory import keep_freed_memory
         keep_freed_memory()
@@ -30,3 +36,4 @@ def load_torch() -> None:
         gc.freeze()
         if enabled:
             gc.enable()
+
