@@ -34,7 +34,7 @@ from bounds.ops.base import Affine, Elementwise, Input, Relaxed
 from bounds.sets import InputSet
 from milp.certificate import Certificate, UnsafeRows, certified_value
 from milp.columns import NARROWEST_ROW, Form, RowBlock, RowBlocks
-from milp.problem import LinearPrograms, Solutions, Status
+from milp.problem import Floats, LinearPrograms, Status
 from milp.relaxed_node import Encoded, EncodedElementwise, EncodedRelaxed
 from milp.solvers.highs import Highs
 
@@ -42,13 +42,15 @@ IMPLIED = 1e-9                # relative: a bound that the box of the variables 
 # Units in the last place, of their own dtype, by which proved bounds may be wrong: as rows they are loosened by that
 # much, for two bounds that contradict each other by rounding would empty a domain. A split's zero is exact.
 BOUND_ULPS = 16
+NO_WEIGHT = 1e-6              # row weights in all below which multipliers are a ray
 FORM_ENTRIES = 1 << 23        # coefficients of all nodes' forms that one batch of domains may hold (64 MB)
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Of every domain: status "B" (of `Status`), value "B" (inf where infeasible, -inf where undecided), the point
-    x "B *input" in the box, and the certificate. Nothing is proved but by `certified_value`."""
+    """Of every domain: status "B" (of `Status`), value "B" (the optimum, or what was shown by the CUTOFF; inf where
+    infeasible, -inf where undecided), the point x "B *input" in the box (the minimiser where optimal), and the
+    certificate. Nothing is proved but by `certified_value`."""
 
     status: Tensor
     value: Tensor
@@ -79,13 +81,17 @@ class Planet:
         object.__setattr__(self, "graph", self.graph.to(dtype=torch.float64, device="cpu"))
 
     def solve(self, sets: InputSet, intervals: Mapping[int, Interval], rows: UnsafeRows, *,
-              constrained: Mapping[int, Tensor] | None = None, time_limit_s: float = math.inf) -> Answers:
+              constrained: Mapping[int, Tensor] | None = None, cutoff: float = math.inf,
+              time_limit_s: float = math.inf) -> Answers:
         """Solve the programme of each of B domains.
 
         `intervals` hold proved bounds of every node in `graph.relaxed_inputs`, "B *shape" or "1 *shape". `constrained`
         (bool, same shapes; a node left out: none) says which of them become rows, where the box and the lines do not
         imply them; None: all. Exact up to the solver's tolerance where all neurons are linear and the bounds that
         made them so are constrained.
+
+        A programme ends early once its value is shown to exceed `cutoff`: three times sooner where the margin is clear
+        (measured on ACAS Xu with 70 undecided neurons: 1 ms for 3 ms).
         """
         deadline = time.monotonic() + time_limit_s
         sets = sets.to(dtype=torch.float64, device=torch.device("cpu"))
@@ -102,7 +108,7 @@ class Planet:
             programme = _Programme(
                 self.graph, InputSet(sets.lower[chosen], sets.upper[chosen]),
                 {i: x.map(lambda t, c=chosen: t[c]) for i, x in known.items()}, rows.take(chosen),
-                None if constrained is None else {i: mask[chosen] for i, mask in constrained.items()}, ulps)
+                None if constrained is None else {i: mask[chosen] for i, mask in constrained.items()}, ulps, cutoff)
             parts.append(programme.solve(self.solver, deadline - time.monotonic()))
         return Answers.joined(parts)
 
@@ -128,9 +134,9 @@ class _Programme:
     """The programmes of a batch of domains, and their translation."""
 
     def __init__(self, graph: Graph, sets: InputSet, intervals: dict[int, Interval], rows: UnsafeRows,
-                 constrained: Mapping[int, Tensor] | None, ulps: float) -> None:
+                 constrained: Mapping[int, Tensor] | None, ulps: float, cutoff: float) -> None:
         self.graph, self.sets, self.intervals, self.constrained = graph, sets, intervals, constrained
-        self.ulps = ulps
+        self.ulps, self.cutoff = ulps, cutoff
         self.unsafe = rows
         self.rows = RowBlocks()
         self.encoded: dict[int, Encoded] = {}
@@ -243,6 +249,7 @@ class _Programme:
         count = columns.shape[1]
         self.present = torch.ones(batch, count, dtype=torch.bool) if unsafe.present is None \
             else unsafe.present.expand(batch, -1)
+        self.best_row = self.present.to(torch.float64)  # weights of the row that alone gives most
         self.rows_block: int | None = None
         if count == 1:
             cost, self.offset = columns[:, 0] * self.present, torch.where(self.present[:, 0], constant[:, 0], 0)
@@ -254,13 +261,16 @@ class _Programme:
         self.cost = cost
 
     def _encode_margin(self, columns: Tensor, constant: Tensor) -> Tensor:
-        """t above every row; its cost is one. Its box is wider than what the rows can be, so that it never binds and
-        the row weights sum to one."""
+        """t above every row; its cost is one. Its box is wider than what the rows can be, so that it does not bind and
+        the row weights sum to one; and it begins below the cutoff, which only weights and multipliers can then pass."""
         batch = self.batch
         radius = columns.abs().sum(2)
         least, most = (torch.where(self.present, constant + sign * radius, -torch.inf) for sign in (-1, 1))
         low, high = (torch.where(self.present.any(1), t.amax(1), 0) for t in (least, most))
-        self.offset, size = (low + high) / 2, (high - low).clamp(min=NARROWEST_ROW)
+        self.best_row.zero_().scatter_(1, least.argmax(1, keepdim=True), 1.0).mul_(self.present)
+        pad = (high - low).clamp(min=NARROWEST_ROW) / 2
+        low, high = low.clamp(max=self.cutoff) - pad, high + pad
+        self.offset, size = (low + high) / 2, (high - low) / 2
         self.t = self.variables
         self.variables += 1
         domain, row = self.present.nonzero(as_tuple=True)
@@ -281,41 +291,54 @@ class _Programme:
             self.rows.add(RowBlock(torch.zeros(0, dtype=torch.long), self.cost.new_zeros(0, 1), self.cost.new_zeros(0),
                                    self.cost.new_zeros(0)))
         programmes, scale, place = self.rows.programmes(self.cost / size.unsqueeze(1))
-        solutions = solver.solve(programmes, time_limit_s=time_limit_s)
+        limit = None if self.cutoff == math.inf else ((self.cutoff - self.offset) / size).numpy()
+        solutions = solver.solve(programmes, cutoff=limit, time_limit_s=time_limit_s)
         status = torch.from_numpy(solutions.status)
-        optimal, infeasible = status == Status.OPTIMAL, status == Status.INFEASIBLE
-        useful = optimal | infeasible
-        duals, reduced = self._multipliers(programmes, solutions, optimal, useful)
+        asked = torch.zeros_like(place, dtype=torch.bool)  # the rows of the branch, as the solver has them
+        if self.rows_block is not None:
+            asked[place[-self.rows.blocks[-1].domain.shape[0]:]] = True
         owner = torch.from_numpy(programmes.row_owner)
-        duals = (duals * size[owner])[place] / scale
-        reduced = reduced * size.unsqueeze(1)
-        certificate = self._certificate(self.rows.split(duals), reduced, optimal)
-        certificate = self._with_clear_rays(certificate, infeasible)
+        factor = (size[owner] / scale[place.argsort()]).numpy()
+        no_rows = (status == Status.CUTOFF) & (self.rows_block is not None)
+        no_rows &= self._sums(owner, -solutions.dual * factor * asked.numpy()) <= NO_WEIGHT
+        status = torch.where(no_rows, int(Status.INFEASIBLE), status)  # what was reached is a ray
+        optimal, infeasible, cut = (status == s for s in (Status.OPTIMAL, Status.INFEASIBLE, Status.CUTOFF))
+        bounded = optimal | cut
+        # A ray needs no row of the branch: t can be above them all.
+        keep = (bounded[owner] | (infeasible[owner] & ~asked)).numpy()
+        duals, reduced, shown = self._multipliers(programmes, np.where(keep, solutions.dual, 0), bounded)
+        certificate = self._certificate(self.rows.split(torch.from_numpy(duals * factor)[place]),
+                                        reduced * (size * (bounded | infeasible)).unsqueeze(1), bounded)
+        certificate, empty = self._with_clear_rays(certificate, infeasible)
+        status = torch.where(infeasible & ~empty, int(Status.FAILED), status)
         point = torch.from_numpy(solutions.point)
         value = torch.where(optimal, (self.cost * point).sum(1) + self.offset,
-                            torch.where(infeasible, torch.inf, -torch.inf))
-        value = torch.where(optimal & ~self.present.any(1), -torch.inf, value)
+                            torch.where(empty, torch.inf, -torch.inf))
+        value = torch.where(cut, shown * size + self.offset, value)
+        value = torch.where(bounded & ~self.present.any(1), -torch.inf, value)
         return Answers(status, value, self._inputs(point), certificate)
 
+    def _sums(self, owner: Tensor, values: Floats) -> Tensor:
+        """Sums of values of rows "N" over each programme, "B"."""
+        return torch.zeros(self.batch, dtype=torch.float64).index_add_(0, owner, torch.from_numpy(values))
+
     @staticmethod
-    def _multipliers(programmes: LinearPrograms, solutions: Solutions, optimal: Tensor, useful: Tensor
-                     ) -> tuple[Tensor, Tensor]:
-        """Row multipliers "N" of the right sign, and the reduced costs "B V" that go with them."""
-        dual = solutions.dual
+    def _multipliers(programmes: LinearPrograms, dual: Floats, bounded: Tensor) -> tuple[Floats, Tensor, Tensor]:
+        """Row multipliers "N" of the right sign, the reduced costs "B V" that go with them, and the dual value "B"."""
         dual = np.where(np.isinf(programmes.row_lower), np.minimum(dual, 0), dual)
         dual = np.where(np.isinf(programmes.row_upper), np.maximum(dual, 0), dual)
-        dual = np.where(useful.numpy()[programmes.row_owner], dual, 0)
-        cost = programmes.cost * optimal.numpy()[:, None]
-        reduced = (cost - programmes.transposed(dual)) * useful.numpy()[:, None]
-        return torch.from_numpy(dual), torch.from_numpy(reduced)
+        reduced = programmes.cost * bounded.numpy()[:, None] - programmes.transposed(dual)
+        side = np.where(dual > 0, programmes.row_lower, np.where(dual < 0, programmes.row_upper, 0))
+        value = np.bincount(programmes.row_owner, dual * side, minlength=programmes.count) - np.abs(reduced).sum(1)
+        return dual, torch.from_numpy(reduced), torch.from_numpy(value)
 
     def _inputs(self, point: Tensor) -> Tensor:
         form = self.input
         x = form.constant + torch.einsum("bv,bv...->b...", point[:, :form.columns.shape[1]], form.columns)
         return torch.minimum(torch.maximum(x, self.sets.lower), self.sets.upper)
 
-    def _certificate(self, duals: list[Tensor], reduced: Tensor, optimal: Tensor) -> Certificate:
-        weights, factor = self._weights(duals, optimal)
+    def _certificate(self, duals: list[Tensor], reduced: Tensor, bounded: Tensor) -> Certificate:
+        weights, factor = self._weights(duals, bounded)
         params: dict[int, Tensor] = {}
         multipliers: dict[int, Tensor] = {}
         for i, encoded in self.encoded.items():
@@ -329,25 +352,29 @@ class _Programme:
         scaled = {j: s * factor.view(-1, *(1,) * (s.dim() - 1)) for j, s in multipliers.items()}
         return Certificate(weights, params, scaled)
 
-    def _weights(self, duals: list[Tensor], optimal: Tensor) -> tuple[Tensor, Tensor]:
-        """(row weights "B R" with sum one where optimal, else zero; the factor "B" that made the sum one)."""
-        present, one = self.present.to(torch.float64), torch.ones(self.batch, dtype=torch.float64)
+    def _weights(self, duals: list[Tensor], bounded: Tensor) -> tuple[Tensor, Tensor]:
+        """(row weights "B R" with sum one, the factor "B" that made it so)."""
+        one = torch.ones(self.batch, dtype=torch.float64)
         if self.rows_block is None:
-            return present * optimal.unsqueeze(1), one
-        weights = torch.zeros_like(present)
+            return self.best_row, one
+        weights = torch.zeros_like(self.best_row)
         weights[self.present] = (-duals[self.rows_block]).clamp(min=0)
         total = weights.sum(1)
-        factor = torch.where(optimal & (total > 0), 1 / torch.where(total > 0, total, 1), one)
-        return weights * (optimal * factor).unsqueeze(1), factor
+        found = bounded & (total > 0)
+        factor = torch.where(found, 1 / torch.where(found, total, 1), one)
+        return torch.where(found.unsqueeze(1), weights * factor.unsqueeze(1), self.best_row), factor
 
-    def _with_clear_rays(self, certificate: Certificate, infeasible: Tensor) -> Certificate:
-        """Rays scaled so that they are worth one."""
+    def _with_clear_rays(self, certificate: Certificate, infeasible: Tensor) -> tuple[Certificate, Tensor]:
+        """Rays without row weights, scaled so that they are worth one; and bool "B" where they are worth anything.
+        Those that are not are dropped."""
         if not bool(infeasible.any()):
-            return certificate
-        value = certified_value(self.graph, self.sets, self.intervals, self.unsafe, certificate)
-        factor = torch.where(infeasible & (value > 0), 1 / torch.where(value > 0, value, 1), torch.ones_like(value))
+            return certificate, infeasible
+        rays = Certificate(certificate.weights * ~infeasible.unsqueeze(1), certificate.params, certificate.multipliers)
+        value = certified_value(self.graph, self.sets, self.intervals, self.unsafe, rays)
+        empty = infeasible & (value > 0)
+        factor = torch.where(infeasible, torch.where(empty, 1 / torch.where(empty, value, 1), 0), 1)
         scaled = {j: s * factor.view(-1, *(1,) * (s.dim() - 1)) for j, s in certificate.multipliers.items()}
-        return Certificate(certificate.weights, certificate.params, scaled)
+        return Certificate(certificate.weights * ~empty.unsqueeze(1), certificate.params, scaled), empty
 
 
 def _ancestors(graph: Graph) -> set[int]:

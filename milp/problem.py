@@ -20,8 +20,9 @@ class Status(IntEnum):
 
     OPTIMAL = 0
     INFEASIBLE = 1   # with a ray, unless the solver had none
-    TIME_LIMIT = 2   # a longer limit, or a split, decides it
-    FAILED = 3       # numerical trouble: split, or bound the domain in another way
+    CUTOFF = 2       # the multipliers reached show more than was asked for
+    TIME_LIMIT = 3   # a longer limit, or a split, decides it
+    FAILED = 4       # numerical trouble: split, or bound the domain in another way
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +78,8 @@ class Solutions:
     """Of every programme: status "B" (of `Status`), the point "B V" and one multiplier a row, "N".
 
     A multiplier is positive on a lower end and negative on an upper one: for an optimal programme the derivative of the
-    optimum in that end, for an infeasible one a Farkas ray. Zero where the solver gave none.
+    optimum in that end, for an infeasible one a Farkas ray. Zero where the solver gave none. Where the cutoff ended it,
+    the multipliers are dual feasible and the point is not feasible yet.
     """
 
     status: NDArray[np.int8]

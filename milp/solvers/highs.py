@@ -27,8 +27,10 @@ class Highs:
 
     tolerance: float = FEASIBILITY_TOLERANCE
 
-    def solve(self, problem: LinearPrograms, *, time_limit_s: float = math.inf) -> Solutions:
-        """Solve one programme after the other; those that the time does not reach end as TIME_LIMIT."""
+    def solve(self, problem: LinearPrograms, *, cutoff: Floats | None = None, time_limit_s: float = math.inf
+              ) -> Solutions:
+        """Solve one programme after the other; those that the time does not reach end as TIME_LIMIT. A programme ends
+        as soon as its dual value exceeds its `cutoff` "B"."""
         deadline = time.monotonic() + time_limit_s
         solver = self._solver()
         status = np.full(problem.count, Status.TIME_LIMIT, dtype=np.int8)
@@ -54,6 +56,8 @@ class Highs:
                 if left <= 0:
                     break
                 solver.setOptionValue("time_limit", solver.getRunTime() + left)  # its clock runs on over models
+            if cutoff is not None:
+                solver.setOptionValue("objective_bound", float(cutoff[b]))
             entries = slice(int(first_entry[begin]), int(first_entry[end]))
             solver.passModel(
                 problem.columns, end - begin, entries.stop - entries.start, ROW_WISE, MINIMISE, 0.0, problem.cost[b],
@@ -83,11 +87,11 @@ class Highs:
 
         solver.run()
         outcome = solver.getModelStatus()
-        if outcome == HighsModelStatus.kOptimal:
+        if outcome in (HighsModelStatus.kOptimal, HighsModelStatus.kObjectiveBound):
             solution = solver.getSolution()
             point[:] = solution.col_value
             dual[:] = solution.row_dual
-            return Status.OPTIMAL
+            return Status.OPTIMAL if outcome == HighsModelStatus.kOptimal else Status.CUTOFF
         if outcome == HighsModelStatus.kInfeasible:
             _, found, ray = solver.getDualRay()
             if found:

@@ -309,6 +309,29 @@ def test_tiny_domains_keep_their_accuracy() -> None:
     assert torch.allclose(values, least_violation(graph, sets, rows), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_cutoff_ends_early_with_a_certificate_above_it(count: int) -> None:
+    ended = 0
+    for seed in range(10):
+        graph = random_graph(seed, "conv", "Relu")
+        sets = random_box(graph, seed, 3, 1.0)
+        rows = random_rows(graph, count, seed)
+        intervals = proved(graph, sets)
+        optimum = Planet(graph).solve(sets, intervals, rows).value
+        highest = float(optimum.max())
+        for cutoff in (highest - 5.0, highest - 0.5, highest - 0.05, highest + 0.5):
+            answers = Planet(graph).solve(sets, intervals, rows, cutoff=cutoff)
+            values = certified_value(graph, sets, intervals, rows, answers.certificate)
+            cut = answers.status == Status.CUTOFF
+            ended += int(cut.sum())
+            assert (values >= answers.value - SOLVER_ATOL).all()
+            assert (values <= optimum + SOLVER_ATOL).all()
+            assert (values[cut] >= cutoff - SOLVER_ATOL).all()
+            assert torch.allclose(answers.value[~cut], optimum[~cut], atol=SOLVER_ATOL)
+            assert not cut[optimum <= cutoff - SOLVER_ATOL].any()
+    assert ended > 0
+
+
 # ---------------------------------------------------------------------- edges
 
 
@@ -322,6 +345,7 @@ def test_time_limit_leaves_domains_undecided_with_a_valid_certificate() -> None:
     assert (answers.value == -math.inf).all()
     values = certified_value(graph, sets, intervals, rows, answers.certificate)
     assert (values <= least_violation(graph, sets, rows) + SOLVER_ATOL).all()
+    assert torch.equal(answers.certificate.weights.sum(1), torch.ones(3, dtype=torch.float64)), "no ray"
 
 
 def test_missing_intervals_are_refused() -> None:
