@@ -76,13 +76,17 @@ class Rounded:
 
 
 def rounded(values: Sequence[Number]) -> Rounded:
-    """Round every number; equal numerals are rounded once."""
+    """Round every number; equal numerals are rounded once, and a number that is shared is compared once (the hash of
+    a rational is slow)."""
     known: dict[Number, tuple[float, int]] = {}
+    shared: dict[int, tuple[float, int]] = {}
     for value in values:
-        if value not in known:
-            known[value] = _nearest(value)
-    near = np.array([known[v][0] for v in values], dtype=np.float64)
-    side = np.array([known[v][1] for v in values], dtype=np.int8)
+        if id(value) not in shared:
+            if value not in known:
+                known[value] = _nearest(value)
+            shared[id(value)] = known[value]
+    near = np.array([shared[id(v)][0] for v in values], dtype=np.float64)
+    side = np.array([shared[id(v)][1] for v in values], dtype=np.int8)
     with np.errstate(over="ignore"):
         down = np.where(side < 0, np.nextafter(near, -np.inf), near)
         up = np.where(side > 0, np.nextafter(near, np.inf), near)

@@ -366,9 +366,8 @@ def robustness(x: Points, label: int, eps: float | str | Fraction, *, classes: i
         if outside.any():
             i = int(np.flatnonzero(outside)[0])
             raise ValueError(f"input entry {i} is {flat[i]}, outside the clip range [{clip[0]}, {clip[1]}]")
-    centre = [Fraction(v) for v in flat.tolist()]
-    lower = _ends(centre, free, lambda c: c - radius if low is None else max(c - radius, low))
-    upper = _ends(centre, free, lambda c: c + radius if high is None else min(c + radius, high))
+    lower = _ends(flat, free, lambda c: c - radius if low is None else max(c - radius, low))
+    upper = _ends(flat, free, lambda c: c + radius if high is None else min(c + radius, high))
     region = Region(lower, upper) if norm == math.inf else Region(lower, upper, flat, radius, float(norm))
     if (beyond := region.beyond_float32) is not None:
         raise ValueError(f"input entry {beyond} can leave the range of float32 within eps {eps}")
@@ -379,6 +378,11 @@ def robustness(x: Points, label: int, eps: float | str | Fraction, *, classes: i
                     f"robustness of label {label} at eps {eps}")
 
 
-def _ends(centre: Sequence[Fraction], free: NDArray[np.bool_],
+def _ends(centre: NDArray[np.float64], free: NDArray[np.bool_],
           end: Callable[[Fraction], Fraction]) -> tuple[Number, ...]:
-    return tuple(end(c) if f else c for c, f in zip(centre, free.tolist(), strict=True))
+    """The end of each entry's interval, itself where it is not free. Equal entries share one number: an image has few
+    distinct ones, and rationals are slow."""
+    values = centre.tolist()
+    exact = {v: Fraction(v) for v in set(values)}
+    ends = {v: end(c) for v, c in exact.items()}
+    return tuple(ends[v] if f else exact[v] for v, f in zip(values, free.tolist(), strict=True))

@@ -218,6 +218,25 @@ def test_many_branches_are_chunked_without_a_change(monkeypatch: pytest.MonkeyPa
     assert gathered.margin == pytest.approx(chunked.margin, abs=1e-4)
 
 
+def test_the_best_point_of_each_branch_is_kept() -> None:
+    """Two inputs in one property: each branch gets the point of its own region at which its margin was seen."""
+    graph = network((8, 20, 4))
+    points = torch.rand(2, 8, generator=torch.Generator().manual_seed(3))
+    alone = [robustness(x.numpy(), 0, 0.1, classes=4) for x in points]
+    prop = Property(tuple(b for p in alone for b in p.branches), 8, 4)
+    t = prop.tensors((8,), dtype=torch.float32)
+    attack = Pgd(restarts=4, steps=10, rounds=1, samples=16)
+    found = attack.best_of_each(graph, t, generator=torch.Generator().manual_seed(0))
+    assert found.branch.tolist() == list(range(6))
+    region = t.branch_region[found.branch]
+    assert region.tolist() == [0, 0, 0, 1, 1, 1]
+    assert torch.equal(t.replay_sets.project(found.x, region), found.x)
+    violation = t.violation(found.x, graph(found.x)).gather(1, found.branch.unsqueeze(1)).squeeze(1)
+    assert torch.allclose(violation, found.margin, atol=1e-6)
+    for u, p in enumerate(alone):
+        assert float(found.margin[region == u].min()) <= least_margin(graph, p) + 1e-6
+
+
 def test_settings_are_checked() -> None:
     with pytest.raises(ValueError, match="restarts must be >= 1"):
         Pgd(restarts=0)

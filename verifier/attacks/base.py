@@ -66,6 +66,7 @@ class Problem:
     deadline: Deadline
     generator: torch.Generator | None
     gate: Gate | None = None
+    each: bool = False  # remember the best point of every branch
     forward_calls: int = 0
     backward_calls: int = 0
     witness: Witness | None = None
@@ -77,6 +78,7 @@ class Problem:
         t = self.tensors
         self.sets: InputSet = t.replay_sets
         self.branch_margin = torch.full((t.branches,), math.inf, dtype=t.C.dtype, device=t.C.device)
+        self.branch_x = self.sets.centre_point[t.branch_region].clone() if self.each else None
         counts = torch.bincount(t.branch, minlength=t.branches)
         self._C, self._D, self._bound = t.C, t.D, t.bound
         if bool((counts == 0).any()):  # a branch without rows: one that always holds
@@ -171,7 +173,11 @@ class Problem:
         if not x.shape[0]:
             return
         margin = torch.nan_to_num(margin, nan=math.inf, posinf=math.inf, neginf=-math.inf)
+        before = self.branch_margin[branch]
         self.branch_margin.scatter_reduce_(0, branch, margin, "amin")
+        if self.branch_x is not None:
+            best = (margin < before) & (margin == self.branch_margin[branch])
+            self.branch_x[branch[best]] = x[best]
         best = float(margin.min())
         if len(self.kept) < KEPT or best < self.kept[-1][0]:
             values, at = margin.topk(min(4, margin.numel()), largest=False)
@@ -239,3 +245,16 @@ class Attack(ABC):
         margin = problem.kept[0][0] if problem.kept else math.inf
         return Outcome(problem.witness, problem.candidates(), margin, problem.forward_calls, problem.backward_calls,
                        time.monotonic() - start)
+
+    def best_of_each(self, graph: Graph, tensors: PropertyTensors, *, deadline: Deadline | None = None,
+                     generator: torch.Generator | None = None) -> Candidates:
+        """Attack the branches as so many questions: the best point found for each of them, "K *shape" in their order
+        (margin inf: none was evaluated). Nothing is confirmed, and no success ends the search for the others."""
+        deadline = deadline or Deadline.starting_now()
+        left = min(self.time_limit_s, deadline.left())
+        problem = Problem(graph, tensors, Deadline.starting_now(max(left, 1e-9)), generator, each=True)
+        if not problem.finished:
+            self.search(problem)
+        assert problem.branch_x is not None, "points of each branch were asked for"
+        return Candidates(problem.branch_x, torch.arange(tensors.branches, device=tensors.C.device),
+                          problem.branch_margin)
