@@ -150,7 +150,7 @@ class Decider:
     # ------------------------------------------------------------------ one image
 
     def alone(self, index: int, targets: Sequence[int]) -> list[Entry]:
-        """One image by the strategy, over the classes that are open."""
+        """One image by the strategy, over the classes that are open; `lower` is of their margins."""
         from verifier.deadline import Deadline
         from verifier.property import Property
         from verifier.strategy import verify
@@ -176,6 +176,7 @@ class Batch:
         self.entries: list[Entry] = []
         self.steps: list[Entry] = []
         self.left: dict[int, list[int]] = {i: decider.targets(i) for i in self.asked}
+        self.lower: dict[int, float] = dict.fromkeys(self.asked, math.inf)  # of the margins to the classes closed
 
     def run(self) -> list[Entry]:
         from verifier.attacks.pgd import Pgd
@@ -249,14 +250,13 @@ class Batch:
         if self.state.numerical or contradiction(*self._narrowed(~still_open)):
             self.state = State.of(self.problem)  # nothing of this step is trusted: its images stay open
             return
-        lower: dict[int, float] = {}
-        for (i, j), is_open, value in zip(self.pairs, still_open.tolist(),
-                                          self.state.branch_lower(self.problem.tensors).tolist(), strict=True):
-            lower[i] = min(value, lower.get(i, math.inf))
+        margins = self.state.branch_lower(self.problem.tensors).tolist()
+        for (i, j), is_open, margin in zip(self.pairs, still_open.tolist(), margins, strict=True):
             if not is_open:
+                self.lower[i] = min(margin, self.lower[i])
                 self.left[i].remove(j)
         for i in [i for i, targets in self.left.items() if not targets]:
-            self._decided(i, "verified", lower=lower[i])
+            self._decided(i, "verified", lower=self.lower[i])
         self._close(still_open)
 
     def _attack(self, attack: Any) -> None:
@@ -338,9 +338,14 @@ def answers(question: Question, next_work: Callable[[], Work | None], *, jobs: i
     are stopped when the iterator is closed.
     """
     if jobs == 1:
-        _start(question, threads)
-        while (work := next_work()) is not None:
-            yield _work(work)
+        import torch
+        before = torch.get_num_threads()
+        try:
+            _start(question, threads)
+            while (work := next_work()) is not None:
+                yield _work(work)
+        finally:
+            torch.set_num_threads(before)
         return
     os.environ.update(environment(threads))  # workers read it when they load the thread library
     context = multiprocessing.get_context("spawn")
@@ -448,7 +453,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--method", default="auto", help="of the images asked alone [auto]")
     p.add_argument("--device", choices=["cpu", "cuda"])
     p.add_argument("--chunk", type=int, default=CHUNK, help=f"images a batch [{CHUNK}]")
-    p.add_argument("--jobs", type=int, help="processes [all cores, one thread each; with --device cuda 1]")
+    p.add_argument("--jobs", type=int, help="processes [as many as cores; with --device cuda 1]")
+    p.add_argument("--threads", type=int, help="of each process [all cores, shared out among the jobs]")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--resume", action="store_true", help="go on with a run; undecided images are asked again")
     p.add_argument("--out", type=Path, default=ROOT / "out" / "golden.json",
@@ -460,9 +466,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """0 if every image is decided and, for the whole published question, as often an error as published; else 1."""
     arguments = parser().parse_args(argv)
-    numbers = (arguments.chunk, arguments.jobs or 1, arguments.limit or 1, arguments.start + 1)
-    if min(numbers) < 1 or arguments.time_limit < 0:
-        raise SystemExit("--chunk, --jobs and --limit must be at least 1, --start and --time-limit at least 0")
+    counts = (arguments.chunk, arguments.jobs, arguments.threads, arguments.limit)
+    if any(n is not None and n < 1 for n in counts) or min(arguments.start, arguments.time_limit) < 0:
+        raise SystemExit("--chunk, --jobs, --threads and --limit must be at least 1, "
+                         "--start and --time-limit at least 0")
     net = arguments.net or arguments.shared / "golden" / NAME
     data = arguments.data or arguments.shared / "datasets" / "mnist"
     for path, flag, given in ((net, "--net", arguments.net), (data, "--data", arguments.data)):
@@ -478,7 +485,7 @@ def main(argv: list[str] | None = None) -> int:
     if not indices:
         raise SystemExit(f"--start: {data} has {len(x)} images")
     jobs = arguments.jobs or (1 if arguments.device == "cuda" else available_cores())
-    threads = max(1, available_cores() // jobs)
+    threads = arguments.threads or max(1, available_cores() // jobs)
     settings = {"net": net.name, "data": data.name, "eps": arguments.eps, "clip": list(CLIP), "seed": arguments.seed}
     before, version = hardware(), commit()
     with Lines(arguments.out.with_suffix(".jsonl"), settings, resume=arguments.resume) as lines:
