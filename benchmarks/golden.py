@@ -283,13 +283,15 @@ class Batch:
         from bounds.interval import Interval
         from verifier.problem import State
         from verifier.stages import only_branches
-        row_lower = self.state.row_lower[kept[self.problem.tensors.branch]]
+        rows = kept[self.problem.tensors.branch]
         tensors = only_branches(self.problem.tensors, kept)
         regions, place = torch.unique(tensors.branch_region, return_inverse=True)
         tensors = replace(tensors, sets=tensors.sets.index(regions), replay_sets=tensors.replay_sets.index(regions),
                           region=place[tensors.branch], branch_region=place)
         intervals = {n: Interval(v.lower[regions], v.upper[regions]) for n, v in self.state.intervals.items()}
-        return replace(self.problem, tensors=tensors), State(row_lower, intervals)
+        return replace(self.problem, tensors=tensors), State(
+            row_lower=self.state.row_lower[rows], branch_proved=self.state.branch_proved[kept],
+            branch_closed=self.state.branch_closed[kept], intervals=intervals)
 
     def _close(self, kept: Tensor) -> None:
         self.problem, self.state = self._narrowed(kept)
