@@ -176,8 +176,8 @@ class Problem:
         before = self.branch_margin[branch]
         self.branch_margin.scatter_reduce_(0, branch, margin, "amin")
         if self.branch_x is not None:
-            best = (margin < before) & (margin == self.branch_margin[branch])
-            self.branch_x[branch[best]] = x[best]
+            ahead = (margin < before) & (margin == self.branch_margin[branch])
+            self.branch_x[branch[ahead]] = x[ahead]
         best = float(margin.min())
         if len(self.kept) < KEPT or best < self.kept[-1][0]:
             values, at = margin.topk(min(4, margin.numel()), largest=False)
