@@ -173,6 +173,7 @@ def test_random_formulas_mean_what_they_say(formula) -> None:  # type: ignore[no
     ("(assert (<= X_0 1..5))", 6, "not a number"),
     ("(assert (<= Y_0 nan))", 6, "unknown variable 'nan'"),
     ("(assert (<= Y_0 1e99999))", 6, "out of range"),
+    ("(assert (<= X_0 1E99999))", 6, "out of range"),
     ("(assert (<= (* Y_0 Y_1) 0))", 6, "not linear"),
     ("(assert (<= (/ 1 Y_1) 0))", 6, "constant divisor"),
     ("(assert (<= (sin Y_1) 0))", 6, "cannot read the term 'sin'"),

@@ -87,7 +87,9 @@ class _Reader:
                 if i not in inputs:
                     raise self._error(start, f"unknown variable X_{i}: it is not declared before its use")
                 side = self.upper if op == "<=" else self.lower
-                bound = Bound(i, op == "<=", self._number(value, start), self._line(start))
+                if "e" in value or "E" in value:  # the expression has checked all but the exponent's size
+                    self._number(value, start)
+                bound = Bound(i, op == "<=", value, self._line(start))
                 if i in side:
                     tighten(self.lower, self.upper, bound)
                 else:
