@@ -113,6 +113,20 @@ class BetaCrown:
                  for chosen in (torch.arange(first, min(first + size, len(target)), device=target.device),)]
         return parts[0] if len(parts) == 1 else _joined(parts)
 
+    def evaluate(self, engine: Backward, groups: Groups, target: Tensor, at: Start, x: Tensor | None = None) -> Reached:
+        """The bounds that given parameters prove, whoever proposed them (say the dual of a linear programme); nothing
+        is optimised. Here multipliers of either sign may stand on the bounds of any neuron, split or not, and all
+        weights of a group may be zero. x "G *input": the points at which gaps are measured."""
+        size = engine.block_size(engine.graph.output, self._rows(engine, groups, None), BLOCK_COEFFICIENTS)
+        parts = []
+        for first in range(0, len(target), size):
+            chosen = torch.arange(first, min(first + size, len(target)), device=target.device)
+            climb = _Climb(engine, groups.take(chosen), _take_start(at, chosen), free=True)
+            result = target.new_full((len(chosen),), -torch.inf)
+            alive = torch.arange(len(chosen), device=target.device)
+            parts.append(climb.finish(result, alive, None if x is None else x[chosen]))
+        return parts[0] if len(parts) == 1 else _joined(parts)
+
     def _rows(self, engine: Backward, groups: Groups, weights: Tensor | None) -> Rows:
         C = groups.combined(weights)[0] if weights is not None else groups.C[:, 0]
         owner = Owner.of(engine.sets.batch, groups.owner)
@@ -149,7 +163,7 @@ class BetaCrown:
 class _Climb:
     """The state of one block of groups while it climbs."""
 
-    def __init__(self, engine: Backward, groups: Groups, start: Start) -> None:
+    def __init__(self, engine: Backward, groups: Groups, start: Start, *, free: bool = False) -> None:
         self.engine = engine
         self.groups = groups
         count = len(groups.owner)
@@ -163,7 +177,9 @@ class _Climb:
         self.block = Block(engine.graph.output, Rows.full(C.view(count, *engine.graph.output_shape), owner))
         self.multipliers: Multipliers = {}
         self.sign: dict[int, Tensor] = {}
-        for node, split in engine.splits.items():
+        if free:
+            self.multipliers = dict(start.multipliers)
+        for node, split in () if free else engine.splits.items():
             if not bool(split.any()):
                 continue
             sign = split[groups.owner].to(groups.C.dtype)
@@ -175,7 +191,7 @@ class _Climb:
             pulled = engine.pull(self.block, None, self.multipliers, self.trace)
             self.steepness = input_rows(pulled, engine.graph).flatten(1).abs()
             self.slopes, self.low, self.high = initial(engine, self.block)
-        self.scale = {node: self._coefficients(node) for node in self.multipliers}
+        self.scale = {node: self._coefficients(node) for node in self.sign}
         for node, warm in start.slopes.items():
             if node in self.slopes:
                 value = self._in_layout(node, warm)
@@ -298,8 +314,9 @@ class _Climb:
         self.best_at = Start(best_slopes, best_multipliers, self.best_at.weights[rest])
 
     @torch.no_grad()
-    def finish(self, result: Tensor, alive: Tensor) -> Reached:
-        """The answer: groups `alive` are pulled to the input once more, at their best parameters."""
+    def finish(self, result: Tensor, alive: Tensor, x: Tensor | None = None) -> Reached:
+        """The answer: groups `alive` are pulled to the input once more, at their best parameters. Gaps are measured at
+        x "H *input", if given, else where the planes are lowest."""
         engine, graph, at = self.engine, self.engine.graph, self.best_at
         assert at.weights is not None
         C, offset, D = self.groups.combined(at.weights)
@@ -312,7 +329,7 @@ class _Climb:
         owner = self.block.rows.owner
         lower = b + engine.minimise(A, owner)
         result[alive] = torch.where(torch.isnan(lower), lower, torch.maximum(result[alive], lower))
-        x = engine.sets.minimiser(A, owner.domains(len(offset), A))
+        x = engine.sets.minimiser(A, owner.domains(len(offset), A)) if x is None else x
         values = graph.values(x)
         met: dict[int, Tensor] = {}
         gaps: dict[int, Tensor] = {}
@@ -382,3 +399,25 @@ def _zeros(like: Tensor, axis: int, count: int) -> Tensor:
     shape = list(like.shape)
     shape[axis] = count
     return like.new_zeros(shape)
+
+
+def better_of(first: Reached, second: Reached) -> Reached:
+    """Of two answers on groups (`second` on the open ones of `first`, in order) the better one, group by group."""
+    wins = second.lower > first.lower[first.open]
+
+    def pick(a: Tensor, b: Tensor, axis: int = 0) -> Tensor:
+        return torch.where(_along(wins, b, axis), b, a)
+
+    def pick_all(a: dict[int, Tensor], b: dict[int, Tensor], axis: int = 0) -> dict[int, Tensor]:
+        likes = {**a, **b}
+        count = len(wins)
+        return {i: pick(a.get(i, _zeros(t, axis, count)), b.get(i, _zeros(t, axis, count)), axis)
+                for i, t in likes.items()}
+    lower = first.lower.clone()
+    lower[first.open] = torch.maximum(first.lower[first.open], second.lower)
+    assert first.at.weights is not None and second.at.weights is not None
+    at = Start(pick_all(first.at.slopes, second.at.slopes, 1), pick_all(first.at.multipliers, second.at.multipliers),
+               pick(first.at.weights, second.at.weights))
+    plain = {name: pick(getattr(first, name), getattr(second, name)) for name in ("A", "b", "x", "y")}
+    return Reached(lower=lower, open=first.open, at=at, steepness=first.steepness, met=pick_all(first.met, second.met),
+                   gaps=pick_all(first.gaps, second.gaps), **plain)

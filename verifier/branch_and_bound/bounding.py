@@ -9,16 +9,23 @@ import torch
 from torch import Tensor
 
 from bounds.backward import Backward
-from bounds.beta_crown import BetaCrown, Groups, Reached, Start
+from bounds.beta_crown import BetaCrown, Groups, Reached, Start, better_of
 from bounds.bounds import LinearRows
 from bounds.final import final_bounds
 from bounds.graph import Graph
 from bounds.intermediate import refine
 from bounds.interval import Interval
+from bounds.ops.base import Elementwise
 from bounds.sets import InputSet
+from milp.certificate import UnsafeRows
+from milp.planet import Planet
 from verifier.branch_and_bound.clip import clip
+from verifier.branch_and_bound.cut import AffineNeurons
 from verifier.branch_and_bound.domains import Domains, Layout
-from verifier.property import PropertyTensors
+from verifier.property import LAST_PLACES, PropertyTensors
+
+# Units in the last place of its rows that a branch must stay above to be closed by a search.
+CLEAR = {torch.float64: 1e6, torch.float32: 16.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +55,10 @@ class Question:
         first = slots.cumsum(0) - slots
         region = tensors.branch_region[by_region]
         branches[region, torch.arange(len(region), device=device) - first[region]] = by_region
-        # A closed branch needs more than the last places; one whose rows are all strict needs zero.
-        last = torch.where(mask, tensors.last_places[rows], torch.zeros_like(tensors.last_places[rows])).amax(1)
+        # A closed branch needs more than rounding can lift a bound of zero by, which multipliers make more than a few
+        # last places; one whose rows are all strict needs zero.
+        clear = tensors.last_places * (CLEAR[tensors.bound.dtype] / LAST_PLACES)
+        last = torch.where(mask, clear[rows], torch.zeros_like(clear[rows])).amax(1)
         strict = (tensors.strict[rows] | ~mask).all(1)
         tiny = torch.full_like(last, -torch.finfo(last.dtype).tiny)
         return Question(tensors, branches, rows, mask, torch.where(strict, tiny, last))
@@ -96,6 +105,13 @@ class Bounder:
     refresh: bool
     clips: bool
     warm: bool
+    programmes: Planet | None = None
+    affine: AffineNeurons | None = None
+
+    def bound_leaves(self, domains: Domains) -> Bounded:
+        """As `bound`, with linear programmes for what stays open; boxes and choices stay."""
+        programmes = self.programmes or Planet(self.graph)
+        return replace(self, programmes=programmes, clips=False).bound(domains)
 
     @torch.no_grad()
     def bound(self, domains: Domains) -> Bounded:
@@ -110,6 +126,8 @@ class Bounder:
             reached = self._climb_open(engine, groups, target, start, first)
         else:
             reached = self.method.bound(engine, groups, target, start)
+        if self.programmes is not None and len(reached.open):
+            reached = self._by_programme(engine, domains, groups, target, reached)
         lower = torch.maximum(reached.lower, domains.lower[d])
         numerical = bool(torch.isnan(reached.lower).any())
         lower = torch.where(torch.isnan(lower), domains.lower[d], lower)
@@ -140,8 +158,23 @@ class Bounder:
             boxes = sets.index(domains.region)
         engine = Backward(self.graph, boxes)
         engine.splits = self.layout.split(domains.sides)
+        if self.affine is not None:
+            z_low, z_high = self.affine.cut(domains, self.layout, self.undecided(domains))
+            domains = replace(domains, z_low=z_low, z_high=z_high)
         refine(engine, known=domains.intervals(self.layout), row_bound=engine.lower if self.refresh else None)
         return engine
+
+    def undecided(self, domains: Domains) -> Tensor:
+        """bool "B neurons": those with an elementwise reader that is not linear on their interval."""
+        graph, out = self.graph, {}
+        for i, x in domains.intervals(self.layout).items():
+            mask = torch.zeros_like(x.lower, dtype=torch.bool)
+            for reader in graph.consumers[i]:
+                op = graph.nodes[reader].op
+                if isinstance(op, Elementwise):
+                    mask |= ~op.is_linear_on(x)
+            out[i] = mask
+        return self.layout.flat(out)
 
     def _single_rows(self, engine: Backward, groups: Groups) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None,
                                                                      Tensor | None]:
@@ -175,6 +208,24 @@ class Bounder:
         lower = first.clone()
         lower[rest] = torch.where(torch.isnan(reached.lower), reached.lower, torch.maximum(first[rest], reached.lower))
         return replace(reached, lower=lower, open=rest[reached.open])
+
+    def _by_programme(self, engine: Backward, domains: Domains, groups: Groups, target: Tensor, reached: Reached
+                      ) -> Reached:
+        """Solve the linear programmes of the groups still open; their duals are evaluated like any multipliers."""
+        assert self.programmes is not None
+        part = groups.take(reached.open)
+        owner = part.owner
+        splits = {i: s[owner] != 0 for i, s in engine.splits.items()}
+        rows = UnsafeRows(part.C, -part.offset, part.D, part.mask)
+        answers = self.programmes.solve(engine.sets.index(owner), {
+            i: engine.intervals[i].map(lambda t: t[owner]) for i in self.layout.nodes}, rows, constrained=splits)
+        like = part.C
+        found = answers.certificate
+        at = Start({i: p.to(like) for i, p in found.params.items()},
+                   {i: s.to(like) for i, s in found.multipliers.items()}, found.weights.to(like))
+        second = self.method.evaluate(engine, part, target[reached.open], at, answers.x.to(like))
+        lower = torch.where(torch.isnan(second.lower), torch.full_like(second.lower, -torch.inf), second.lower)
+        return better_of(reached, replace(second, lower=lower))
 
     def _start(self, engine: Backward, domains: Domains, d: Tensor, weights: Tensor | None) -> Start:
         multipliers = {i: s[d] for i, s in self.layout.split(domains.multipliers).items()}

@@ -57,7 +57,8 @@ class Domains:
     the open branches; depth "B"; node "B": number in the tree; low, high "B n": the box; z_low, z_high "B neurons":
     proved bounds; sides "B neurons" int8: +1 or -1 where a split set the lower or upper bound; slopes "B k":
     relaxation parameters to start from, flat over nodes; multipliers "B neurons"; choice "B", point "B": the next
-    split (`Layout` index, or NO_CHOICE).
+    split (`Layout` index, or NO_CHOICE); in a child the last one; plane "B n+1" (or "B 0"): unsafe points x of the
+    domain have `plane . (x, 1) <= 0` (zeros: nothing is known).
     """
 
     region: Tensor
@@ -74,6 +75,7 @@ class Domains:
     multipliers: Tensor
     choice: Tensor
     point: Tensor
+    plane: Tensor
 
     def __len__(self) -> int:
         return len(self.region)

@@ -8,6 +8,8 @@ import torch
 
 from bounds.graph import Graph
 from bounds.ops.base import Elementwise
+from verifier.branch_and_bound.cut import AffineNeurons
+from verifier.branch_and_bound.domains import Layout
 from verifier.problem import Problem
 
 FEW_INPUTS = 20             # so few inputs that bisecting them narrows every neuron soon
@@ -19,15 +21,16 @@ LARGEST_BATCH = 2048
 
 @dataclass(frozen=True)
 class Plan:
-    """inputs, neurons: splits that are allowed; refresh: bound neurons anew in every domain; clips: cut boxes by
-    planes; joint: all branches of a region share a domain; batch: domains bounded together at most; iterations:
-    evaluations of each group."""
+    """inputs, neurons: splits allowed; refresh: bound neurons anew in every domain; clips: cut boxes by planes;
+    joint: all branches of a region share a domain; cuts: bound neurons again behind the half-spaces of splits and
+    planes; batch: domains bounded together at most; iterations: evaluations of each group."""
 
     inputs: bool
     neurons: bool
     refresh: bool
     clips: bool
     joint: bool
+    cuts: bool
     batch: int
     iterations: int
     why: str
@@ -48,8 +51,9 @@ def plan_for(problem: Problem) -> Plan:
     splits = "inputs are bisected" if inputs else "neurons are split"
     why = f"{free} inputs are free and {neurons} neurons nonlinear: {splits}, bounds of neurons are " \
           f"{'refreshed in every domain' if refresh else 'kept from the root'}"
-    return Plan(inputs=inputs, neurons=not inputs, refresh=refresh, clips=inputs, joint=inputs, batch=batch,
-                iterations=8, why=why)
+    cuts = not inputs and sets.is_box and AffineNeurons.of(graph, Layout.of(graph)) is not None
+    return Plan(inputs=inputs, neurons=not inputs, refresh=refresh, clips=inputs or cuts, joint=inputs, cuts=cuts,
+                batch=batch, iterations=12 if cuts else 8, why=why)
 
 
 def nonlinear_neurons(graph: Graph) -> int:

@@ -147,9 +147,15 @@ class Search:
                  for i, s in zip(bounder.layout.nodes, bounder.layout.shapes, strict=True)})
         slopes = {i: p[:, group] for i, p in reached.at.slopes.items()}
         domains.slopes = bounder.flat_slopes(slopes, len(rest), domains.lower)
+        if bounder.affine is not None:
+            plane = torch.cat([reached.A[group].flatten(1), reached.b[group].unsqueeze(1)], 1)
+            alone = (domains.open.sum(1) == 1).unsqueeze(1)  # the plane speaks of one branch
+            domains.plane = torch.where(alone, plane, torch.zeros_like(plane))
         stuck = domains.choice == NO_CHOICE
         if bool(stuck.any()):
-            self._leaves(bounded, domains.take(stuck.nonzero().squeeze(1)))
+            self._leaves(domains.take(stuck.nonzero().squeeze(1)))
+            if self.found:
+                return
             domains = domains.take((~stuck).nonzero().squeeze(1))
         self.tree.depth = max(self.tree.depth, int(domains.depth.max()) if len(domains) else 0)
         self.pool.push(domains)
@@ -163,12 +169,15 @@ class Search:
         worst[owner[order]] = order  # the last write wins: the lowest
         return worst[rest]
 
-    def _leaves(self, bounded: Bounded, leaves: Domains) -> None:
-        """Domains with nothing left to split."""
-        self.tree.stuck += len(leaves)
-        for k in range(len(leaves)):
-            branches = self.bounder.question.branches[leaves.region[k]][leaves.open[k]]
-            self.tree.floor[branches] = torch.minimum(self.tree.floor[branches], leaves.lower[k])
+    def _leaves(self, leaves: Domains) -> None:
+        """Domains with nothing left to split: linear programmes, exact where every neuron is linear."""
+        bounded = self.bounder.bound_leaves(leaves)
+        done = bounded.group_lower > self.bounder.question.target[bounded.group_branch]
+        tree = self.tree
+        tree.floor = tree.floor.scatter_reduce(0, bounded.group_branch, bounded.group_lower, "amin")
+        tree.leaves += int(bounded.closed.sum())
+        tree.stuck += int((~done).sum())
+        self._candidates(bounded)
 
     def _candidates(self, bounded: Bounded) -> None:
         """Offer the minimisers of open groups that the search graph puts into the unsafe set."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from bounds.beta_crown import BetaCrown
 from verifier.branch_and_bound.bounding import Bounder, Question
 from verifier.branch_and_bound.branching.realised_gap import RealisedGap
+from verifier.branch_and_bound.cut import AffineNeurons
 from verifier.branch_and_bound.domains import NO_CHOICE, Domains, Layout
 from verifier.branch_and_bound.plan import Plan
 from verifier.branch_and_bound.search import Search
@@ -39,7 +40,8 @@ class BranchAndBoundStage:
             return  # a branch without rows is unsafe everywhere: a witness is all there is to find
         layout = Layout.of(problem.graph)
         method = BetaCrown(iterations=plan.iterations, stop=lambda: problem.deadline.left() < FINISH_S)
-        bounder = Bounder(problem.graph, question, layout, method, plan.refresh, plan.clips, warm=not plan.refresh)
+        bounder = Bounder(problem.graph, question, layout, method, plan.refresh, plan.clips, warm=not plan.refresh,
+                          affine=AffineNeurons.of(problem.graph, layout) if plan.cuts else None)
         progress = _Progress(problem)
 
         def gate(x: Tensor) -> bool:
@@ -100,7 +102,8 @@ def root_domains(problem: Problem, state: State, bounder: Bounder, plan: Plan) -
         region=region, open=opened, lower=like.new_full((count,), -torch.inf), depth=longs, node=longs,
         low=tensors.sets.lower.flatten(1)[region], high=tensors.sets.upper.flatten(1)[region], z_low=low, z_high=high,
         sides=torch.zeros(count, neurons, dtype=torch.int8, device=like.device), slopes=like.new_zeros(count, 0),
-        multipliers=like.new_zeros(count, neurons), choice=longs + NO_CHOICE, point=like.new_zeros(count))
+        multipliers=like.new_zeros(count, neurons), choice=longs + NO_CHOICE, point=like.new_zeros(count),
+        plane=like.new_zeros(count, 0 if bounder.affine is None else layout.inputs + 1))
 
 
 class _Progress:
