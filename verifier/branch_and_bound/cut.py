@@ -23,7 +23,7 @@ MOST_ENTRIES = 1 << 14   # coefficients of all affine neurons; larger networks h
 
 @dataclass(frozen=True, eq=False)
 class AffineNeurons:
-    """The neurons that are affine functions of the input: `weight` "m n" x + `bias` "m", at flat indices `at` "m" of the
+    """The neurons that are affine in the input: `weight` "m n" x + `bias` "m", at flat indices `at` "m" of the
     layout's neurons."""
 
     weight: Tensor
