@@ -13,7 +13,7 @@ from bounds.beta_crown import BetaCrown, Groups, Reached, Start, better_of
 from bounds.bounds import LinearRows
 from bounds.final import final_bounds
 from bounds.graph import Graph
-from bounds.intermediate import refine
+from bounds.intermediate import EMPTY_RTOL, refine
 from bounds.interval import Interval
 from bounds.ops.base import Elementwise
 from bounds.sets import InputSet
@@ -89,8 +89,16 @@ class Bounded:
     group_lower: Tensor
     reached: Reached
     sensitivity: Tensor
+    scores: Tensor
     engine: Backward
     numerical: bool
+
+
+def engine_ends(layout: Layout, engine: Backward, owner: Tensor) -> Tensor:
+    """The largest proved value of any neuron, by domain: what rounding is measured against."""
+    ends = torch.stack([torch.maximum(engine.intervals[i].lower.abs(), engine.intervals[i].upper.abs()).flatten(1).amax(1)
+                        for i in layout.nodes]).amax(0)
+    return ends[owner]
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +113,7 @@ class Bounder:
     refresh: bool
     clips: bool
     warm: bool
+    probes: bool = False
     programmes: Planet | None = None
     affine: AffineNeurons | None = None
 
@@ -128,6 +137,9 @@ class Bounder:
             reached = self.method.bound(engine, groups, target, start)
         if self.programmes is not None and len(reached.open):
             reached = self._by_programme(engine, domains, groups, target, reached)
+        scores = self._scores(reached.gaps, reached.lower[reached.open], reached)
+        if self.probes and len(reached.open):
+            scores = scores + self._probe(engine, domains, groups, reached)
         lower = torch.maximum(reached.lower, domains.lower[d])
         numerical = bool(torch.isnan(reached.lower).any())
         lower = torch.where(torch.isnan(lower), domains.lower[d], lower)
@@ -146,7 +158,8 @@ class Bounder:
         sensitivity = reached.steepness + reached.A.flatten(1).abs()
         if planes is not None:
             sensitivity = sensitivity + planes[0][reached.open].abs().sum(1)
-        return Bounded(out, closed, engine.empty, d, slot, branch, lower, reached, sensitivity, engine, numerical)
+        return Bounded(out, closed, engine.empty, d, slot, branch, lower, reached, sensitivity, scores, engine,
+                       numerical)
 
     def engine(self, domains: Domains) -> Backward:
         """The backward engine of a batch, with intermediate bounds."""
@@ -226,6 +239,42 @@ class Bounder:
         second = self.method.evaluate(engine, part, target[reached.open], at, answers.x.to(like))
         lower = torch.where(torch.isnan(second.lower), torch.full_like(second.lower, -torch.inf), second.lower)
         return better_of(reached, replace(second, lower=lower))
+
+    def _probe(self, engine: Backward, domains: Domains, groups: Groups, reached: Reached) -> Tensor:
+        """Look for domains that their splits leave empty: bound the split neuron that the minimiser violates most, with
+        multipliers on the others. (A row cannot show that: its multipliers would have to grow without end.)
+
+        Returns scores "H neurons" as `_scores` does: where emptiness could almost be shown, what stood in the way.
+        """
+        scores = self.layout.flat(reached.z) * 0
+        owner = groups.owner[reached.open]
+        sides = domains.sides[owner]
+        z = self.layout.flat(reached.z)
+        beyond = torch.where(sides > 0, domains.z_low[owner] - z, torch.where(sides < 0, z - domains.z_high[owner],
+                                                                              torch.full_like(z, -torch.inf)))
+        worst, at = beyond.max(1)
+        rows = (worst > 0).nonzero().squeeze(1)
+        rows = rows[~engine.empty[owner[rows]]]
+        if not len(rows):
+            return scores
+        owner, at = owner[rows], at[rows]
+        side = sides[rows, at].to(z)
+        multipliers = torch.zeros_like(z[rows]).scatter_(1, at.unsqueeze(1), side.unsqueeze(1))
+        nothing = Groups(groups.C.new_zeros(len(rows), 1, groups.C.shape[2]), groups.offset.new_zeros(len(rows), 1),
+                         groups.mask.new_ones(len(rows), 1), owner)
+        size = torch.maximum(engine_ends(self.layout, engine, owner), torch.ones_like(side))
+        start = Start({i: p[:, rows] for i, p in reached.at.slopes.items()}, self.layout.split(multipliers))
+        found = self.method.bound(engine, nothing, EMPTY_RTOL[z.dtype] * size, start)
+        empty = found.lower > EMPTY_RTOL[z.dtype] * size
+        engine.empty[owner[empty]] = True
+        scores[rows[found.open]] = self._scores(found.gaps, found.lower[found.open], found)
+        return scores
+
+    def _scores(self, gaps: dict[int, Tensor], lower: Tensor, reached: Reached) -> Tensor:
+        """"H neurons": the gap of each neuron as a share of what the bound `lower` "H" is short of zero by."""
+        zeros = torch.zeros_like
+        flat = self.layout.flat({i: gaps.get(i, zeros(reached.z[i])) for i in self.layout.nodes})
+        return flat.clamp(min=0) / (-lower).clamp(min=1e-6).unsqueeze(1)
 
     def _start(self, engine: Backward, domains: Domains, d: Tensor, weights: Tensor | None) -> Start:
         multipliers = {i: s[d] for i, s in self.layout.split(domains.multipliers).items()}

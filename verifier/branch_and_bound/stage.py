@@ -41,7 +41,7 @@ class BranchAndBoundStage:
         layout = Layout.of(problem.graph)
         method = BetaCrown(iterations=plan.iterations, stop=lambda: problem.deadline.left() < FINISH_S)
         bounder = Bounder(problem.graph, question, layout, method, plan.refresh, plan.clips, warm=not plan.refresh,
-                          affine=AffineNeurons.of(problem.graph, layout) if plan.cuts else None)
+                          probes=plan.neurons, affine=AffineNeurons.of(problem.graph, layout) if plan.cuts else None)
         progress = _Progress(problem)
 
         def gate(x: Tensor) -> bool:

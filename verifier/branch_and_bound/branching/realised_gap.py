@@ -33,7 +33,7 @@ class RealisedGap:
     def choose(self, graph: Graph, layout: Layout, bounded: Bounded, domains: Domains, group: Tensor
                ) -> tuple[Tensor, Tensor]:
         """(choice "B", point "B") for open domains; `group` "B" is each one's worst group in `bounded.reached`."""
-        scores = layout.flat(scores_by_node(graph, layout, bounded, domains, group))
+        scores = bounded.scores[group]
         undecided = layout.flat(undecided_by_node(graph, layout, domains))
         count, rows = undecided.sum(1), torch.arange(len(domains), device=group.device)
         scores = torch.where(undecided, scores, torch.full_like(scores, -1.0))
