@@ -2,7 +2,8 @@
 
 Rewrites, until none applies: batch normalisation and division become scalings; scalings move into the neighbouring
 dense layer or convolution; chains of dense layers, reshapes, permutations and scalings become one; zero padding moves
-into the convolution; what changes nothing goes. A layer is only ever folded into a neighbour that nobody else reads.
+into the convolution; equal and opposite neurons are kept once (`mirror`); what changes nothing goes. A layer is only
+ever folded into a neighbour that nobody else reads.
 Folds are computed in float64 with their errors (`Ball`) and rounded once to the graph's dtype; `Graph.fold_errors`
 holds `|stored - exact|` for every parameter so made. A node keeps the name of the last source tensor it computes.
 
@@ -15,14 +16,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bounds.graph.ball import Ball
+from bounds.graph.draft import Draft
 from bounds.graph.graph import FoldError, Graph, Node
+from bounds.graph.mirror import mirror
 from bounds.ops.base import Operator, Shape
 from bounds.ops.batch_norm import BatchNorm
 from bounds.ops.conv import Conv
@@ -38,35 +39,22 @@ from bounds.ops.transpose import Transpose
 PRODUCT_WORK_LIMIT = 4_000_000_000  # multiplications spent on joining two dense layers: a second or so
 
 
-@dataclass(eq=False)
-class _Draft:
-    """A node being rewritten: parameters that were computed are float64 and have radii, others are as stored."""
-
-    name: str
-    op: Operator
-    inputs: tuple[int, ...]
-    shape: Shape
-    radii: dict[str, Tensor | None] = field(default_factory=dict)
-
-    def ball(self, name: str) -> Ball | None:
-        value = getattr(self.op, name)
-        return None if value is None else Ball(value, self.radii.get(name))
-
-    def with_op(self, op: Operator, **balls: Ball | None) -> _Draft:
-        """This node with another operator, whose parameters `balls` are set with their radii."""
-        values: dict[str, Any] = {k: None if b is None else b.mid for k, b in balls.items()}
-        radii = {k: b.radius for k, b in balls.items() if b is not None}
-        return _Draft(self.name, dataclasses.replace(op, **values), self.inputs, self.shape, radii)
-
-
 def simplify(graph: Graph) -> Graph:
     """The simplified, detached graph: equal to `graph` up to `fold_errors` and rounding in evaluation."""
     dtype = graph.dtype
     # A module may be trained on, in place: its graph's twin has its own copies. Nobody writes to a file's tensors.
     from_module = graph.onnx_input_shape is None
-    drafts = {i: _Draft(n.name, n.op.map_tensors(lambda t: t.detach().clone() if from_module else t.detach()),
+    drafts = {i: Draft(n.name, n.op.map_tensors(lambda t: t.detach().clone() if from_module else t.detach()),
                         n.inputs, n.shape, _radii(n.op, graph.fold_errors.get(i))) for i, n in enumerate(graph.nodes)}
-    output = graph.output
+    output = _rewritten(drafts, graph.output, dtype, {pair: rule for pair, rule in _JOIN.items() if pair != _PRODUCT})
+    # Equal and opposite neurons show in the parameters as stored, before products round them.
+    drafts, output = mirror(drafts, output)
+    output = _rewritten(drafts, output, dtype, _JOIN)
+    return _finished(graph, drafts, output, dtype)
+
+
+def _rewritten(drafts: dict[int, Draft], output: int, dtype: torch.dtype, joins: _Joins) -> int:
+    """Apply the rules until none applies, in place; returns the output."""
     changed = True
     while changed:
         changed = False
@@ -80,18 +68,18 @@ def simplify(graph: Graph) -> Graph:
                 continue
             # At one visit, so that a fresh scaling meets the layer before it rather than the reshape behind it.
             changed |= _rewrite_alone(drafts, i, dtype)
-            changed |= _join_with_source(drafts, i, output, dtype)
-    return _finished(graph, drafts, output, dtype)
+            changed |= _join_with_source(drafts, i, output, dtype, joins)
+    return output
 
 
 # ---------------------------------------------------------------------- traversal
 
 
-def _readers(drafts: dict[int, _Draft], i: int) -> int:
+def _readers(drafts: dict[int, Draft], i: int) -> int:
     return sum(d.inputs.count(i) for d in drafts.values())
 
 
-def _replace_by(drafts: dict[int, _Draft], i: int, source: int, output: int) -> int:
+def _replace_by(drafts: dict[int, Draft], i: int, source: int, output: int) -> int:
     repeated = drafts.pop(i)
     if source and _readers(drafts, source) == 0:  # nobody else knows it by its own name
         drafts[source].name = repeated.name
@@ -100,7 +88,7 @@ def _replace_by(drafts: dict[int, _Draft], i: int, source: int, output: int) -> 
     return source if output == i else output
 
 
-def _rewrite_alone(drafts: dict[int, _Draft], i: int, dtype: torch.dtype) -> bool:
+def _rewrite_alone(drafts: dict[int, Draft], i: int, dtype: torch.dtype) -> bool:
     draft = drafts[i]
     rule = _ALONE.get(type(draft.op))
     result = rule(draft, drafts[draft.inputs[0]].shape) if rule else None
@@ -110,13 +98,13 @@ def _rewrite_alone(drafts: dict[int, _Draft], i: int, dtype: torch.dtype) -> boo
     return True
 
 
-def _join_with_source(drafts: dict[int, _Draft], i: int, output: int, dtype: torch.dtype) -> bool:
+def _join_with_source(drafts: dict[int, Draft], i: int, output: int, dtype: torch.dtype, joins: _Joins) -> bool:
     second = drafts[i]
     if len(second.inputs) != 1 or second.inputs[0] == 0:
         return False
     j = second.inputs[0]
     first = drafts[j]
-    rule = _JOIN.get((type(first.op), type(second.op)))
+    rule = joins.get((type(first.op), type(second.op)))
     if rule is None or j == output or _readers(drafts, j) != 1:
         return False
     result = rule(first, second)
@@ -133,14 +121,14 @@ def _join_with_source(drafts: dict[int, _Draft], i: int, output: int, dtype: tor
     return True
 
 
-def _representable(draft: _Draft, dtype: torch.dtype) -> bool:
+def _representable(draft: Draft, dtype: torch.dtype) -> bool:
     """Whether parameters and radii are finite in the graph's dtype: a fold that overflows is not made."""
     limit = torch.finfo(dtype).max
     values = [getattr(draft.op, name) for name in draft.radii] + list(draft.radii.values())
     return all(bool((v.abs() <= limit).all()) for v in values if v is not None)
 
 
-def _finished(graph: Graph, drafts: dict[int, _Draft], output: int, dtype: torch.dtype) -> Graph:
+def _finished(graph: Graph, drafts: dict[int, Draft], output: int, dtype: torch.dtype) -> Graph:
     needed = {0, output}
     for i in sorted(drafts, reverse=True):
         if i in needed:
@@ -172,7 +160,7 @@ def _radii(op: Operator, error: FoldError | None) -> dict[str, Tensor | None]:
 # ---------------------------------------------------------------------- one node
 
 
-def _pass_through(drafts: dict[int, _Draft], i: int) -> int | None:
+def _pass_through(drafts: dict[int, Draft], i: int) -> int | None:
     """The node whose value node i repeats, if it does."""
     draft = drafts[i]
     if len(draft.inputs) != 1:
@@ -188,7 +176,7 @@ def _pass_through(drafts: dict[int, _Draft], i: int) -> int | None:
     return None
 
 
-def _batch_norm_to_scale(draft: _Draft, shape: Shape) -> _Draft:
+def _batch_norm_to_scale(draft: Draft, shape: Shape) -> Draft:
     op = draft.op
     assert isinstance(op, BatchNorm), "the table pairs types with rules"
     if op.training:
@@ -205,7 +193,7 @@ def _batch_norm_to_scale(draft: _Draft, shape: Shape) -> _Draft:
                          shift=shift.map(lambda t: t.reshape(as_channels)))
 
 
-def _divide_to_scale(draft: _Draft, shape: Shape) -> _Draft:
+def _divide_to_scale(draft: Draft, shape: Shape) -> Draft:
     assert isinstance(draft.op, Divide), "the table pairs types with rules"
     return draft.with_op(Scale(), factor=_one_like(draft.op.divisor) / Ball(draft.op.divisor))
 
@@ -214,13 +202,13 @@ def _one_like(t: Tensor) -> Ball:
     return Ball(torch.ones((), dtype=torch.float64, device=t.device))
 
 
-def _matmul_to_linear(draft: _Draft, shape: Shape) -> _Draft | None:
+def _matmul_to_linear(draft: Draft, shape: Shape) -> Draft | None:
     op = draft.op
     assert isinstance(op, MatMul), "the table pairs types with rules"
     return None if op.left or op.weight.dim() != 2 else draft.with_op(Linear(op.weight.t()))
 
 
-def _transpose_to_reshape(draft: _Draft, shape: Shape) -> _Draft | None:
+def _transpose_to_reshape(draft: Draft, shape: Shape) -> Draft | None:
     """A permutation that only moves axes of size one keeps the order of the entries."""
     op = draft.op
     assert isinstance(op, Transpose), "the table pairs types with rules"
@@ -228,7 +216,7 @@ def _transpose_to_reshape(draft: _Draft, shape: Shape) -> _Draft | None:
     return draft.with_op(Reshape(draft.shape)) if moved == sorted(moved) else None
 
 
-_ALONE: dict[type[Operator], Callable[[_Draft, Shape], _Draft | None]] = {
+_ALONE: dict[type[Operator], Callable[[Draft, Shape], Draft | None]] = {
     BatchNorm: _batch_norm_to_scale,
     Divide: _divide_to_scale,
     MatMul: _matmul_to_linear,
@@ -239,17 +227,17 @@ _ALONE: dict[type[Operator], Callable[[_Draft, Shape], _Draft | None]] = {
 # ---------------------------------------------------------------------- two nodes
 
 
-def _reshape_reshape(first: _Draft, second: _Draft) -> _Draft:
+def _reshape_reshape(first: Draft, second: Draft) -> Draft:
     return second
 
 
-def _transpose_transpose(first: _Draft, second: _Draft) -> _Draft:
+def _transpose_transpose(first: Draft, second: Draft) -> Draft:
     assert isinstance(first.op, Transpose) and isinstance(second.op, Transpose), "the table pairs types with rules"
     inner = first.op.perm
     return second.with_op(Transpose(tuple(inner[p] for p in second.op.perm)))
 
 
-def _scale_scale(first: _Draft, second: _Draft) -> _Draft:
+def _scale_scale(first: Draft, second: Draft) -> Draft:
     outer = second.ball("factor")
     return second.with_op(Scale(), factor=_product(first.ball("factor"), outer),
                           shift=_sum(_product(first.ball("shift"), outer, missing=None), second.ball("shift")))
@@ -266,14 +254,14 @@ def _sum(a: Ball | None, b: Ball | None) -> Ball | None:
     return b if a is None else a if b is None else a + b
 
 
-def _scale_reshape(first: _Draft, second: _Draft) -> tuple[_Draft, _Draft]:
+def _scale_reshape(first: Draft, second: Draft) -> tuple[Draft, Draft]:
     """Reshape first, so that the scaling can meet the layer behind."""
     def through(ball: Ball | None) -> Ball | None:
         if ball is None or ball.mid.numel() == 1:
             return None if ball is None else ball.map(lambda t: t.reshape(()))
         return ball.map(lambda t: t.expand(first.shape).reshape(second.shape))
 
-    front = _Draft(f"{second.name}~", second.op, first.inputs, second.shape)
+    front = Draft(f"{second.name}~", second.op, first.inputs, second.shape)
     return front, second.with_op(Scale(), factor=through(first.ball("factor")), shift=through(first.ball("shift")))
 
 
@@ -291,11 +279,12 @@ class _NoFold(Exception):
     """A rule finds that it does not apply."""
 
 
-_Rule = Callable[[_Draft, _Draft], "_Draft | tuple[_Draft, _Draft] | None"]
+_Rule = Callable[[Draft, Draft], "Draft | tuple[Draft, Draft] | None"]
+_Joins = dict[tuple[type[Operator], type[Operator]], _Rule]
 
 
-def _unless_no_fold(rule: Callable[[_Draft, _Draft], _Draft]) -> _Rule:
-    def attempt(first: _Draft, second: _Draft) -> _Draft | None:
+def _unless_no_fold(rule: Callable[[Draft, Draft], Draft]) -> _Rule:
+    def attempt(first: Draft, second: Draft) -> Draft | None:
         try:
             return rule(first, second)
         except _NoFold:
@@ -303,7 +292,7 @@ def _unless_no_fold(rule: Callable[[_Draft, _Draft], _Draft]) -> _Rule:
     return attempt
 
 
-def _layer_scale(first: _Draft, second: _Draft) -> _Draft:
+def _layer_scale(first: Draft, second: Draft) -> Draft:
     """The scaling of a layer's outputs moves into its weight and bias."""
     op, weight = first.op, first.ball("weight")
     assert isinstance(op, (Linear, Conv, ConvTranspose)) and weight is not None, "the table pairs types with rules"
@@ -336,7 +325,7 @@ def _on_inputs(op: Linear | Conv | ConvTranspose, v: Tensor) -> Tensor:
     return v.reshape(op.groups, 1, inputs).expand(-1, outputs // op.groups, -1).reshape(outputs, inputs, *rest)
 
 
-def _scale_layer(first: _Draft, second: _Draft) -> _Draft:
+def _scale_layer(first: Draft, second: Draft) -> Draft:
     """The scaling of a layer's inputs moves into its weight and bias."""
     op, weight, bias = second.op, second.ball("weight"), second.ball("bias")
     assert isinstance(op, (Linear, Conv, ConvTranspose)) and weight is not None, "the table pairs types with rules"
@@ -366,7 +355,7 @@ def _row_sums(ball: Ball, terms: int) -> Ball:
     return (ball @ Ball(ones)).map(lambda t: t.squeeze(1))
 
 
-def _linear_linear(first: _Draft, second: _Draft) -> _Draft | None:
+def _linear_linear(first: Draft, second: Draft) -> Draft | None:
     inner, outer = first.ball("weight"), second.ball("weight")
     assert inner is not None and outer is not None, "dense layers have weights"
     outputs, middle = outer.mid.shape
@@ -380,7 +369,7 @@ def _linear_linear(first: _Draft, second: _Draft) -> _Draft | None:
     return second.with_op(second.op, weight=outer @ inner, bias=bias)
 
 
-def _pad_conv(first: _Draft, second: _Draft) -> _Draft | None:
+def _pad_conv(first: Draft, second: Draft) -> Draft | None:
     assert isinstance(first.op, Pad) and isinstance(second.op, Conv), "the table pairs types with rules"
     channels, *pads = first.op.pads
     if first.op.value != 0 or channels != (0, 0) or any(before != after or before < 0 for before, after in pads):
@@ -390,12 +379,14 @@ def _pad_conv(first: _Draft, second: _Draft) -> _Draft | None:
                           weight=second.ball("weight"), bias=second.ball("bias"))
 
 
-_JOIN: dict[tuple[type[Operator], type[Operator]], _Rule] = {
+_PRODUCT = (Linear, Linear)
+
+_JOIN: _Joins = {
     (Reshape, Reshape): _reshape_reshape,
     (Transpose, Transpose): _transpose_transpose,
     (Scale, Scale): _scale_scale,
     (Scale, Reshape): _scale_reshape,
-    (Linear, Linear): _linear_linear,
+    _PRODUCT: _linear_linear,
     (Pad, Conv): _pad_conv,
     **{(layer, Scale): _unless_no_fold(_layer_scale) for layer in (Linear, Conv, ConvTranspose)},
     **{(Scale, layer): _unless_no_fold(_scale_layer) for layer in (Linear, Conv, ConvTranspose)},
