@@ -11,8 +11,9 @@ so of a mirrored pair one ReLU stays, beside a linear path around it, and `relu(
 neurons that nobody reads go.
 
 Only layers whose parameters are as stored take part, and only where every sum and product of parameters that is formed
-has no rounding in float64: the result is the stored function itself. Left out: maps (convolutions), neurons that agree
-only up to a factor, constant neurons, layers with very many entries.
+has no rounding in float64: the result is the stored function itself. The path is laid where interval arithmetic loses
+nothing by it (`|z|` stays two ReLUs: `2 relu(z) - z` has wider intervals). Left out: maps (convolutions), neurons that
+agree only up to a factor, constant neurons, layers with very many entries.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from bounds.ops.relu import Relu
 
 _EXACT = 2.0**53     # integers up to here are exact in float64
 _MOST_ENTRIES = 1 << 23  # nonzero entries of a layer that takes part, and summands of a product: 64 MB each
+_WIDER = 1e-6        # intervals may get wider by this share: sums round
 _SEED = 20260101
 
 
@@ -122,6 +124,11 @@ class Exact:
         total = value.new_zeros(len(place)).index_add_(0, of, value)
         place, total = place[total != 0], total[total != 0]
         return Exact(place // shape[1], place % shape[1], total, shape)
+
+    def row_sizes(self, scale: Tensor | None = None) -> Tensor:
+        """The sum of |entries| of each row (up to rounding), columns scaled by `scale` >= 0."""
+        size = self.value.abs() if scale is None else self.value.abs() * scale[self.column]
+        return size.new_zeros(self.shape[0]).index_add_(0, self.row, size)
 
     def columns_to(self, place: Tensor, factor: Tensor, count: int) -> Exact | None:
         """Column j, times factor[j] in {-1, 0, 1}, is added to column place[j] of a matrix with `count` columns."""
@@ -221,6 +228,12 @@ class _Layer:
     def rows(self, chosen: Tensor) -> _Layer:
         return _Layer(self.source, self.weight.rows(chosen), None if self.bias is None else self.bias.rows(chosen))
 
+    def times(self, S: Exact) -> _Layer:
+        """Rows chosen, repeated and negated by S, which has at most one entry (1 or -1) a row."""
+        weight, bias = S.times(self.weight), None if self.bias is None else S.times(self.bias)
+        assert weight is not None and (bias is None) == (self.bias is None), "one summand has no rounding"
+        return _Layer(self.source, weight, bias)
+
 
 @dataclass(frozen=True, eq=False)
 class _Mirrored:
@@ -229,6 +242,12 @@ class _Mirrored:
     layer: _Layer
     place: Tensor
     sign: Tensor
+
+    def equal_only(self) -> _Mirrored:
+        """The same with opposite rows apart."""
+        kept, place = numbered(_first(3 * self.place + self.sign.long()))
+        S = Exact.signed(self.place[kept], self.sign[kept], self.layer.weight.shape[0])
+        return _Mirrored(self.layer.times(S), place, self.sign.abs())
 
 
 def mirror(drafts: dict[int, Draft], output: int) -> tuple[dict[int, Draft], int]:
@@ -316,7 +335,7 @@ class _Pass:
         assert isinstance(op, Linear), "asked of dense layers"
         before = self.mirrored.get(draft.inputs[0])
         if before is not None:
-            if self._around(i, before):
+            if self._around(i, before) or self._around(i, before.equal_only()):
                 return
             self._as_stored(draft.inputs[0])
         relu = self._relu_behind(i)
@@ -368,16 +387,14 @@ class _Pass:
     def _as_stored(self, relu: int) -> None:
         """Make a ReLU and the layer before it after all, one neuron for each stored one."""
         mirrored = self.mirrored.pop(relu)
-        head = mirrored.layer
-        S = Exact.signed(mirrored.place, mirrored.sign, head.weight.shape[0])
-        weight, bias = S.times(head.weight), None if head.bias is None else S.times(head.bias)
-        assert weight is not None and (bias is not None) == (head.bias is not None), "one summand has no rounding"
+        S = Exact.signed(mirrored.place, mirrored.sign, mirrored.layer.weight.shape[0])
         front = self.drafts[self.drafts[relu].inputs[0]]
-        key = self._emit_layer(front, front.name, _Layer(head.source, weight, bias))
+        key = self._emit_layer(front, front.name, mirrored.layer.times(S))
         self.places[relu] = _Place(self._emit(self.drafts[relu], inputs=(key,)))
 
     def _around(self, i: int, mirrored: _Mirrored) -> bool:
-        """Dense layer i behind mirrored neurons, `W relu(S z) = P relu(z) + L z`; False where that would round."""
+        """Dense layer i behind mirrored neurons, `W relu(S z) = P relu(z) + L z`; False where that would round
+        or loosen interval arithmetic."""
         draft, op, head = self.drafts[i], self.drafts[i].op, mirrored.layer
         relu = self.drafts[draft.inputs[0]]
         front = self.drafts[relu.inputs[0]]
@@ -391,6 +408,8 @@ class _Pass:
         path = None
         if L.shape[0] * head.weight.shape[1] <= op.weight.numel() + front.op.weight.numel():
             path = self._path(L, head, bias)
+        if not self._is_tight(weight, P, L, None if path is None else path[0], mirrored):
+            return False
         kept, index, behind = None, None, None
         if path is not None:
             V, bias = path
@@ -426,6 +445,15 @@ class _Pass:
             every = _Layer(key, Exact.identity(P.shape[0], P.value), None)
             self.mirrored[self.readers[i][0]] = _Mirrored(every, behind, sign)
         return True
+
+    @staticmethod
+    def _is_tight(weight: Exact, P: Exact, L: Exact, V: Exact | None, mirrored: _Mirrored) -> bool:
+        """Whether intervals get no wider by the path, over boxes around zero: there a ReLU takes half of the range of
+        its neuron. `relu(z) - relu(-z)` and `max(a, b)` lose nothing; `|z| = 2 relu(z) - z` would."""
+        reach = mirrored.layer.weight.row_sizes()
+        before = weight.row_sizes(reach[mirrored.place] * mirrored.sign.abs())
+        after = P.row_sizes(reach) + 2 * (L.row_sizes(reach) if V is None else V.row_sizes())
+        return bool((after <= (1 + _WIDER) * before).all())
 
     @staticmethod
     def _path(L: Exact, head: _Layer, bias: Exact | None) -> tuple[Exact, Exact | None] | None:

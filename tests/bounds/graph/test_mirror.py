@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bounds import crown
+from bounds import crown, ibp
 from bounds.bounds import LinearRows
 from bounds.graph import Graph, mirror
 from bounds.graph.mirror import Exact, alike, last_bit, nothing_repeats
@@ -157,12 +157,36 @@ def test_planted_neurons_go_and_values_stay_exactly(seed: int, biases: bool) -> 
     torch.manual_seed(seed)
     graph = Graph.from_torch(planted(3, 4, 3, biases=biases), (3,))
     simple = graph.simplify()
-    assert nonlinear(simple) <= nonlinear(graph) // 2
+    assert nonlinear(simple) < nonlinear(graph)
     x = integers(50, 3, size=20)  # integers: float64 has no rounding here
     assert torch.equal(in_float64(simple, x), in_float64(graph, x))
     again = simple.simplify()
     assert [n.op.kind for n in again.nodes] == [n.op.kind for n in simple.nodes]
     assert nonlinear(again) == nonlinear(simple)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_tree_of_maxima_written_as_one_layer_a_level(seed: int) -> None:
+    """Dense layers that stand between two ReLUs both end one comparison and begin the next."""
+    torch.manual_seed(seed)
+    tree = list(maxima(3))
+    layers: list[nn.Module] = [dense(tree[0].weight.data, 2 * tree[0].weight.data @ integers(8))]
+    for i in range(1, 9, 3):
+        layers += [nn.ReLU(), dense(tree[i + 2].weight.data @ tree[i + 1].weight.data) if i < 7 else tree[i + 1]]
+    graph = Graph.from_torch(nn.Sequential(*layers), (8,))
+    simple = graph.simplify()
+    assert nonlinear(graph) == 28 and nonlinear(simple) <= 16
+    x = integers(50, 8, size=20)
+    assert torch.equal(in_float64(simple, x), in_float64(graph, x))
+
+
+def test_an_absolute_value_stays_two_relus() -> None:
+    layers = nn.Sequential(dense(torch.tensor([[1.0], [-1.0]])), nn.ReLU(), dense(torch.ones(1, 2)))
+    simple = Graph.from_torch(layers, (1,)).simplify()
+    assert nonlinear(simple) == 2
+    sets = InputSet(torch.tensor([[-1.0]]), torch.tensor([[1.0]]))
+    bounds = ibp.bound(simple, sets, LinearRows(torch.ones(1, 1)))
+    assert float(bounds.lower) == 0
 
 
 class Copies(nn.Module):
@@ -221,7 +245,7 @@ def test_a_path_that_would_round_is_two_layers_joined_with_their_error() -> None
     half = torch.randn(6, 3)
     bias = torch.randn(6)
     layers = nn.Sequential(dense(torch.cat([half, -half]), torch.cat([bias, -bias])), nn.ReLU(),
-                           dense(torch.randn(2, 12), torch.randn(2)))
+                           dense(torch.randn(2, 6) @ torch.cat([torch.eye(6), -0.1 * torch.eye(6)], 1), torch.randn(2)))
     graph = Graph.from_torch(layers, (3,))
     simple = graph.simplify()
     assert nonlinear(simple) == 6
