@@ -9,8 +9,11 @@ from pathlib import Path
 
 from bounds.files import existing
 from bounds.graph import Graph
+from bounds.graph.from_onnx.file import load_bytes
 from verifier.witness import OnnxReplayer
 
+PACKED = ".gz"
+KEPT_BYTES = 1 << 29     # of an unpacked file
 CACHE_BYTES = 256 << 20  # of parameters; networks that are larger are read anew when they come back
 
 
@@ -20,12 +23,17 @@ class Network:
 
     path: Path
     graph: Graph
+    unpacked: bytes | None = None
+    """The bytes of a compressed file: unpacking takes longer than all other reading, and replays read them again."""
 
     @classmethod
     def read(cls, path: str | Path) -> Network:
         """Raises OSError, InvalidNetwork or UnsupportedOperator, which name the file or the node."""
         found = existing(path)
-        return cls(found, Graph.from_onnx(found))
+        if found.suffix != PACKED:
+            return cls(found, Graph.from_onnx(found))
+        data, _ = load_bytes(found)
+        return cls(found, Graph.from_onnx(found, unpacked=data), data if len(data) <= KEPT_BYTES else None)
 
     @cached_property
     def simplified(self) -> Graph:
@@ -33,11 +41,12 @@ class Network:
 
     @cached_property
     def replayer(self) -> OnnxReplayer:
-        return OnnxReplayer(self.path)
+        return OnnxReplayer(self.path, unpacked=self.unpacked)
 
     @property
     def bytes(self) -> int:
-        return sum(p.numel() * p.element_size() for p in self.graph.parameters())
+        """What it holds of memory."""
+        return sum(p.numel() * p.element_size() for p in self.graph.parameters()) + len(self.unpacked or b"")
 
 
 class NetworkCache:

@@ -85,10 +85,13 @@ def without_final_softmax(graph: Graph, property: Property) -> Graph:
     return dataclasses.replace(graph, nodes=graph.nodes[: output + 1], output=output)
 
 
+def is_convolutional(graph: Graph) -> bool:
+    return any(isinstance(n.op, Affine) and "conv" in n.op.kind.lower() for n in graph.nodes)
+
+
 def is_small(graph: Graph) -> bool:
-    """Dense and below `SMALL_WEIGHTS`: such networks gain neither from float32 nor from a second thread."""
-    convolutional = any(isinstance(n.op, Affine) and "conv" in n.op.kind.lower() for n in graph.nodes)
-    return not convolutional and sum(p.numel() for p in graph.parameters()) <= SMALL_WEIGHTS
+    """Dense and below `SMALL_WEIGHTS`: such networks gain nothing from float32."""
+    return not is_convolutional(graph) and sum(p.numel() for p in graph.parameters()) <= SMALL_WEIGHTS
 
 
 def choose_dtype(graph: Graph, device: torch.device | str | None) -> torch.dtype:

@@ -124,7 +124,8 @@ def verify(
     state: State | None = None
     logs: list[StageLog] = []
     try:
-        with full_precision(), threads_for(graph), hard_limit(deadline.left() + HARD_LIMIT_GRACE_S):
+        searched = graph if simplified is None else simplified
+        with full_precision(), threads_for(searched), hard_limit(deadline.left() + HARD_LIMIT_GRACE_S):
             problem = make_problem(graph, property, replayer=_as_replayer(replayer), deadline=deadline, seed=seed,
                                    device=device, simplified=simplified)
             state = State.of(problem)

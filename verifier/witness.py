@@ -60,11 +60,12 @@ class Replayer(Protocol):
 
 
 class OnnxReplayer:
-    """onnxruntime on the original file (plain or gzip, a path or its bytes). The session starts on first use."""
+    """onnxruntime on the original file (plain or gzip, a path or its bytes). `unpacked`: the file's bytes, if they are
+    at hand. The session starts on first use."""
 
-    def __init__(self, source: str | Path | bytes) -> None:
+    def __init__(self, source: str | Path | bytes, *, unpacked: bytes | None = None) -> None:
         self.name = "network" if isinstance(source, bytes) else str(source)
-        self._source = source
+        self._source = source if unpacked is None else unpacked
         self._session: onnxruntime.InferenceSession | None = None
 
     def run(self, x: NDArray[np.float32]) -> NDArray[Any]:

@@ -75,10 +75,10 @@ class Graph:
     # ------------------------------------------------------------------ construction
 
     @staticmethod
-    def from_onnx(source: str | Path | bytes) -> Graph:
+    def from_onnx(source: str | Path | bytes, *, unpacked: bytes | None = None) -> Graph:
         """Read an ONNX file (plain or gzip; a path or its bytes). See `bounds.graph.from_onnx`."""
         from bounds.graph.from_onnx import read_onnx
-        return read_onnx(source)
+        return read_onnx(source, unpacked=unpacked)
 
     @staticmethod
     def from_torch(module: nn.Module, input_shape: Shape) -> Graph:

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import nn
 
 from bounds import Graph
 from verifier.demo import EXAMPLES
-from verifier.threads import threads_for
+from verifier.threads import is_small, threads_for
 
 
 @pytest.fixture
@@ -30,3 +31,11 @@ def test_only_small_networks_give_up_threads(name: str, threads: int) -> None:
     with pytest.raises(RuntimeError, match="inside"), threads_for(graph):
         raise RuntimeError("inside")
     assert torch.get_num_threads() == 2
+
+
+def test_zeros_are_no_weights() -> None:
+    wide = nn.Linear(1000, 1000)
+    graph = Graph.from_torch(wide, (1000,))
+    assert not is_small(graph)
+    wide.weight.data[:, 3:] = 0
+    assert is_small(graph)

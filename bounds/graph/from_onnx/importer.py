@@ -21,13 +21,14 @@ from bounds.ops.base import Shape
 _FLOATS = {onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.DOUBLE: torch.float64}
 
 
-def read_onnx(source: str | Path | bytes) -> Graph:
-    """The network of an ONNX file (or its bytes), plain or gzip; `PATH` may be stored as `PATH.gz`.
+def read_onnx(source: str | Path | bytes, *, unpacked: bytes | None = None) -> Graph:
+    """The network of an ONNX file (or its bytes), plain or gzip; `PATH` may be stored as `PATH.gz`. A caller that has
+    the file's bytes already passes them as `unpacked`.
 
     Raises InvalidNetwork for a file that is damaged or out of scope, UnsupportedOperator for an operator (or an option
     of one) without a row; both name the file and the place.
     """
-    data, name = load_bytes(source)
+    data, name = load_bytes(source) if unpacked is None else (unpacked, str(source))
     model = parse(data, name)
     del data
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):

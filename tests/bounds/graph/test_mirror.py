@@ -90,6 +90,17 @@ def test_selections_equal_those_of_dense_matrices() -> None:
     assert torch.equal(moved.dense(), torch.stack([w[:, 3] - w[:, 1], w[:, 0] + w[:, 4]], 1).double())
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (8, 8), (7, 31), (2, 0)])
+def test_entries_of_any_shape_are_found(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    for density in (0.0, 0.1, 1.0):
+        w = torch.randn(shape) * (torch.rand(shape) < density)
+        e = Exact.of(w)
+        assert torch.equal(torch.stack([e.row, e.column], 1), w.nonzero())
+        assert torch.equal(e.dense(), w.double())
+        assert torch.equal(Exact.of(w.t()).dense(), w.t().double())
+
+
 @pytest.mark.parametrize("kind", ["small integers", "normal"])
 def test_alike_finds_what_a_loop_over_pairs_finds(kind: str) -> None:
     torch.manual_seed(0)
