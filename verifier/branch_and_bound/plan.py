@@ -52,7 +52,7 @@ def plan_for(problem: Problem) -> Plan:
     why = f"{free} inputs are free and {neurons} neurons nonlinear: {splits}, bounds of neurons are " \
           f"{'refreshed in every domain' if refresh else 'kept from the root'}"
     cuts = not inputs and sets.is_box and AffineNeurons.of(graph, Layout.of(graph)) is not None
-    return Plan(inputs=inputs, neurons=not inputs, refresh=refresh, clips=inputs or cuts, joint=inputs, cuts=cuts,
+    return Plan(inputs=inputs, neurons=True, refresh=refresh, clips=inputs or cuts, joint=inputs, cuts=cuts,
                 batch=batch, iterations=12 if cuts else 8, why=why)
 
 

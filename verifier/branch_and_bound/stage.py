@@ -41,7 +41,7 @@ class BranchAndBoundStage:
         layout = Layout.of(problem.graph)
         method = BetaCrown(iterations=plan.iterations, stop=lambda: problem.deadline.left() < FINISH_S)
         bounder = Bounder(problem.graph, question, layout, method, plan.refresh, plan.clips, warm=not plan.refresh,
-                          probes=plan.neurons, affine=AffineNeurons.of(problem.graph, layout) if plan.cuts else None)
+                          probes=not plan.inputs, affine=AffineNeurons.of(problem.graph, layout) if plan.cuts else None)
         progress = _Progress(problem)
 
         def gate(x: Tensor) -> bool:
@@ -103,7 +103,8 @@ def root_domains(problem: Problem, state: State, bounder: Bounder, plan: Plan) -
         low=tensors.sets.lower.flatten(1)[region], high=tensors.sets.upper.flatten(1)[region], z_low=low, z_high=high,
         sides=torch.zeros(count, neurons, dtype=torch.int8, device=like.device), slopes=like.new_zeros(count, 0),
         multipliers=like.new_zeros(count, neurons), choice=longs + NO_CHOICE, point=like.new_zeros(count),
-        plane=like.new_zeros(count, 0 if bounder.affine is None else layout.inputs + 1))
+        plane=like.new_zeros(count, 0 if bounder.affine is None else layout.inputs + 1),
+        fences=like.new_zeros(count, 2, layout.inputs + 1 if bounder.clips else 0))
 
 
 class _Progress:
