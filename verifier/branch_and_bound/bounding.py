@@ -126,8 +126,8 @@ class Bounder:
 
     @torch.no_grad()
     def fences(self, bounded: Bounded, rows: Tensor, choice: Tensor, point: Tensor) -> Tensor:
-        """"P 2 n+1": half-spaces around the children of neuron splits. Domain `rows` "P" of the batch is split at neuron
-        `choice` and `point` "P" (zeros where an input is split)."""
+        """ "P 2 n+1": half-spaces around the children of neuron splits. Domain `rows` "P" of the batch is split at
+        neuron `choice` and `point` "P" (zeros where an input is split)."""
         layout, engine = self.layout, bounded.engine
         out = point.new_zeros(len(rows), 2, layout.inputs + 1)
         for node, shape, offset in zip(layout.nodes, layout.shapes, layout.offsets, strict=True):
