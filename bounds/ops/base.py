@@ -134,6 +134,11 @@ class Elementwise(Operator):
         so tighter input bounds are not needed for the relaxation)."""
         return x.lower == x.upper
 
+    def near(self, x: Interval, slope: Tensor, intercept: Tensor | None, room: Tensor) -> Interval | None:
+        """Bounds of all z in x with `f(z) <= slope z + intercept + room`, given a line that lies below f on x and
+        room >= 0 (infinite: no condition); all broadcastable against "B *shape". None: nothing is known."""
+        return None
+
     # --- parameterised relaxation (alpha-CROWN); None where the operator has nothing to optimise
 
     def parameters(self, x: Interval) -> tuple[Tensor, Tensor, Tensor] | None:

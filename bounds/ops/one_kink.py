@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bounds.interval import Interval
 from bounds.ops.base import Elementwise
+from bounds.ops.near_kink import near_kink
 from bounds.relaxation import Relaxation
 
 
@@ -79,6 +80,9 @@ class OneKink(Elementwise):
         chord = self._chord(x)
         lines = self._lines(chord, chord[0])
         return Relaxation(chord[0], lines.lower_intercept, chord[0], lines.upper_intercept)
+
+    def near(self, x: Interval, slope: Tensor, intercept: Tensor | None, room: Tensor) -> Interval:
+        return near_kink(x, self.left_slope(slope), slope, intercept, room)
 
     def parameters(self, x: Interval) -> tuple[Tensor, Tensor, Tensor] | None:
         """The slope of the line through the origin: between a and 1, fixed where the neuron is stable."""

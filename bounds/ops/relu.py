@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bounds.interval import Interval
 from bounds.ops.base import Elementwise
+from bounds.ops.near_kink import near_kink
 from bounds.relaxation import Relaxation
 
 
@@ -43,6 +44,9 @@ class Relu(Elementwise):
     def relax_parallel(self, x: Interval) -> Relaxation:
         slope, intercept = self._chord(x)
         return Relaxation(slope, None, slope, intercept)
+
+    def near(self, x: Interval, slope: Tensor, intercept: Tensor | None, room: Tensor) -> Interval:
+        return near_kink(x, torch.zeros_like(slope), slope, intercept, room)
 
     def parameters(self, x: Interval) -> tuple[Tensor, Tensor, Tensor] | None:
         initial = self.relax(x).lower_slope.unsqueeze(0)

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from bounds.backward import Backward, Block, input_rows
+from bounds.backward import Backward
 from bounds.beta_crown import BetaCrown, Groups, Reached, Start, better_of
 from bounds.bounds import LinearRows
 from bounds.final import final_bounds
@@ -16,12 +16,11 @@ from bounds.graph import Graph
 from bounds.intermediate import EMPTY_RTOL, refine
 from bounds.interval import Interval
 from bounds.ops.base import Elementwise
-from bounds.rows import Rows
 from bounds.sets import InputSet
-from bounds.window import Owner
 from milp.certificate import UnsafeRows
 from milp.planet import Planet
 from verifier.branch_and_bound.clip import clip
+from verifier.branch_and_bound.contract import Contractor
 from verifier.branch_and_bound.cut import AffineNeurons
 from verifier.branch_and_bound.domains import Domains, Layout
 from verifier.property import LAST_PLACES, PropertyTensors
@@ -98,9 +97,9 @@ class Bounded:
 
 def engine_ends(layout: Layout, engine: Backward, owner: Tensor) -> Tensor:
     """The largest proved value of any neuron, by domain: what rounding is measured against."""
-    ends = [torch.maximum(x.lower.abs(), x.upper.abs()).flatten(1).amax(1)
-            for x in (engine.intervals[i] for i in layout.nodes)]
-    return torch.stack(ends).amax(0)[owner]
+    intervals = (engine.intervals[i] for i in layout.nodes)
+    ends = torch.stack([torch.maximum(x.lower.abs(), x.upper.abs()).flatten(1).amax(1) for x in intervals]).amax(0)
+    return ends[owner]
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,31 +117,34 @@ class Bounder:
     probes: bool = False
     programmes: Planet | None = None
     affine: AffineNeurons | None = None
+    contractor: Contractor | None = None
+
+    @property
+    def discards(self) -> bool:
+        """Whether parts of domains are cut off as safe without a bound of their margin."""
+        return self.clips or self.affine is not None or self.contractor is not None
+
+    @torch.no_grad()
+    def contract(self, domains: Domains) -> tuple[Domains, Tensor]:
+        """(domains without what their only open branch leaves no room for, bool "B": those that are empty)."""
+        gone = torch.zeros(len(domains), dtype=torch.bool, device=domains.low.device)
+        alone = (domains.open.sum(1) == 1).nonzero().squeeze(1)
+        if self.contractor is None or not len(alone):
+            return domains, gone
+        part = domains if len(alone) == len(domains) else domains.take(alone)
+        branch = self.question.branches[part.region][part.open]
+        groups = self.question.groups(branch, torch.arange(len(part), device=branch.device))
+        part, empty = self.contractor.contract(part, groups)
+        gone[alone] = empty
+        if len(part) == len(domains):
+            return part, gone
+        names = ("low", "high", "z_low", "z_high")
+        return replace(domains, **{n: getattr(domains, n).index_copy(0, alone, getattr(part, n)) for n in names}), gone
 
     def bound_leaves(self, domains: Domains) -> Bounded:
         """As `bound`, with linear programmes for what stays open; boxes and choices stay."""
         programmes = self.programmes or Planet(self.graph)
         return replace(self, programmes=programmes, clips=False).bound(domains)
-
-    @torch.no_grad()
-    def fences(self, bounded: Bounded, rows: Tensor, choice: Tensor, point: Tensor) -> Tensor:
-        """ "P 2 n+1": half-spaces around the children of neuron splits. Domain `rows` "P" of the batch is split at
-        neuron `choice` and `point` "P" (zeros where an input is split)."""
-        layout, engine = self.layout, bounded.engine
-        out = point.new_zeros(len(rows), 2, layout.inputs + 1)
-        for node, shape, offset in zip(layout.nodes, layout.shapes, layout.offsets, strict=True):
-            here = ((choice >= offset) & (choice < offset + torch.Size(shape).numel())).nonzero().squeeze(1)
-            if not len(here) or node == 0:
-                continue
-            sign = torch.tensor([1.0, -1.0], dtype=point.dtype, device=point.device).repeat(len(here))
-            unit = Rows.unit((choice[here] - offset).repeat_interleave(2), sign,
-                             Owner.of(engine.sets.batch, rows[here].repeat_interleave(2)))
-            pulled = engine.pull(Block(node, unit))
-            A, b = input_rows(pulled, self.graph).flatten(1), pulled.constant
-            # sign * z >= A x + b: z <= p leaves A x + b <= p, and z >= p leaves A x + b <= -p.
-            b = b - sign * point[here].repeat_interleave(2)
-            out[here] = torch.cat([A, b.unsqueeze(1)], 1).view(-1, 2, layout.inputs + 1)
-        return out
 
     @torch.no_grad()
     def bound(self, domains: Domains) -> Bounded:

@@ -8,17 +8,19 @@ is valid, and at the maximum the bound is exact (Clip-and-Verify, arXiv:2512.110
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from bounds.graph import Graph
 from bounds.ops.base import Affine
+from verifier.branch_and_bound.clip import SLACK
 from verifier.branch_and_bound.domains import Domains, Layout
 
 STEPS = 5             # intersections of tangents; more than three were seen to change little
 CHUNK_ENTRIES = 1 << 19
-MOST_ENTRIES = 1 << 14   # coefficients of all affine neurons; larger networks have better uses for the time
+MOST_ENTRIES = 1 << 17   # coefficients of all affine neurons; larger networks have better uses for the time
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +35,7 @@ class AffineNeurons:
 
     @staticmethod
     def of(graph: Graph, layout: Layout) -> AffineNeurons | None:
-        """None where there are none, or so many that cutting them costs more than it gains."""
+        """None where there are none, or too many."""
         affine = {0}
         for i, node in enumerate(graph.nodes):
             if isinstance(node.op, Affine) and all(j in affine for j in node.inputs):
@@ -51,6 +53,10 @@ class AffineNeurons:
         place[at] = torch.arange(len(at), device=flat.device)
         return AffineNeurons((flat[1:] - flat[0]).T.contiguous(), flat[0], at, place)
 
+    @property
+    def entries(self) -> int:
+        return self.weight.numel()
+
     def cut(self, domains: Domains, layout: Layout, undecided: Tensor) -> tuple[Tensor, Tensor]:
         """(z_low, z_high) "B neurons", tightened by the half-space of each domain's last split and by its plane.
         undecided: bool "B neurons"."""
@@ -66,6 +72,49 @@ class AffineNeurons:
         rows = domains.plane.any(1).nonzero().squeeze(1)
         self._meet(z_low, z_high, undecided, rows, domains.plane[rows, :-1], domains.plane[rows, -1], centre, radius)
         return z_low, z_high
+
+    def narrow(self, low: Tensor, high: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """The box "B n" met with what `lower <= weight x + bias <= upper` ("B m") leaves of each input where all others
+        are at their best, moved out by `SLACK`. Ends that cross show that nothing is left."""
+        size = max(1, CHUNK_ENTRIES // max(1, len(self._entries[0])))
+        parts = [self._narrow(*ends) for ends in zip(*(t.split(size) for t in (low, high, lower, upper)), strict=True)]
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+    def _narrow(self, low: Tensor, high: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        slack = SLACK[low.dtype]
+        least, most, size = self._range(low, high)
+        j, row, inverse, positive = self._entries
+        # How far the neuron may move up from its least value, and down from its greatest one.
+        climb = ((upper - least) + slack * size)[:, row] * inverse
+        fall = ((most - lower) + slack * size)[:, row] * inverse
+        start = torch.full_like(low, torch.inf)
+        index = j.expand(len(low), -1)
+        up = start.scatter_reduce(1, index, torch.where(positive, climb, fall), "amin")
+        down = start.scatter_reduce(1, index, torch.where(positive, fall, climb), "amin")
+        out = slack * (high - low)
+        return torch.maximum(low, high - down - out), torch.minimum(high, low + up + out)
+
+    def tension(self, low: Tensor, high: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        """How much each input has to do with bounds that the box does not imply, "B n": over all neurons the share of
+        their range that `lower` and `upper` cut off, times the share of their range that the input makes up."""
+        least, most, size = self._range(low, high)
+        width = (most - least) + SLACK[low.dtype] * size + torch.finfo(low.dtype).eps
+        cut = (most - upper).clamp(min=0) + (lower - least).clamp(min=0)
+        return (torch.minimum(cut, width) / width.square()) @ self.weight.abs() * (high - low)
+
+    def _range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(least, greatest, size of the terms) "B m" of all neurons over boxes "B n"."""
+        centre, radius = (low + high) / 2, (high - low) / 2
+        absolute = self.weight.abs().T
+        middle, reach = centre @ self.weight.T + self.bias, radius @ absolute
+        return middle - reach, middle + reach, torch.maximum(low.abs(), high.abs()) @ absolute + self.bias.abs()
+
+    @cached_property
+    def _entries(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(input, row, 1 / |weight|, whether it is positive) of all weights that are not zero."""
+        row, j = self.weight.nonzero(as_tuple=True)
+        value = self.weight[row, j]
+        return j, row, 1 / value.abs().clamp(min=torch.finfo(value.dtype).tiny), value > 0
 
     def _meet(self, z_low: Tensor, z_high: Tensor, undecided: Tensor, rows: Tensor, g: Tensor, h: Tensor,
               centre: Tensor, radius: Tensor) -> None:

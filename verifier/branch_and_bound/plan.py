@@ -17,13 +17,15 @@ SMALL_NEURONS = 3_000       # below, bounding all neurons anew in every domain p
 REFRESH_COST = 3_000_000    # coefficients that one domain's neuron rows may touch on their way
 BATCH_ENTRIES = 1 << 25     # numbers that one batch of domains may hold
 LARGEST_BATCH = 2048
+CUT_ENTRIES = 1 << 14       # coefficients of the affine neurons up to which cutting each of them pays
 
 
 @dataclass(frozen=True)
 class Plan:
     """inputs, neurons: splits allowed; refresh: bound neurons anew in every domain; clips: cut boxes by planes;
     joint: all branches of a region share a domain; cuts: bound neurons again behind the half-spaces of splits and
-    planes; batch: domains bounded together at most; iterations: evaluations of each group."""
+    planes; contracts: before a domain is bounded, cut off what its rows and neurons leave no room for; batch: domains
+    bounded together at most; iterations: evaluations of each group."""
 
     inputs: bool
     neurons: bool
@@ -31,6 +33,7 @@ class Plan:
     clips: bool
     joint: bool
     cuts: bool
+    contracts: bool
     batch: int
     iterations: int
     why: str
@@ -51,9 +54,11 @@ def plan_for(problem: Problem) -> Plan:
     splits = "inputs are bisected" if inputs else "neurons are split"
     why = f"{free} inputs are free and {neurons} neurons nonlinear: {splits}, bounds of neurons are " \
           f"{'refreshed in every domain' if refresh else 'kept from the root'}"
-    cuts = not inputs and sets.is_box and AffineNeurons.of(graph, Layout.of(graph)) is not None
-    return Plan(inputs=inputs, neurons=True, refresh=refresh, clips=inputs or cuts, joint=inputs, cuts=cuts,
-                batch=batch, iterations=12 if cuts else 8, why=why)
+    affine = AffineNeurons.of(graph, Layout.of(graph)) if sets.is_box and not inputs else None
+    contracts = affine is not None
+    cuts = affine is not None and affine.entries <= CUT_ENTRIES
+    return Plan(inputs=inputs, neurons=not inputs, refresh=refresh, clips=inputs or contracts, joint=inputs, cuts=cuts,
+                contracts=contracts, batch=batch, iterations=12 if cuts else 8, why=why)
 
 
 def nonlinear_neurons(graph: Graph) -> int:

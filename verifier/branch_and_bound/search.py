@@ -12,6 +12,7 @@ from torch import Tensor
 
 from verifier.branch_and_bound.bounding import Bounded, Bounder
 from verifier.branch_and_bound.branching.realised_gap import RealisedGap
+from verifier.branch_and_bound.contract import Payoff
 from verifier.branch_and_bound.domains import NO_CHOICE, Domains, Pool
 from verifier.out_of_memory import is_out_of_memory
 
@@ -57,6 +58,7 @@ class Search:
         self.batch = min(self.batch, FIRST_BATCH)
         self.seen = torch.zeros(len(question.target), dtype=torch.bool, device=question.target.device)
         self.found = False
+        self.payoff = Payoff()
         self.upper = math.inf
         self._refused = 0
 
@@ -117,8 +119,11 @@ class Search:
 
     def _bound(self, domains: Domains) -> None:
         tree = self.tree
-        bounded = self.bounder.bound(domains)
         tree.domains += len(domains)
+        domains = self._contracted(domains)
+        if not len(domains):
+            return
+        bounded = self.bounder.bound(domains)
         if bounded.numerical:
             tree.numerical = "a bound is not a number"
         done = bounded.group_lower > self.bounder.question.target[bounded.group_branch]
@@ -132,6 +137,15 @@ class Search:
             return
         self._split(bounded, rest)
 
+    def _contracted(self, domains: Domains) -> Domains:
+        """The domains of a batch that contraction leaves, as it leaves them."""
+        if self.bounder.contractor is None or not self.payoff.wanted():
+            return domains
+        after, gone = self.bounder.contract(domains)
+        self.payoff.note(domains, after, gone)
+        self.tree.leaves += int(gone.sum())
+        return after.take((~gone).nonzero().squeeze(1)) if bool(gone.any()) else after
+
     def _split(self, bounded: Bounded, rest: Tensor) -> None:
         """Choose the next split of the open domains and put them into the pool."""
         reached = bounded.reached
@@ -139,8 +153,6 @@ class Search:
         domains = bounded.domains.take(rest)
         bounder = self.bounder
         domains.choice, domains.point = self.rule.choose(bounder.graph, bounder.layout, bounded, domains, group)
-        if bounder.clips:
-            domains.fences = bounder.fences(bounded, rest, domains.choice, domains.point)
         multipliers = {i: s[group] for i, s in reached.at.multipliers.items()}
         if multipliers:
             zeros = domains.lower.new_zeros

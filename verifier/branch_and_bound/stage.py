@@ -12,6 +12,7 @@ from torch import Tensor
 from bounds.beta_crown import BetaCrown
 from verifier.branch_and_bound.bounding import Bounder, Question
 from verifier.branch_and_bound.branching.realised_gap import RealisedGap
+from verifier.branch_and_bound.contract import Contractor
 from verifier.branch_and_bound.cut import AffineNeurons
 from verifier.branch_and_bound.domains import NO_CHOICE, Domains, Layout
 from verifier.branch_and_bound.plan import Plan
@@ -40,14 +41,17 @@ class BranchAndBoundStage:
             return  # a branch without rows is unsafe everywhere: a witness is all there is to find
         layout = Layout.of(problem.graph)
         method = BetaCrown(iterations=plan.iterations, stop=lambda: problem.deadline.left() < FINISH_S)
+        affine = AffineNeurons.of(problem.graph, layout)
+        contractor = Contractor(problem.graph, layout, affine) if plan.contracts and affine is not None else None
         bounder = Bounder(problem.graph, question, layout, method, plan.refresh, plan.clips, warm=not plan.refresh,
-                          probes=not plan.inputs, affine=AffineNeurons.of(problem.graph, layout) if plan.cuts else None)
+                          probes=plan.neurons, affine=affine if plan.cuts else None, contractor=contractor)
         progress = _Progress(problem)
 
         def gate(x: Tensor) -> bool:
             state.witness = confirm(x, problem.property, problem.replayer)
             return state.witness is not None
-        search = Search(bounder, RealisedGap(plan.inputs, plan.neurons), plan.batch, gate,
+        rule = RealisedGap(plan.inputs, plan.neurons, affine=affine if plan.contracts else None)
+        search = Search(bounder, rule, plan.batch, gate,
                         lambda: problem.deadline.left() < FINISH_S, progress)
         before = state.domains
         try:
@@ -67,10 +71,12 @@ def _take_over(state: State, question: Question, search: Search) -> None:
         d, slot = domains.open.nonzero(as_tuple=True)
         lower = lower.scatter_reduce(0, question.branches[domains.region[d], slot], domains.lower[d], "amin")
     state.numerical = search.tree.numerical or state.numerical
-    proved = torch.where(search.seen, lower, torch.full_like(lower, -torch.inf))
-    state.branch_proved = torch.maximum(state.branch_proved, proved)
     if search.complete:
         state.branch_closed |= search.seen & (lower > question.target)
+    if search.bounder.discards:
+        lower = lower.clamp(max=0)  # of the points that were cut off no more is known
+    proved = torch.where(search.seen, lower, torch.full_like(lower, -torch.inf))
+    state.branch_proved = torch.maximum(state.branch_proved, proved)
 
 
 def root_domains(problem: Problem, state: State, bounder: Bounder, plan: Plan) -> Domains:
@@ -103,8 +109,7 @@ def root_domains(problem: Problem, state: State, bounder: Bounder, plan: Plan) -
         low=tensors.sets.lower.flatten(1)[region], high=tensors.sets.upper.flatten(1)[region], z_low=low, z_high=high,
         sides=torch.zeros(count, neurons, dtype=torch.int8, device=like.device), slopes=like.new_zeros(count, 0),
         multipliers=like.new_zeros(count, neurons), choice=longs + NO_CHOICE, point=like.new_zeros(count),
-        plane=like.new_zeros(count, 0 if bounder.affine is None else layout.inputs + 1),
-        fences=like.new_zeros(count, 2, layout.inputs + 1 if bounder.clips else 0))
+        plane=like.new_zeros(count, 0 if bounder.affine is None else layout.inputs + 1))
 
 
 class _Progress:

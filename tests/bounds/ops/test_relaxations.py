@@ -348,3 +348,29 @@ def test_parameters_kept_from_other_intervals_still_give_valid_lines(case: Case)
         worst = violation(case.op, x, case.op.relax_with(x, params), special=case.special)
         i = int(worst.argmax())
         assert worst[i] <= 0, f"crosses by {worst[i]:.3g} on [{x.lower[i]:.9g}, {x.upper[i]:.9g}]"
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("room", [0.0, 1e-3, 1.0, math.inf])
+@every_case
+def test_points_near_the_lower_line_stay(case: Case, slope: float, room: float) -> None:
+    """`near` encloses every z at which f lies at most `room` above a line below it; at room's end, up to rounding."""
+    x = intervals(torch.float64)
+    op = case.op.to(dtype=torch.float64)
+    found = op.parameters(x)
+    lines = op.relax(x)
+    if found is not None:
+        lines = op.relax_with(x, torch.lerp(found[1], found[2], torch.full_like(found[1], slope)))
+    near = op.near(x, lines.lower_slope, lines.lower_intercept, torch.full_like(x.lower, room))
+    if near is None:
+        return
+    z = grid(x, case.special)
+    line = lines.lower_slope.unsqueeze(1) * z
+    if lines.lower_intercept is not None:
+        line = line + lines.lower_intercept.unsqueeze(1)
+    close = (op.forward(z.T).T - line) <= room
+    ends = torch.maximum(x.lower.abs(), x.upper.abs()).unsqueeze(1)
+    slack = 1e-15 * ends
+    assert bool((~close | ((z >= near.lower.unsqueeze(1) - slack) & (z <= near.upper.unsqueeze(1) + slack))).all())
+    assert bool((near.lower >= x.lower).all())
+    assert bool((near.upper <= x.upper).all())

@@ -4,6 +4,11 @@ At a minimiser x* of the plane below a row, the network's value exceeds the boun
 neurons, of what their lines lose at the values they take there (besides what multipliers give away). The neuron
 with the largest share of that gap is split; where no neuron stands out and inputs may be split, the input with
 the largest product of width and sensitivity is bisected: that narrows every neuron at once.
+
+Where the plane is flat (every point attains the bound), the gaps at one of them say little. If bounds of neurons are
+known that the box does not imply, the neuron with the most to do with them is split: that is where a contraction
+(`contract`) will follow from. On the clauses of a satisfiability problem this counts the clauses of a variable, short
+ones more (MOMS).
 """
 
 from __future__ import annotations
@@ -17,25 +22,36 @@ from bounds.graph import Graph
 from bounds.interval import Interval
 from bounds.ops.base import Elementwise
 from verifier.branch_and_bound.bounding import Bounded
+from verifier.branch_and_bound.clip import SLACK
+from verifier.branch_and_bound.cut import AffineNeurons
 from verifier.branch_and_bound.domains import NO_CHOICE, Domains, Layout
+
+FLAT = 1e-2         # a plane that varies by this share of the gaps is flat,
+FLAT_TERMS = 1e-5   # and so is one that varies by this share of its terms: the slack of cuts is not worth a split
 
 
 @dataclass(frozen=True)
 class RealisedGap:
     """inputs, neurons: which splits are allowed. A neuron is split where its gap is at least `share` of the whole, or
-    where at most `few` neurons are undecided."""
+    where at most `few` neurons are undecided. affine: neurons whose bounds tell where contractions may follow."""
 
     inputs: bool
     neurons: bool
-    share: float = 0.9
-    few: int = 0
+    share: float = 0.3
+    few: int = 4
+    affine: AffineNeurons | None = None
 
     def choose(self, graph: Graph, layout: Layout, bounded: Bounded, domains: Domains, group: Tensor
                ) -> tuple[Tensor, Tensor]:
         """(choice "B", point "B") for open domains; `group` "B" is each one's worst group in `bounded.reached`."""
         scores = bounded.scores[group]
-        undecided = layout.flat(undecided_by_node(graph, layout, domains))
+        undecided = worth_a_split(layout.flat(undecided_by_node(graph, layout, domains)),
+                                  layout.flat(points_by_node(graph, layout, domains)), domains)
         count, rows = undecided.sum(1), torch.arange(len(domains), device=group.device)
+        if self.affine is not None:
+            pulls = tensions(self.affine, domains) * undecided
+            flat = flatness(bounded, domains, group) & (pulls > 0).any(1)
+            scores = torch.where(flat.unsqueeze(1), pulls, scores)
         scores = torch.where(undecided, scores, torch.full_like(scores, -1.0))
         choice = torch.full_like(group, NO_CHOICE)
         point = domains.lower.new_zeros(len(domains))
@@ -49,12 +65,7 @@ class RealisedGap:
             point = torch.where(wanted, points[rows, at], point)
         if self.inputs:
             width = domains.high - domains.low
-            moved = swing(graph, layout, domains, scores.clamp(min=0))
-            steep = bounded.sensitivity[group] * width
-            # Where the gaps do not add up to what the bound lacks, rows of a conjunction keep the domain open together
-            # though none is low at their common minimum: then the inputs that move the planes count.
-            lacking = (1 - bounded.scores[group].sum(1, keepdim=True)).clamp(min=0)
-            value, j = ((1 - lacking) * _shares(moved) + lacking * _shares(steep)).max(1)
+            value, j = swing(graph, layout, domains, scores.clamp(min=0)).max(1)
             value, j = torch.where(value > 0, value, width.amax(1)), torch.where(value > 0, j, width.argmax(1))
             middle = (domains.low[rows, j] + domains.high[rows, j]) / 2
             inside = (middle > domains.low[rows, j]) & (middle < domains.high[rows, j])
@@ -63,9 +74,23 @@ class RealisedGap:
         return choice, point
 
 
-def _shares(t: Tensor) -> Tensor:
-    """Each row divided by its sum."""
-    return t / t.sum(1, keepdim=True).clamp(min=torch.finfo(t.dtype).tiny)
+def flatness(bounded: Bounded, domains: Domains, group: Tensor) -> Tensor:
+    """bool "B": whether the plane hardly varies over the domain, measured against the gaps and its own terms."""
+    reached = bounded.reached
+    A = reached.A[group].flatten(1).abs()
+    spread = (A * (domains.high - domains.low)).sum(1)
+    size = (A * torch.maximum(domains.low.abs(), domains.high.abs())).sum(1) + reached.b[group].abs()
+    gaps = sum((g[group].flatten(1).sum(1) for g in reached.gaps.values()), torch.zeros_like(spread))
+    return spread <= FLAT * gaps + FLAT_TERMS * size
+
+
+def tensions(affine: AffineNeurons, domains: Domains) -> Tensor:
+    """How much each affine neuron has to do with bounds that the box does not imply, "B neurons" (0: the others)."""
+    at = affine.at
+    inputs = affine.tension(domains.low, domains.high, domains.z_low[:, at], domains.z_high[:, at])
+    out = torch.zeros_like(domains.z_low)
+    out[:, at] = inputs @ affine.weight.abs().T
+    return out
 
 
 def swing(graph: Graph, layout: Layout, domains: Domains, weights: Tensor) -> Tensor:
@@ -108,6 +133,15 @@ def undecided_by_node(graph: Graph, layout: Layout, domains: Domains) -> dict[in
                 mask |= ~op.is_linear_on(x)
         out[i] = mask
     return out
+
+
+def worth_a_split(undecided: Tensor, points: Tensor, domains: Domains) -> Tensor:
+    """bool "B neurons": the undecided ones, less those that a cut has decided but for the slack that it leaves to
+    rounding; where no others are left, these."""
+    width = domains.z_high - domains.z_low
+    inside = torch.minimum(domains.z_high - points, points - domains.z_low)
+    rest = undecided & (inside > 100 * SLACK[width.dtype] * width)
+    return torch.where(rest.any(1, keepdim=True), rest, undecided)
 
 
 def points_by_node(graph: Graph, layout: Layout, domains: Domains) -> dict[int, Tensor]:
