@@ -116,11 +116,17 @@ class Domains:
 
 
 class Pool:
-    """Open domains; those with the lowest bounds leave first. Storage grows by doubling and is reused."""
+    """Open domains; those with the lowest bounds leave first. Storage grows by doubling and is reused.
 
-    def __init__(self) -> None:
+    Above `budget` bytes the domains nearest to being closed leave first instead, which ends subtrees before new ones
+    are begun; and what lies on a GPU moves to host memory.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
         self._store: Domains | None = None
         self._count = 0
+        self._device: torch.device | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -135,6 +141,12 @@ class Pool:
         if not len(new):
             return
         end = self._count + len(new)
+        self._device = new.region.device
+        if self._store is not None and self._device.type != "cpu" and self.bytes + new.bytes > self.budget:
+            self._store = self._store.map(lambda t: t.cpu())
+        if self._store is not None:
+            home = self._store.region.device
+            new = new.map(lambda t: t.to(home))
         if self._store is None:
             self._store, self._count = new, len(new)
             return
@@ -166,12 +178,13 @@ class Pool:
     def pop(self, count: int) -> Domains:
         """The `count` domains with the lowest bounds (all, if there are fewer)."""
         assert self._store is not None
+        device = self._device
         if count >= self._count:
-            out = self._store.map(lambda t: t[:self._count])
+            out = self._store.map(lambda t: t[:self._count].to(device))
             self._store, self._count = None, 0
             return out
-        chosen = self._live("lower").topk(count, largest=False).indices
-        out = self._store.take(chosen)
+        chosen = self._live("lower").topk(count, largest=self.bytes > self.budget).indices
+        out = self._store.take(chosen).map(lambda t: t.to(device))
         # The holes are filled with the last domains, so that what is left stays together.
         left = self._count - count
         gone = torch.zeros(self._count, dtype=torch.bool, device=chosen.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,20 @@ from verifier.out_of_memory import is_out_of_memory
 OFFERS = 4         # candidates of one batch that may go to the gate
 FIRST_BATCH = 64
 SHORT_S, LONG_S = 0.2, 1.0  # seconds of a batch that may grow, and of one that must shrink
+POOL_SHARE = 0.25            # growing copies the domains, so that twice as much may be in use for a moment
+UNKNOWN_MEMORY = 1 << 30     # where the system does not tell how much is free
 GATE_TRIES = 64    # refusals after which only clearly better candidates are offered
+
+
+def memory_budget(device: torch.device) -> int:
+    """Bytes that open domains may take: a share of what is free now."""
+    if device.type == "cuda":
+        return int(POOL_SHARE * torch.cuda.mem_get_info(device)[0])
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return UNKNOWN_MEMORY
+    return max(int(POOL_SHARE * free), UNKNOWN_MEMORY // 4)
 
 
 @dataclass(eq=False)
@@ -51,7 +65,7 @@ class Search:
     def __post_init__(self) -> None:
         question = self.bounder.question
         self.tree = Tree(floor=torch.full_like(question.target, math.inf))
-        self.pool = Pool()
+        self.pool = Pool(memory_budget(question.target.device))
         self.waiting: list[Domains] = []
         self.moving = False  # domains are between the pool and the waiting list
         self.largest = self.batch

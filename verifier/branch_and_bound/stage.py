@@ -20,7 +20,7 @@ from verifier.branch_and_bound.search import Search
 from verifier.problem import Problem, State
 from verifier.witness import confirm
 
-log = logging.getLogger(__name__)
+progress_log = logging.getLogger("verifier.progress")
 
 FINISH_S = 0.2       # the search ends this long before the deadline
 REPORT_S = 2.0       # seconds between lines of progress
@@ -125,5 +125,5 @@ class _Progress:
         if now - self.last < REPORT_S:
             return
         self.last = now
-        log.info("bound %.4g  open %d  domains %d (%.0f/s)  depth %d  %.0f s left", pool.lowest(), len(pool),
-                 tree.domains, tree.domains / (now - self.start), tree.depth, self.problem.deadline.left())
+        progress_log.info("bound %.4g  open %d  domains %d (%.0f/s)  depth %d  %.0f s left", pool.lowest(), len(pool),
+                          tree.domains, tree.domains / (now - self.start), tree.depth, self.problem.deadline.left())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,7 @@ def command(ctx: click.Context, net: str, time_limit: float, method: str, device
     for flag, path in (("--witness", witness), ("--vnncomp", vnncomp), ("--json", json_out)):
         check_writable(flag, path)
 
+    logging.getLogger("verifier.progress").setLevel(logging.INFO)  # one line now and then, on stderr
     load_torch()
     from verifier.deadline import Deadline
     check_device(device)
