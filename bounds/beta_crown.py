@@ -71,9 +71,10 @@ class Reached:
 
     at: slopes, multipliers and weights as in `Start`; the plane `A "H *input" x + b "H"` below the weighted rows;
     steepness "H n", the size of the plane's coefficients before anything was optimised (at the optimum those of an
-    input that settled inside its range are zero, however much depends on it);
-    x "H *input", a point of the domain where it is lowest; y "H *output", the network there, and z its neurons by
-    node. By the node that an elementwise operator reads, "H *shape": met, the rows' coefficients at its outputs, and
+    input that settled inside its range are zero, however much depends on it); x "H *input", a point of the domain
+    where the plane is lowest; y "H *output", the network there, and z its neurons by node.
+
+    By the node that an elementwise operator reads, "H *shape": met, the rows' coefficients at its outputs, and
     gaps >= 0, what its lines lose at x. Over all neurons the gaps add up to the weighted rows' value at x less `lower`
     (and what multipliers lose).
     """
@@ -422,6 +423,5 @@ def better_of(first: Reached, second: Reached) -> Reached:
     at = Start(pick_all(first.at.slopes, second.at.slopes, 1), pick_all(first.at.multipliers, second.at.multipliers),
                pick(first.at.weights, second.at.weights))
     plain = {name: pick(getattr(first, name), getattr(second, name)) for name in ("A", "b", "x", "y")}
-    return Reached(lower=lower, open=first.open, at=at, steepness=first.steepness,
-                   z=pick_all(first.z, second.z), met=pick_all(first.met, second.met),
-                   gaps=pick_all(first.gaps, second.gaps), **plain)
+    return Reached(lower=lower, open=first.open, at=at, steepness=first.steepness, z=pick_all(first.z, second.z),
+                   met=pick_all(first.met, second.met), gaps=pick_all(first.gaps, second.gaps), **plain)

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from bounds.backward import Backward
+from bounds.backward import Backward, Block, input_rows
 from bounds.beta_crown import BetaCrown, Groups, Reached, Start, better_of
 from bounds.bounds import LinearRows
 from bounds.final import final_bounds
@@ -16,7 +16,9 @@ from bounds.graph import Graph
 from bounds.intermediate import EMPTY_RTOL, refine
 from bounds.interval import Interval
 from bounds.ops.base import Elementwise
+from bounds.rows import Rows
 from bounds.sets import InputSet
+from bounds.window import Owner
 from milp.certificate import UnsafeRows
 from milp.planet import Planet
 from verifier.branch_and_bound.clip import clip
@@ -97,9 +99,9 @@ class Bounded:
 
 def engine_ends(layout: Layout, engine: Backward, owner: Tensor) -> Tensor:
     """The largest proved value of any neuron, by domain: what rounding is measured against."""
-    intervals = (engine.intervals[i] for i in layout.nodes)
-    ends = torch.stack([torch.maximum(x.lower.abs(), x.upper.abs()).flatten(1).amax(1) for x in intervals]).amax(0)
-    return ends[owner]
+    ends = [torch.maximum(x.lower.abs(), x.upper.abs()).flatten(1).amax(1)
+            for x in (engine.intervals[i] for i in layout.nodes)]
+    return torch.stack(ends).amax(0)[owner]
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +147,26 @@ class Bounder:
         """As `bound`, with linear programmes for what stays open; boxes and choices stay."""
         programmes = self.programmes or Planet(self.graph)
         return replace(self, programmes=programmes, clips=False).bound(domains)
+
+    @torch.no_grad()
+    def fences(self, bounded: Bounded, rows: Tensor, choice: Tensor, point: Tensor) -> Tensor:
+        """ "P 2 n+1": half-spaces around the children of neuron splits. Domain `rows` "P" of the batch is split at
+        neuron `choice` and `point` "P" (zeros where an input is split)."""
+        layout, engine = self.layout, bounded.engine
+        out = point.new_zeros(len(rows), 2, layout.inputs + 1)
+        for node, shape, offset in zip(layout.nodes, layout.shapes, layout.offsets, strict=True):
+            here = ((choice >= offset) & (choice < offset + torch.Size(shape).numel())).nonzero().squeeze(1)
+            if not len(here) or node == 0:
+                continue
+            sign = torch.tensor([1.0, -1.0], dtype=point.dtype, device=point.device).repeat(len(here))
+            unit = Rows.unit((choice[here] - offset).repeat_interleave(2), sign,
+                             Owner.of(engine.sets.batch, rows[here].repeat_interleave(2)))
+            pulled = engine.pull(Block(node, unit))
+            A, b = input_rows(pulled, self.graph).flatten(1), pulled.constant
+            # sign * z >= A x + b: z <= p leaves A x + b <= p, and z >= p leaves A x + b <= -p.
+            b = b - sign * point[here].repeat_interleave(2)
+            out[here] = torch.cat([A, b.unsqueeze(1)], 1).view(-1, 2, layout.inputs + 1)
+        return out
 
     @torch.no_grad()
     def bound(self, domains: Domains) -> Bounded:

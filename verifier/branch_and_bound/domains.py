@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bounds.graph import Graph
 from bounds.interval import Interval
+from verifier.branch_and_bound.clip import clip
 
 NO_CHOICE = -1
 
@@ -58,7 +59,9 @@ class Domains:
     proved bounds; sides "B neurons" int8: +1 or -1 where a split set the lower or upper bound; slopes "B k":
     relaxation parameters to start from, flat over nodes; multipliers "B neurons"; choice "B", point "B": the next
     split (`Layout` index, or NO_CHOICE); in a child the last one; plane "B n+1" (or "B 0"): unsafe points x of the
-    domain have `plane . (x, 1) <= 0` (zeros: nothing is known).
+    domain have `plane . (x, 1) <= 0` (zeros: nothing is known);
+    fences "B 2 n+1" (or "B 2 0"): points of the lower and of the upper child of a neuron split have
+    `fence . (x, 1) <= 0`.
     """
 
     region: Tensor
@@ -76,6 +79,7 @@ class Domains:
     choice: Tensor
     point: Tensor
     plane: Tensor
+    fences: Tensor
 
     def __len__(self) -> int:
         return len(self.region)
@@ -112,6 +116,12 @@ class Domains:
         lower.multipliers[d, j] = lower.multipliers[d, j].clamp(max=0)
         both = Domains(**{name: torch.cat([getattr(lower, name), getattr(upper, name)]) for name in vars(lower)})
         both.depth += 1
+        if self.fences.shape[2]:
+            fence = self.fences.transpose(0, 1).flatten(0, 1).unsqueeze(1)
+            low, high = clip(both.low, both.high, fence[..., :-1], fence[..., -1])
+            inside = (low <= high).all(1, keepdim=True)  # an empty child is left for bounds to show
+            both.low, both.high = torch.where(inside, low, both.low), torch.where(inside, high, both.high)
+            both.fences = torch.zeros_like(both.fences)
         return both
 
 

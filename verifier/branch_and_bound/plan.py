@@ -57,7 +57,7 @@ def plan_for(problem: Problem) -> Plan:
     affine = AffineNeurons.of(graph, Layout.of(graph)) if sets.is_box and not inputs else None
     contracts = affine is not None
     cuts = affine is not None and affine.entries <= CUT_ENTRIES
-    return Plan(inputs=inputs, neurons=not inputs, refresh=refresh, clips=inputs or contracts, joint=inputs, cuts=cuts,
+    return Plan(inputs=inputs, neurons=True, refresh=refresh, clips=inputs or contracts, joint=inputs, cuts=cuts,
                 contracts=contracts, batch=batch, iterations=12 if cuts else 8, why=why)
 
 

@@ -167,6 +167,8 @@ class Search:
         domains = bounded.domains.take(rest)
         bounder = self.bounder
         domains.choice, domains.point = self.rule.choose(bounder.graph, bounder.layout, bounded, domains, group)
+        if bounder.clips:
+            domains.fences = bounder.fences(bounded, rest, domains.choice, domains.point)
         multipliers = {i: s[group] for i, s in reached.at.multipliers.items()}
         if multipliers:
             zeros = domains.lower.new_zeros

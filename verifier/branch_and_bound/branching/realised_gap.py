@@ -37,8 +37,8 @@ class RealisedGap:
 
     inputs: bool
     neurons: bool
-    share: float = 0.3
-    few: int = 4
+    share: float = 0.9
+    few: int = 0
     affine: AffineNeurons | None = None
 
     def choose(self, graph: Graph, layout: Layout, bounded: Bounded, domains: Domains, group: Tensor
@@ -65,13 +65,23 @@ class RealisedGap:
             point = torch.where(wanted, points[rows, at], point)
         if self.inputs:
             width = domains.high - domains.low
-            value, j = swing(graph, layout, domains, scores.clamp(min=0)).max(1)
+            moved = swing(graph, layout, domains, scores.clamp(min=0))
+            steep = bounded.sensitivity[group] * width
+            # Where the gaps do not add up to what the bound lacks, rows of a conjunction keep the domain open together
+            # though none is low at their common minimum: then the inputs that move the planes count.
+            lacking = (1 - bounded.scores[group].sum(1, keepdim=True)).clamp(min=0)
+            value, j = ((1 - lacking) * _shares(moved) + lacking * _shares(steep)).max(1)
             value, j = torch.where(value > 0, value, width.amax(1)), torch.where(value > 0, j, width.argmax(1))
             middle = (domains.low[rows, j] + domains.high[rows, j]) / 2
             inside = (middle > domains.low[rows, j]) & (middle < domains.high[rows, j])
             take = (choice == NO_CHOICE) & inside & (splittable if self.neurons else torch.ones_like(inside))
             choice, point = torch.where(take, j, choice), torch.where(take, middle, point)
         return choice, point
+
+
+def _shares(t: Tensor) -> Tensor:
+    """Each row divided by its sum."""
+    return t / t.sum(1, keepdim=True).clamp(min=torch.finfo(t.dtype).tiny)
 
 
 def flatness(bounded: Bounded, domains: Domains, group: Tensor) -> Tensor:
