@@ -107,7 +107,9 @@ def engine_ends(layout: Layout, engine: Backward, owner: Tensor) -> Tensor:
 @dataclass(frozen=True, eq=False)
 class Bounder:
     """How domains are bounded. refresh: neurons are bounded anew in every domain (else bounds are inherited and met
-    with intervals); clips: boxes are cut by the planes found; warm: slopes and multipliers are kept for children."""
+    with intervals); clips: boxes are cut by the planes found; warm: slopes and multipliers are kept for children;
+    probes: domains that their splits leave empty are looked for; fenced: boxes of a neuron split's children are clipped
+    by the neuron's planes."""
 
     graph: Graph
     question: Question
@@ -117,6 +119,7 @@ class Bounder:
     clips: bool
     warm: bool
     probes: bool = False
+    fenced: bool = False
     programmes: Planet | None = None
     affine: AffineNeurons | None = None
     contractor: Contractor | None = None

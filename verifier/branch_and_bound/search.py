@@ -167,7 +167,7 @@ class Search:
         domains = bounded.domains.take(rest)
         bounder = self.bounder
         domains.choice, domains.point = self.rule.choose(bounder.graph, bounder.layout, bounded, domains, group)
-        if bounder.clips:
+        if bounder.fenced:
             domains.fences = bounder.fences(bounded, rest, domains.choice, domains.point)
         multipliers = {i: s[group] for i, s in reached.at.multipliers.items()}
         if multipliers:

@@ -44,7 +44,8 @@ class BranchAndBoundStage:
         affine = AffineNeurons.of(problem.graph, layout)
         contractor = Contractor(problem.graph, layout, affine) if plan.contracts and affine is not None else None
         bounder = Bounder(problem.graph, question, layout, method, plan.refresh, plan.clips, warm=not plan.refresh,
-                          probes=not plan.inputs, affine=affine if plan.cuts else None, contractor=contractor)
+                          probes=not plan.inputs, fenced=plan.inputs, affine=affine if plan.cuts else None,
+                          contractor=contractor)
         progress = _Progress(problem)
 
         def gate(x: Tensor) -> bool:
@@ -110,7 +111,7 @@ def root_domains(problem: Problem, state: State, bounder: Bounder, plan: Plan) -
         sides=torch.zeros(count, neurons, dtype=torch.int8, device=like.device), slopes=like.new_zeros(count, 0),
         multipliers=like.new_zeros(count, neurons), choice=longs + NO_CHOICE, point=like.new_zeros(count),
         plane=like.new_zeros(count, 0 if bounder.affine is None else layout.inputs + 1),
-        fences=like.new_zeros(count, 2, layout.inputs + 1 if bounder.clips else 0))
+        fences=like.new_zeros(count, 2, layout.inputs + 1 if bounder.fenced else 0))
 
 
 class _Progress:
