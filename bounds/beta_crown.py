@@ -107,7 +107,7 @@ class BetaCrown:
         """Climb until every group's bound exceeds its target "G" or the iterations are spent.
 
         engine: with intermediate bounds (`refine`) and, for neurons "B *shape" that are split, `engine.splits`:
-        +1 where the split set the lower bound, -1 where it set the upper one.
+        +1 where splits set the lower bound, -1 where they set the upper one, 2 where both.
         """
         size = engine.block_size(engine.graph.output, self._rows(engine, groups, None), BLOCK_COEFFICIENTS)
         parts = [self._climb(engine, groups.take(chosen), target[chosen], _take_start(start, chosen))
@@ -285,7 +285,7 @@ class _Climb:
         for i, s in self.multipliers.items():
             g = next(gradients)
             if g is not None:
-                moved = torch.addcmul(s, g.sign_() * self.sign[i].abs(), self.scale[i], value=multiplier)
+                moved = torch.addcmul(s, g.sign_() * (self.sign[i] != 0), self.scale[i], value=multiplier)
                 self.multipliers[i] = _on_side(moved, self.sign[i])
         if not self.rows_of_one:
             g = next(gradients, None)
@@ -361,8 +361,9 @@ class _Climb:
 
 
 def _on_side(s: Tensor, sign: Tensor) -> Tensor:
-    """Multipliers on the side of their split: >= 0 where the lower bound is set, <= 0 where the upper, else 0."""
-    return torch.where(sign > 0, s.clamp(min=0), torch.where(sign < 0, s.clamp(max=0), torch.zeros_like(s)))
+    """Multipliers on the bounds that splits set: >= 0 where the lower, <= 0 where the upper, any where both, else 0."""
+    zero = torch.zeros_like(s)
+    return torch.where(sign > 0, s, zero).clamp(min=0) + torch.where((sign < 0) | (sign > 1), s, zero).clamp(max=0)
 
 
 def _along(mask: Tensor, like: Tensor, axis: int) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bounds.interval import Interval
+from bounds.ops.least_area import least_area_point
 from bounds.relaxation import Relaxation
 from bounds.window import Extent, Owner
 
@@ -138,6 +139,15 @@ class Elementwise(Operator):
         """Bounds of all z in x with `f(z) <= slope z + intercept + room`, given a line that lies below f on x and
         room >= 0 (infinite: no condition); all broadcastable against "B *shape". None: nothing is known."""
         return None
+
+    def split_points(self, x: Interval, side: Tensor) -> Tensor:
+        """Where a search should split each interval, "B *shape": strictly inside wherever a number lies strictly
+        inside and f is not linear there. The only kink, or where the lines of both halves enclose the least area:
+        the line below (side 1), above (-1) or both (0); side broadcasts against "B *shape"."""
+        if self.only_kink is None:
+            return least_area_point(self, x, side)
+        kink = torch.full_like(x.lower, self.only_kink)
+        return torch.where((x.lower < kink) & (kink < x.upper), kink, x.centre)
 
     # --- parameterised relaxation (alpha-CROWN); None where the operator has nothing to optimise
 

@@ -45,6 +45,14 @@ class Clip(Elementwise):
         inside = (x.lower >= self.low) & (x.upper <= self.high)
         return inside | (x.upper <= self.low) | (x.lower >= self.high) | (x.lower == x.upper)
 
+    def split_points(self, x: Interval, side: Tensor) -> Tensor:
+        """The kink inside; of two the one nearer to the middle."""
+        middle = x.centre
+        low, high = torch.full_like(middle, self.low), torch.full_like(middle, self.high)
+        has_low, has_high = (x.lower < low) & (low < x.upper), (x.lower < high) & (high < x.upper)
+        take_low = has_low & ~(has_high & ((high - middle).abs() < (middle - low).abs()))
+        return torch.where(take_low, low, torch.where(has_high, high, middle))
+
     def _pivots(self, x: Interval) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(p, steepest upper slope, q, steepest lower slope)."""
         p, q = x.upper.clamp(max=self.high), x.lower.clamp(min=self.low)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from bounds.interval import Interval
 from bounds.ops.base import Elementwise
+from bounds.ops.least_area import least_area_point
 from bounds.ops.slack import slack
 from bounds.relaxation import Relaxation
 
@@ -128,6 +129,10 @@ class Elu(Elementwise):
 
     def _lines(self, x: Interval, lower_slope: Tensor, upper_slope: Tensor) -> Relaxation:
         return Relaxation(lower_slope, self._below(x, lower_slope), upper_slope, self._above(x, upper_slope))
+
+    def split_points(self, x: Interval, side: Tensor) -> Tensor:
+        """As always, and the kink at 0 is a candidate."""
+        return least_area_point(self, x, side, special=(0.0,))
 
     def relax(self, x: Interval) -> Relaxation:
         return self._lines(x, self._lower_slopes(x)[0], self._upper_slopes(x)[0])

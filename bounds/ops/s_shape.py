@@ -34,6 +34,7 @@ from torch import Tensor
 
 from bounds.interval import Interval
 from bounds.ops.base import Elementwise
+from bounds.ops.least_area import least_area_point
 from bounds.ops.slack import slack
 from bounds.relaxation import Relaxation
 
@@ -150,6 +151,10 @@ class SShape(Elementwise):
         low = ends.lowest_tangent()
         middle = (ends.lower + ends.upper) * 0.5
         return torch.maximum(low, middle), low
+
+    def split_points(self, x: Interval, side: Tensor) -> Tensor:
+        """As always, and the inflection at 0 is a candidate."""
+        return least_area_point(self, x, side, special=(0.0,))
 
     def relax(self, x: Interval) -> Relaxation:
         ends = self._ends(x)

@@ -24,7 +24,7 @@ from milp.planet import Planet
 from verifier.branch_and_bound.clip import clip
 from verifier.branch_and_bound.contract import Contractor
 from verifier.branch_and_bound.cut import AffineNeurons
-from verifier.branch_and_bound.domains import Domains, Layout
+from verifier.branch_and_bound.domains import Domains, Layout, sets_lower, sets_upper
 from verifier.property import LAST_PLACES, PropertyTensors
 
 # Units in the last place of its rows that a branch must stay above to be closed by a search.
@@ -299,15 +299,16 @@ class Bounder:
         owner = groups.owner[reached.open]
         sides = domains.sides[owner]
         z = self.layout.flat(reached.z)
-        beyond = torch.where(sides > 0, domains.z_low[owner] - z, torch.where(sides < 0, z - domains.z_high[owner],
-                                                                              torch.full_like(z, -torch.inf)))
-        worst, at = beyond.max(1)
+        none = torch.full_like(z, -torch.inf)
+        under = torch.where(sets_lower(sides), domains.z_low[owner] - z, none)
+        over = torch.where(sets_upper(sides), z - domains.z_high[owner], none)
+        worst, at = torch.maximum(under, over).max(1)
         rows = (worst > 0).nonzero().squeeze(1)
         rows = rows[~engine.empty[owner[rows]]]
         if not len(rows):
             return scores
         owner, at = owner[rows], at[rows]
-        side = sides[rows, at].to(z)
+        side = torch.where(under[rows, at] >= over[rows, at], 1.0, -1.0).to(z)
         multipliers = torch.zeros_like(z[rows]).scatter_(1, at.unsqueeze(1), side.unsqueeze(1))
         nothing = Groups(groups.C.new_zeros(len(rows), 1, groups.C.shape[2]), groups.offset.new_zeros(len(rows), 1),
                          groups.mask.new_ones(len(rows), 1), owner)

@@ -25,8 +25,8 @@ MOST_ENTRIES = 1 << 17   # coefficients of all affine neurons; larger networks h
 
 @dataclass(frozen=True, eq=False)
 class AffineNeurons:
-    """The neurons that are affine in the input: `weight` "m n" x + `bias` "m", at flat indices `at` "m" of the
-    layout's neurons."""
+    """The neurons that are affine in the input: `weight` "m n" x + `bias` "m", at flat indices `at` "m" of
+    the layout's neurons."""
 
     weight: Tensor
     bias: Tensor
@@ -65,7 +65,9 @@ class AffineNeurons:
         choice = domains.choice - layout.inputs
         split = self.place[choice.clamp(min=0)]
         rows = ((choice >= 0) & (split >= 0)).nonzero().squeeze(1)
-        side = domains.sides[rows, choice[rows]].to(centre)
+        # An upper half starts at the point, which lies strictly inside of what was split.
+        is_upper = domains.z_low[rows, choice[rows]] >= domains.point[rows]
+        side = torch.where(is_upper, 1.0, -1.0).to(centre)
         g = self.weight[split[rows]] * -side.unsqueeze(1)
         h = (domains.point[rows] - self.bias[split[rows]]) * side
         self._meet(z_low, z_high, undecided, rows, g, h, centre, radius)

@@ -17,6 +17,24 @@ from bounds.interval import Interval
 from verifier.branch_and_bound.clip import clip
 
 NO_CHOICE = -1
+LOWER_SET, UPPER_SET, BOTH_SET = 1, -1, 2  # which of a neuron's bounds splits have set
+ROUNDING_ULPS = 4  # so wide an interval may be nothing but a decimal number that is no float
+
+
+def sets_lower(sides: Tensor) -> Tensor:
+    """bool: neurons whose lower bound a split has set."""
+    return (sides == LOWER_SET) | (sides == BOTH_SET)
+
+
+def sets_upper(sides: Tensor) -> Tensor:
+    """bool: neurons whose upper bound a split has set."""
+    return (sides == UPPER_SET) | (sides == BOTH_SET)
+
+
+def is_free(low: Tensor, high: Tensor) -> Tensor:
+    """bool: inputs that move by more than rounding, which no split need narrow."""
+    info = torch.finfo(low.dtype)
+    return high - low > ROUNDING_ULPS * info.eps * torch.maximum(low.abs(), high.abs()) + info.tiny
 
 
 @dataclass(frozen=True)
@@ -56,7 +74,7 @@ class Domains:
 
     region "B"; open "B K": branches of the region not yet out of reach; lower "B": proved bound of the margin over
     the open branches; depth "B"; node "B": number in the tree; low, high "B n": the box; z_low, z_high "B neurons":
-    proved bounds; sides "B neurons" int8: +1 or -1 where a split set the lower or upper bound; slopes "B k":
+    proved bounds; sides "B neurons" int8: LOWER_SET, UPPER_SET or BOTH_SET, or 0 where no split did; slopes "B k":
     relaxation parameters to start from, flat over nodes; multipliers "B neurons"; choice "B", point "B": the next
     split (`Layout` index, or NO_CHOICE); in a child the last one; plane "B n+1" (or "B 0"): unsafe points x of the
     domain have `plane . (x, 1) <= 0` (zeros: nothing is known);
@@ -110,10 +128,13 @@ class Domains:
         d, j, p = rows[~on_input], self.choice[~on_input] - layout.inputs, self.point[~on_input]
         upper.z_low[d, j] = torch.maximum(upper.z_low[d, j], p)
         lower.z_high[d, j] = torch.minimum(lower.z_high[d, j], p)
-        upper.sides[d, j], lower.sides[d, j] = 1, -1
-        # A multiplier on the other bound of the neuron does not carry over.
-        upper.multipliers[d, j] = upper.multipliers[d, j].clamp(min=0)
-        lower.multipliers[d, j] = lower.multipliers[d, j].clamp(max=0)
+        sides, s = self.sides[d, j], self.multipliers[d, j]
+        has_lower, has_upper = sets_lower(sides), sets_upper(sides)
+        upper.sides[d, j] = torch.where(has_upper, BOTH_SET, LOWER_SET).to(sides)
+        lower.sides[d, j] = torch.where(has_lower, BOTH_SET, UPPER_SET).to(sides)
+        # A multiplier on a bound that no split has set does not carry over.
+        upper.multipliers[d, j] = torch.where(has_upper, s, s.clamp(min=0))
+        lower.multipliers[d, j] = torch.where(has_lower, s, s.clamp(max=0))
         both = Domains(**{name: torch.cat([getattr(lower, name), getattr(upper, name)]) for name in vars(lower)})
         both.depth += 1
         if self.fences.shape[2]:

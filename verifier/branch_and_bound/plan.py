@@ -9,7 +9,7 @@ import torch
 from bounds.graph import Graph
 from bounds.ops.base import Elementwise
 from verifier.branch_and_bound.cut import AffineNeurons
-from verifier.branch_and_bound.domains import Layout
+from verifier.branch_and_bound.domains import Layout, is_free
 from verifier.problem import Problem
 
 FEW_INPUTS = 20             # so few inputs that bisecting them narrows every neuron soon
@@ -45,7 +45,7 @@ class Plan:
 def plan_for(problem: Problem) -> Plan:
     """Bisect inputs where few are free; split neurons otherwise."""
     graph, sets = problem.graph, problem.tensors.sets
-    free = int((sets.lower < sets.upper).flatten(1).sum(1).max())
+    free = int(is_free(sets.lower, sets.upper).flatten(1).sum(1).max())
     neurons = nonlinear_neurons(graph)
     inputs = sets.is_box and free <= FEW_INPUTS
     refresh = inputs or neurons <= SMALL_NEURONS // 10

@@ -24,7 +24,7 @@ from bounds.ops.base import Elementwise
 from verifier.branch_and_bound.bounding import Bounded
 from verifier.branch_and_bound.clip import SLACK
 from verifier.branch_and_bound.cut import AffineNeurons
-from verifier.branch_and_bound.domains import NO_CHOICE, Domains, Layout
+from verifier.branch_and_bound.domains import NO_CHOICE, Domains, Layout, is_free
 
 FLAT = 1e-2         # a plane that varies by this share of the gaps is flat,
 FLAT_TERMS = 1e-5   # and so is one that varies by this share of its terms: the slack of cuts is not worth a split
@@ -46,7 +46,7 @@ class RealisedGap:
         """(choice "B", point "B") for open domains; `group` "B" is each one's worst group in `bounded.reached`."""
         scores = bounded.scores[group]
         undecided = worth_a_split(layout.flat(undecided_by_node(graph, layout, domains)),
-                                  layout.flat(points_by_node(graph, layout, domains)), domains)
+                                  layout.flat(kinks_by_node(graph, layout, domains)), domains)
         count, rows = undecided.sum(1), torch.arange(len(domains), device=group.device)
         if self.affine is not None:
             pulls = tensions(self.affine, domains) * undecided
@@ -61,8 +61,8 @@ class RealisedGap:
             total = scores.clamp(min=0).sum(1).clamp(min=torch.finfo(scores.dtype).tiny)
             wanted = splittable & ((best >= self.share * total) | (count <= self.few)) if self.inputs else splittable
             choice = torch.where(wanted, at + layout.inputs, choice)
-            points = layout.flat(points_by_node(graph, layout, domains))
-            point = torch.where(wanted, points[rows, at], point)
+            met = layout.flat(_at_group(bounded.reached.met, layout, domains, group))[rows, at]
+            point = torch.where(wanted, split_points(graph, layout, domains, at, met), point)
         if self.inputs:
             width = domains.high - domains.low
             moved = swing(graph, layout, domains, scores.clamp(min=0))
@@ -108,7 +108,7 @@ def swing(graph: Graph, layout: Layout, domains: Domains, weights: Tensor) -> Te
     "B neurons" times the distance between their values at both ends of the input's range, all other inputs at
     the centre, as a share of their interval."""
     B, n = domains.low.shape
-    free = (domains.low < domains.high).any(0).nonzero().squeeze(1)
+    free = is_free(domains.low, domains.high).any(0).nonzero().squeeze(1)
     centre = (domains.low + domains.high) / 2
     share = weights / (domains.z_high - domains.z_low).clamp(min=torch.finfo(weights.dtype).tiny)
     out = centre.new_zeros(B, n)
@@ -123,24 +123,23 @@ def swing(graph: Graph, layout: Layout, domains: Domains, weights: Tensor) -> Te
     return out
 
 
-def scores_by_node(graph: Graph, layout: Layout, bounded: Bounded, domains: Domains, group: Tensor
-                   ) -> dict[int, Tensor]:
-    """The gap of every neuron at the minimiser of the domain's worst group, "B *shape" by node."""
-    shape = (len(domains),)
-    gaps = bounded.reached.gaps
-    return {i: gaps[i][group] if i in gaps else domains.lower.new_zeros(*shape, *s)
+def _at_group(values: dict[int, Tensor], layout: Layout, domains: Domains, group: Tensor) -> dict[int, Tensor]:
+    """What `Reached` knows of every neuron for each domain's group, "B *shape" by node; zero where no row came by."""
+    zeros = domains.lower.new_zeros
+    return {i: values[i][group] if i in values else zeros(len(domains), *s)
             for i, s in zip(layout.nodes, layout.shapes, strict=True)}
 
 
 def undecided_by_node(graph: Graph, layout: Layout, domains: Domains) -> dict[int, Tensor]:
-    """bool "B *shape" by node: neurons with an elementwise reader that is not linear on their interval."""
+    """bool "B *shape" by node: neurons with an elementwise reader that is not linear on their interval,
+    which is wider than rounding."""
     out = {}
     for i, x in domains.intervals(layout).items():
         mask = torch.zeros_like(x.lower, dtype=torch.bool)
         for reader in graph.consumers[i]:
             op = graph.nodes[reader].op
             if isinstance(op, Elementwise):
-                mask |= ~op.is_linear_on(x)
+                mask |= ~op.is_linear_on(x) & is_free(x.lower, x.upper)
         out[i] = mask
     return out
 
@@ -154,15 +153,41 @@ def worth_a_split(undecided: Tensor, points: Tensor, domains: Domains) -> Tensor
     return torch.where(rest.any(1, keepdim=True), rest, undecided)
 
 
-def points_by_node(graph: Graph, layout: Layout, domains: Domains) -> dict[int, Tensor]:
-    """Where each neuron would be split, "B *shape" by node: its kink, or the middle of its interval."""
+def kinks_by_node(graph: Graph, layout: Layout, domains: Domains) -> dict[int, Tensor]:
+    """The only kink of each neuron, or the middle of its interval, "B *shape" by node."""
     out = {}
     for i, x in domains.intervals(layout).items():
         kinks = {op.only_kink for j in graph.consumers[i] if isinstance(op := graph.nodes[j].op, Elementwise)}
         kink = kinks.pop() if len(kinks) == 1 else None
-        out[i] = middle(x) if kink is None else torch.full_like(x.lower, kink)
+        out[i] = x.centre if kink is None else torch.full_like(x.lower, kink)
     return out
 
 
-def middle(x: Interval) -> Tensor:
-    return x.centre
+def split_points(graph: Graph, layout: Layout, domains: Domains, at: Tensor, met: Tensor) -> Tensor:
+    """Where each domain's neuron `at` "B" (flat over all nodes) would be split, "B": as an operator that reads it and
+    is not linear there says. met "B": the coefficient that the rows have at it, whose sign tells which line counts."""
+    rows = torch.arange(len(domains), device=at.device)
+    x, side = Interval(domains.z_low[rows, at], domains.z_high[rows, at]), met.sign()
+    out = x.centre
+    for node, shape, offset in zip(layout.nodes, layout.shapes, layout.offsets, strict=True):
+        first, size = offset - layout.inputs, torch.Size(shape).numel()
+        here = ((at >= first) & (at < first + size)).nonzero().squeeze(1)
+        if not len(here):
+            continue
+        part = Interval(x.lower[here], x.upper[here])
+        for reader in graph.consumers[node]:
+            op = graph.nodes[reader].op
+            if isinstance(op, Elementwise):
+                op = op.select(_Read(at[here] - first), (1, *shape))
+                out[here] = torch.where(op.is_linear_on(part), out[here], op.split_points(part, side[here]))
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """Values of all neurons of a node, "1 *shape", at flat places "B"."""
+
+    index: Tensor
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return values.flatten()[self.index]
