@@ -174,6 +174,10 @@ class _Climb:
         if weights is None:
             weights = groups.mask / groups.mask.sum(1, keepdim=True)
         self.weights = weights.to(groups.C)
+        if free and self.rows_of_one:  # a lone row is taken as it is, but a ray of an empty domain has no row at all
+            w = self.weights.unsqueeze(2)
+            groups = self.groups = replace(groups, C=groups.C * w, offset=groups.offset * self.weights,
+                                           D=None if groups.D is None else groups.D * w)
         C, _, _ = groups.combined(self.weights)
         owner = Owner.of(engine.sets.batch, groups.owner)
         self.block = Block(engine.graph.output, Rows.full(C.view(count, *engine.graph.output_shape), owner))

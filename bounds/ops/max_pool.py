@@ -79,8 +79,8 @@ class MaxPool(Relaxed):
     def interval(self, *inputs: Interval) -> Interval:
         return inputs[0].map(self.forward)
 
-    def _windows(self, x: Tensor) -> Tensor:
-        """Window positions "P W" for inputs "B C *map"."""
+    def windows(self, x: Tensor) -> Tensor:
+        """The flat positions that each window reads, "P W" (-1: padding), for inputs "B C *map"."""
         sizes = tuple(x.shape[2:])
         out = tuple(self.forward(torch.empty(1, 1, *sizes, device="meta")).shape[2:])
         return _windows(sizes, self.kernel, self.stride, self.padding, self.dilation, out).to(x.device)
@@ -92,7 +92,7 @@ class MaxPool(Relaxed):
 
     def lines(self, x: Interval) -> WindowLines:
         """Linear bounds of every output."""
-        windows = self._windows(x.lower)
+        windows = self.windows(x.lower)
         lower, upper = self._read(x.lower, windows), self._read(x.upper, windows)
         below = (lower + upper).argmax(-1, keepdim=True)
         above = upper.argmax(-1, keepdim=True)
@@ -141,7 +141,7 @@ class MaxPool(Relaxed):
     def is_linear_on(self, *inputs: Interval) -> Tensor:
         """False for inputs of an undecided window that can be its maximum."""
         (x,) = inputs
-        windows = self._windows(x.lower)
+        windows = self.windows(x.lower)
         lower, upper = self._read(x.lower, windows), self._read(x.upper, windows)
         winner = lower.argmax(-1, keepdim=True)
         best = lower.gather(-1, winner)

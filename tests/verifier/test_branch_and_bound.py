@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -92,9 +93,9 @@ def test_the_choices_are_in_the_json() -> None:
 
 def domains(lower: list[float]) -> Domains:
     count = len(lower)
-    fields = dict.fromkeys(("region", "open", "depth", "low", "high", "z_low", "z_high", "sides", "slopes",
-                            "multipliers", "choice", "point", "plane", "fences"), torch.zeros(count, 1))
-    return Domains(lower=torch.tensor(lower), node=torch.arange(count), **fields)  # type: ignore[arg-type]
+    others = [f.name for f in dataclasses.fields(Domains) if f.name not in ("lower", "node")]
+    fields = dict.fromkeys(others, torch.zeros(count, 1))
+    return Domains(lower=torch.tensor(lower), node=torch.arange(count), **fields)
 
 
 def test_the_pool_hands_out_the_lowest_first_and_keeps_the_rest() -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from bounds.backward import Backward
 from bounds.beta_crown import BetaCrown
+from bounds.graph.expand_max import expand_max
+from bounds.intermediate import refine
+from bounds.interval import Interval
 from verifier.branch_and_bound.bounding import Bounder, Question
 from verifier.branch_and_bound.branching.realised_gap import RealisedGap
 from verifier.branch_and_bound.contract import Contractor
@@ -39,6 +44,9 @@ class BranchAndBoundStage:
         question = Question.of(problem.tensors)
         if not bool(question.mask.any(1).all()):
             return  # a branch without rows is unsafe everywhere: a witness is all there is to find
+        intervals = state.intervals
+        if plan.neurons:
+            problem, intervals = with_splittable_pools(problem, state)
         layout = Layout.of(problem.graph)
         method = BetaCrown(iterations=plan.iterations, stop=lambda: problem.deadline.left() < FINISH_S)
         affine = AffineNeurons.of(problem.graph, layout)
@@ -56,7 +64,7 @@ class BranchAndBoundStage:
                         lambda: problem.deadline.left() < FINISH_S, progress)
         before = state.domains
         try:
-            search.run(root_domains(problem, state, bounder, plan))
+            search.run(root_domains(problem, state, intervals, bounder, plan))
         finally:
             state.domains = before + search.tree.domains
             state.upper = min(state.upper, search.upper if state.witness is None else state.witness.margin)
@@ -80,7 +88,30 @@ def _take_over(state: State, question: Question, search: Search) -> None:
     state.branch_proved = torch.maximum(state.branch_proved, proved)
 
 
-def root_domains(problem: Problem, state: State, bounder: Bounder, plan: Plan) -> Domains:
+def with_splittable_pools(problem: Problem, state: State) -> tuple[Problem, dict[int, Interval]]:
+    """The problem with its max-pools as chains of ReLUs, and proved intervals "U *shape" of what relaxations read.
+    (Only intervals of regions with open branches; those of others are infinite.)"""
+    tensors = problem.tensors
+    is_open = torch.zeros(tensors.sets.batch, dtype=torch.bool, device=tensors.bound.device)
+    is_open[tensors.branch_region[state.open_branches(tensors)]] = True
+    if not bool(is_open.any()):
+        return problem, state.intervals
+    expanded = expand_max(problem.graph, {i: x.map(lambda t: t[is_open]) for i, x in state.intervals.items()})
+    if expanded is None:
+        return problem, state.intervals
+    engine = Backward(expanded.graph, tensors.sets.index(is_open.nonzero().squeeze(1)))
+    with torch.no_grad():
+        refine(engine, known=expanded.known, row_bound=engine.lower)
+    intervals = {}
+    for i in expanded.graph.relaxed_inputs:
+        x = engine.intervals[i]
+        nothing = x.lower.new_full((tensors.sets.batch, *x.lower.shape[1:]), torch.inf)
+        intervals[i] = Interval((-nothing).index_put((is_open,), x.lower), nothing.index_put((is_open,), x.upper))
+    return replace(problem, graph=expanded.graph), intervals
+
+
+def root_domains(problem: Problem, state: State, intervals: Mapping[int, Interval], bounder: Bounder, plan: Plan
+                 ) -> Domains:
     """The open branches' regions (a domain each, or one a branch), with the bounds proved so far."""
     question, layout = bounder.question, bounder.layout
     tensors = problem.tensors
@@ -99,7 +130,7 @@ def root_domains(problem: Problem, state: State, bounder: Bounder, plan: Plan) -
     inf = like.new_full((count, neurons), torch.inf)
     low, high = -inf, inf
     kept = layout.split(torch.arange(neurons, device=like.device).unsqueeze(0))
-    for node, interval in state.intervals.items():
+    for node, interval in intervals.items():
         if node in kept:
             at = kept[node].flatten()
             low[:, at] = torch.maximum(low[:, at], interval.lower[region].flatten(1))

@@ -147,7 +147,7 @@ def test_only_inputs_that_can_win_an_undecided_window_matter(op: MaxPool, shape:
     x = _interval(shape, batch=2, seed=3)
     found = op.is_linear_on(x)
     z = x.centre
-    windows = op._windows(x.lower)
+    windows = op.windows(x.lower)
     expected = torch.ones_like(found).flatten(2)
     for b, c, window in itertools.product(range(2), range(shape[0]), windows):
         members = [int(i) for i in window if i >= 0]
