@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from bounds.final import finish, output_rows, part_of
 from bounds.graph.graph import Graph
 from bounds.intermediate import RowBound, refine
 from bounds.interval import Interval
+from bounds.journal import GRID, Journal, Noted, multiples, noted_slopes, snapped
 from bounds.ops.base import Elementwise
 from bounds.rows import Rows
 from bounds.sets import InputSet
@@ -54,9 +55,11 @@ class AlphaCrown:
     target: float = math.inf
 
     def bound(self, graph: Graph, sets: InputSet, rows: LinearRows, *,
-              given: Mapping[int, Interval] | None = None, params: Any = None) -> Bounds:
+              given: Mapping[int, Interval] | None = None, params: Any = None, journal: Journal | None = None
+              ) -> Bounds:
         """Lower bounds of the rows; `params` (from an earlier answer on the same rows) warm-start the slopes."""
         engine = Backward(graph, sets, adaptive)
+        engine.journal = journal
         polish = self._optimise_neurons(engine) if self.neuron_iterations else None
         intervals = refine(engine, given=given, row_bound=engine.lower, polish=polish)
         return self.optimise_output(engine, rows, intervals, params)
@@ -73,6 +76,8 @@ class AlphaCrown:
     def _climb(self, engine: Backward, block: Block, threshold: float | None) -> Tensor:
         """Best lower bounds "N" of a block of neuron rows, two a neuron. Neurons with a side that reaches
         the threshold are decided and leave."""
+        if engine.journal is not None:
+            return self._climb_noted(engine, block)
         with torch.no_grad():
             result = engine.value(block)
             params, low, high = initial(engine, block)
@@ -98,6 +103,48 @@ class AlphaCrown:
         with torch.no_grad():
             best = torch.maximum(best, engine.value(block, params))
         return best if alive is None else result.index_copy(0, alive, best)
+
+    def _climb_noted(self, engine: Backward, block: Block) -> Tensor:
+        """As `_climb`, on the grid of the journal, which gets the best slopes of all rows."""
+        assert engine.journal is not None and block.rows.index is not None and block.rows.sign is not None
+        index, sign = block.rows.index, block.rows.sign
+        with torch.no_grad():
+            engine.value(block)
+            params, low, high = initial(engine, block)
+        params = {i: snapped(p, low[i], high[i], GRID) for i, p in params.items()}
+        best: Tensor | None = None
+        best_params = params
+        last = max(1, self.neuron_iterations) if params else 1
+        for k in range(1, last + 1):
+            at = {i: p.clone() for i, p in params.items()}
+            if k == last or self.stop():
+                with torch.no_grad():
+                    now = engine.value(block, params)
+            else:
+                now = self._step(partial(engine.value, block), params, low, high,
+                                 on_grid(self._length(k, self.neuron_iterations)))
+            if best is None:
+                best, best_params = now, at
+            else:
+                better = now > best
+                best = torch.maximum(best, now)
+                best_params = {i: torch.where(better.view(1, -1, *(1,) * (p.dim() - 2)), at[i], p)
+                               for i, p in best_params.items()}
+            if k < last and self.stop():
+                break
+        assert best is not None
+
+        def in_full(i: int, q: Tensor) -> Tensor:
+            layout, shape = block.gathered[i, "layout"], engine.graph.nodes[i].shape
+            # Outside of a window (or of the columns that matter) is no parameter: zeros become NONE.
+            full = [replace(layout, A=k.to(torch.int16) + 1).as_full(shape).A for k in q]
+            return (torch.stack(full) - 1).to(torch.uint8)
+        with torch.no_grad():
+            slopes = {i: multiples(p, low[i], high[i], GRID) for i, p in best_params.items()}
+            noted = Noted(torch.arange(len(sign)), noted_slopes(engine.graph, slopes, len(sign), GRID, in_full), GRID)
+        domain = block.rows.owner.domains(len(sign), sign)
+        engine.journal.polished.append((block.start, noted, domain, index, sign))
+        return best
 
     # ------------------------------------------------------------------ asked rows
 
@@ -167,6 +214,11 @@ class AlphaCrown:
                 p.addcmul_(grad.sign_(), high[i] - low[i], value=length)
                 torch.minimum(torch.maximum(p, low[i], out=p), high[i], out=p)
         return now.detach()
+
+
+def on_grid(length: float) -> float:
+    """A step that leads from multiples of 1/GRID to others."""
+    return max(1, round(length * GRID)) / GRID
 
 
 def rows_untouched(block: Block) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 from bounds.footprint import footprint
 from bounds.graph.graph import Graph
 from bounds.interval import Interval
+from bounds.journal import Journal
 from bounds.lines import dot, gather_lines, pull_back_lines
 from bounds.ops.base import Affine, Elementwise, Relaxed
 from bounds.ops.linear import Linear
@@ -88,6 +89,8 @@ class Backward:
         """Neurons "B *shape" (nonzero: split), by node: their columns stay even where they are dead in every domain."""
         self.empty = torch.zeros(sets.batch, dtype=torch.bool, device=sets.device)
         """bool "B": domains whose proved bounds contradict each other (see `refine`)."""
+        self.journal: Journal | None = None
+        """What refinements of this engine are noted in, if anybody asked for it."""
         self.intervals: dict[int, Interval] = {}
         self.enclosures: dict[int, Interval] = {}
         self._lines: dict[int, NodeLines] = {}

@@ -22,8 +22,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from bounds.alpha_crown import initial
+from bounds.alpha_crown import initial, on_grid
 from bounds.backward import Backward, Block, Multipliers, Params, Pulled, input_rows
+from bounds.journal import FINE_GRID, GRID, NONE, Noted, multiples, noted_slopes, snapped
 from bounds.relaxation import Relaxation
 from bounds.rows import Rows
 from bounds.sweep import Trace
@@ -77,6 +78,8 @@ class Reached:
     By the node that an elementwise operator reads, "H *shape": met, the rows' coefficients at its outputs, and
     gaps >= 0, what its lines lose at x. Over all neurons the gaps add up to the weighted rows' value at x less `lower`
     (and what multipliers lose).
+
+    Where notes are kept, `noted` holds the best parameters of all groups.
     """
 
     lower: Tensor
@@ -90,6 +93,7 @@ class Reached:
     z: dict[int, Tensor]
     met: dict[int, Tensor]
     gaps: dict[int, Tensor]
+    noted: tuple[Noted, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ class BetaCrown:
     multiplier_step: float = 0.5
     weight_step: float = 0.5
     stop: Callable[[], bool] = bool
+    notes: bool = False  # keep to the grid of `bounds.journal` and note the parameters of all groups
 
     def bound(self, engine: Backward, groups: Groups, target: Tensor, start: Start | None = None) -> Reached:
         """Climb until every group's bound exceeds its target "G" or the iterations are spent.
@@ -123,7 +128,8 @@ class BetaCrown:
         parts = []
         for first in range(0, len(target), size):
             chosen = torch.arange(first, min(first + size, len(target)), device=target.device)
-            climb = _Climb(engine, groups.take(chosen), _take_start(at, chosen), free=True)
+            climb = _Climb(engine, groups.take(chosen), _take_start(at, chosen), free=True,
+                           grid=FINE_GRID if self.notes else 0)
             result = target.new_full((len(chosen),), -torch.inf)
             alive = torch.arange(len(chosen), device=target.device)
             parts.append(climb.finish(result, alive, None if x is None else x[chosen]))
@@ -137,7 +143,8 @@ class BetaCrown:
     # ------------------------------------------------------------------ one block
 
     def _climb(self, engine: Backward, groups: Groups, target: Tensor, start: Start) -> Reached:
-        climb = _Climb(engine, groups, start)
+        climb = _Climb(engine, groups, start, grid=GRID if self.notes else 0)
+        noted: list[Noted] = []
         result = target.new_full(target.shape, -torch.inf)
         alive = torch.arange(len(target), device=target.device)
         for k in range(self.iterations):
@@ -150,23 +157,30 @@ class BetaCrown:
             if number == len(alive) or last:
                 break
             length = self.step * (self.last_step / self.step) ** (k / max(1, self.iterations - 2))
+            length = on_grid(length) if self.notes else length
             climb.step(length, length / self.step * self.multiplier_step, length / self.step * self.weight_step)
             if number >= DONE_SHARE * len(alive):
+                if self.notes:
+                    noted.append(climb.noted(done.nonzero().squeeze(1), alive))
                 rest = (~done).nonzero().squeeze(1)
                 alive = alive[rest]
                 climb.take(rest)
         rest = (climb.best <= target[alive]).nonzero().squeeze(1)
         if len(rest) < len(alive):
+            if self.notes:
+                noted.append(climb.noted((climb.best > target[alive]).nonzero().squeeze(1), alive))
             alive = alive[rest]
             climb.take(rest)
-        return climb.finish(result, alive)
+        reached = climb.finish(result, alive)
+        return replace(reached, noted=(*noted, *reached.noted)) if noted else reached
 
 
 class _Climb:
     """The state of one block of groups while it climbs."""
 
-    def __init__(self, engine: Backward, groups: Groups, start: Start, *, free: bool = False) -> None:
+    def __init__(self, engine: Backward, groups: Groups, start: Start, *, free: bool = False, grid: int = 0) -> None:
         self.engine = engine
+        self.grid = grid
         self.groups = groups
         count = len(groups.owner)
         self.rows_of_one = groups.C.shape[1] == 1
@@ -202,6 +216,8 @@ class _Climb:
             if node in self.slopes:
                 value = self._in_layout(node, warm)
                 self.slopes[node] = torch.minimum(torch.maximum(value, self.low[node]), self.high[node])
+        if grid:
+            self.slopes = {i: snapped(p, self.low[i], self.high[i], grid) for i, p in self.slopes.items()}
         self.best = groups.C.new_full((count,), -torch.inf)
         self.best_at = Start(dict(self.slopes), dict(self.multipliers), self.weights)
 
@@ -320,6 +336,29 @@ class _Climb:
         self.best_at = Start(best_slopes, best_multipliers, self.best_at.weights[rest])
 
     @torch.no_grad()
+    def noted(self, chosen: Tensor, alive: Tensor) -> Noted:
+        """The best parameters of groups `chosen`, whose index is `alive[chosen]`."""
+        at = self.best_at
+        assert at.weights is not None
+        slopes = {}
+        for i, p in at.slopes.items():
+            low, high = (t if t.shape[1] == 1 else t.index_select(1, chosen) for t in (self.low[i], self.high[i]))
+            slopes[i] = multiples(p.index_select(1, chosen), low, high, self.grid)
+        return Noted(alive[chosen], noted_slopes(self.engine.graph, slopes, len(chosen), self.grid,
+                                                 self._noted_in_full),
+                     self.grid, {i: s.index_select(0, chosen) for i, s in at.multipliers.items()},
+                     at.weights.index_select(0, chosen))
+
+    def _noted_in_full(self, node: int, q: Tensor) -> Tensor:
+        """As `_in_full`, where no parameter is met there is none."""
+        columns = self._layout(node).columns
+        shape = self.engine.graph.nodes[node].shape
+        if columns is None:
+            return q.reshape(*q.shape[:2], *shape)
+        flat = q.new_full((*q.shape[:2], math.prod(shape)), NONE if q.dtype == torch.uint8 else -1)
+        return flat.index_copy_(2, columns, q).view(*q.shape[:2], *shape)
+
+    @torch.no_grad()
     def finish(self, result: Tensor, alive: Tensor, x: Tensor | None = None) -> Reached:
         """The answer: groups `alive` are pulled to the input once more, at their best parameters. Gaps are measured at
         x "H *input", if given, else where the planes are lowest."""
@@ -346,8 +385,9 @@ class _Climb:
             met[source] = met[source] + coefficients if source in met else coefficients
             gaps[source] = gaps[source] + gap if source in gaps else gap
         full = {i: self._in_full(i, p) for i, p in at.slopes.items()}
+        every = torch.arange(len(alive), device=alive.device)
         return Reached(result, alive, Start(full, at.multipliers, at.weights), A, b, self.steepness, x,
-                       values[graph.output], z, met, gaps)
+                       values[graph.output], z, met, gaps, noted=(self.noted(every, alive),) if self.grid else ())
 
     def _met(self, node: int, rows: Rows, lines: Relaxation, z: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
         """(coefficients, gaps) "H *shape" of one elementwise node whose inputs are z and outputs f at x."""
@@ -400,8 +440,10 @@ def _joined(parts: list[Reached]) -> Reached:
     at = Start(cat(lambda p: p.at.slopes, 1), cat(lambda p: p.at.multipliers),
                torch.cat([p.at.weights for p in parts if p.at.weights is not None]))
     plain = {name: torch.cat([getattr(p, name) for p in parts]) for name in ("lower", "A", "b", "steepness", "x", "y")}
+    counts = torch.tensor([0, *(len(p.lower) for p in parts[:-1])]).cumsum(0).tolist()
+    noted = tuple(replace(n, index=n.index + first) for p, first in zip(parts, counts, strict=True) for n in p.noted)
     return Reached(open=torch.cat(opened), at=at, z=cat(lambda p: p.z), met=cat(lambda p: p.met),
-                   gaps=cat(lambda p: p.gaps), **plain)
+                   gaps=cat(lambda p: p.gaps), noted=noted, **plain)
 
 
 def _zeros(like: Tensor, axis: int, count: int) -> Tensor:
@@ -428,5 +470,9 @@ def better_of(first: Reached, second: Reached) -> Reached:
     at = Start(pick_all(first.at.slopes, second.at.slopes, 1), pick_all(first.at.multipliers, second.at.multipliers),
                pick(first.at.weights, second.at.weights))
     plain = {name: pick(getattr(first, name), getattr(second, name)) for name in ("A", "b", "x", "y")}
+    winners = torch.zeros(len(first.lower), dtype=torch.bool, device=wins.device)
+    winners[first.open[wins]] = True
+    noted = (*(n.take((~winners[n.index]).nonzero().squeeze(1)) for n in first.noted),
+             *(n.take(wins[n.index].nonzero().squeeze(1)).at(first.open) for n in second.noted))
     return Reached(lower=lower, open=first.open, at=at, steepness=first.steepness, z=pick_all(first.z, second.z),
-                   met=pick_all(first.met, second.met), gaps=pick_all(first.gaps, second.gaps), **plain)
+                   met=pick_all(first.met, second.met), gaps=pick_all(first.gaps, second.gaps), noted=noted, **plain)

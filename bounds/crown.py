@@ -16,12 +16,14 @@ from bounds.final import final_bounds
 from bounds.graph.graph import Graph
 from bounds.intermediate import refine
 from bounds.interval import Interval
+from bounds.journal import Journal
 from bounds.sets import InputSet
 
 
 def bound(graph: Graph, sets: InputSet, rows: LinearRows, *, given: Mapping[int, Interval] | None = None,
-          params: Any = None) -> Bounds:
+          params: Any = None, journal: Journal | None = None) -> Bounds:
     """Lower bounds of the rows; `given` nodes are not bounded again."""
     engine = Backward(graph, sets, adaptive)
+    engine.journal = journal
     intervals = refine(engine, given=given, row_bound=engine.lower)
     return final_bounds(engine, rows, intervals)

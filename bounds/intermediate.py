@@ -62,12 +62,19 @@ def refine(engine: Backward, *, given: Mapping[int, Interval] | None = None,
             intervals[i] = intervals[i].meet(known[i])
         if i in given:
             intervals[i] = intervals[i].meet(given[i])
-        elif i in needed and not exact and row_bound is not None:
-            intervals[i] = _tighten(engine, i, intervals[i], row_bound)
-            if polish is not None:
-                intervals[i] = _polish(engine, i, intervals[i], polish)
+        elif i in needed and row_bound is not None:
+            before = intervals[i]
+            if not exact:
+                intervals[i] = _tighten(engine, i, intervals[i], row_bound)
+                if polish is not None:
+                    intervals[i] = _polish(engine, i, intervals[i], polish)
+            if engine.journal is not None:
+                was, now = undecided(engine, i, before), undecided(engine, i, intervals[i])
+                intervals[i] = engine.journal.note(graph, i, before, intervals[i], was, now, _threshold(engine, i))
         if i in needed:
             intervals[i] = _consistent(engine, intervals[i]) if known else intervals[i].uncrossed()
+            if engine.journal is not None:
+                intervals[i] = engine.journal.widened(i, intervals[i], undecided(engine, i, intervals[i]))
             engine.enclose(i, intervals[i])
     return intervals
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from bounds.ops.base import Affine
 from verifier.deadline import Deadline
 from verifier.property import Property, PropertyTensors
 from verifier.witness import Replayer, Witness
+
+if TYPE_CHECKING:
+    from verifier.branch_and_bound.recorder import Recorder
 
 SMALL_WEIGHTS = 200_000  # below this float64 costs milliseconds, and marginal signs come out right
 KEPT_INTERVAL_BYTES = 1 << 30       # intermediate bounds of all regions are kept up to this size
@@ -33,6 +36,7 @@ class Problem:
     replayer: Replayer
     deadline: Deadline
     generator: torch.Generator
+    recorder: Recorder | None = None  # writes the proof file, where one is wanted
 
 
 def make_problem(

@@ -17,6 +17,7 @@ from torch import Tensor
 from bounds.bounds import Bounds, LinearRows
 from bounds.compute import METHODS, method_named
 from bounds.interval import CROSSING_RTOL, Interval
+from bounds.journal import Journal
 from bounds.sets import InputSet
 from verifier.attacks.base import Attack
 from verifier.attacks.pgd import Pgd
@@ -32,6 +33,7 @@ CONTRADICTION_RTOL = 1e-4  # float32 evaluation against a bound
 ERROR_FACTOR = 8.0  # a bound's error against that of one evaluation
 DOUBLED_WEIGHTS = 50_000_000  # up to here sanity checks afford a float64 copy of the network
 SANITY_SAMPLES = 8
+NOTED_METHODS = ("crown", "alpha-crown")  # whose bounds of neurons a proof file can state
 FINISH_S = 0.5        # optimisation stops this long before the deadline and returns what it has
 
 
@@ -105,10 +107,18 @@ class BoundStage:
             spec = LinearRows(tensors.C[rows], owner, None if tensors.D is None else tensors.D[rows],
                               -tensors.bound[rows])
             given = {i: Interval(v.lower[regions], v.upper[regions]) for i, v in state.intervals.items()}
+            notes, journal = {}, None
+            if self.keep and problem.recorder is not None:
+                if name not in NOTED_METHODS or self.inherit:
+                    problem.recorder.refuse(f"bounds of {name} are not covered by proof files")
+                else:
+                    notes["journal"] = journal = Journal()
             with torch.no_grad():
                 bounds = method.bound(problem.graph, tensors.sets.index(regions), spec,
-                                      given=given if self.inherit else None)
+                                      given=given if self.inherit else None, **notes)
             self._take_over(problem, state, regions, rows, owner, bounds)
+            if journal is not None and problem.recorder is not None and state.intervals:
+                problem.recorder.kept(regions, journal)
 
     def _take_over(self, problem: Problem, state: State, regions: Tensor, rows: Tensor, owner: Tensor,
                    bounds: Bounds) -> None:

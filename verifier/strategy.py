@@ -7,6 +7,7 @@ with its reason; nothing unexpected can become `Verified`. Branch and bound is o
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Sequence
@@ -19,9 +20,11 @@ from torch import nn
 
 from bounds.graph import Graph, UnsupportedOperator
 from bounds.precision import full_precision
+from verifier.branch_and_bound.recorder import ProofTarget, Recorder
 from verifier.deadline import Deadline
 from verifier.out_of_memory import is_out_of_memory
 from verifier.problem import Problem, State, make_problem
+from verifier.proof import certified, named_twin, target_of
 from verifier.property import Property
 from verifier.stages import Stage, check_method, contradiction, stages_for
 from verifier.threads import threads_for
@@ -107,12 +110,15 @@ def verify(
     seed: int = 0,
     deadline: Deadline | None = None,
     simplified: Graph | None = None,
+    proof: ProofTarget | str | Path | None = None,
 ) -> Result:
     """Decide whether any input of the property reaches its unsafe set.
 
     `replayer` is the original network, on which a counterexample must stand: an ONNX path, a module or a
     `Replayer`. `method` "auto" or one bound method alone. `deadline` replaces `time_limit_s` where the caller's
-    clock already runs. `simplified` saves work where one network answers many questions.
+    clock already runs. `simplified` saves work where one network answers many questions. `proof`: a file for the
+    recorded proof (`verifier.certificate`), written only where the property is verified; `choices["proof"]` says what
+    became of it.
 
     Verified: for every branch some row's violation stays > 0 (closed) or >= 0 (strict), in ordinary floating
     point. Falsified: the witness meets the unsafe set as written. Wrong use raises `ValueError` or
@@ -123,14 +129,23 @@ def verify(
     problem: Problem | None = None
     state: State | None = None
     logs: list[StageLog] = []
+    recorder: Recorder | None = None
     try:
         searched = graph if simplified is None else simplified
         with full_precision(), threads_for(searched), hard_limit(deadline.left() + HARD_LIMIT_GRACE_S):
+            if proof is not None:
+                simplified = named_twin(graph, property, simplified)
             problem = make_problem(graph, property, replayer=_as_replayer(replayer), deadline=deadline, seed=seed,
                                    device=device, simplified=simplified)
+            if proof is not None:
+                recorder = Recorder.of(target_of(proof, replayer, property), problem, graph)
+                problem = dataclasses.replace(problem, recorder=recorder)
+                recorder.problem = problem
             state = State.of(problem)
             decided_by = _run(stages_for(method, problem), problem, state, logs)
             verdict = _conclude(problem, state)
+            if recorder is not None and isinstance(verdict, Verified):
+                state.choices["proof"] = certified(recorder, problem, state)
     except UnsupportedOperator as error:
         if problem is None:
             raise
@@ -145,6 +160,9 @@ def verify(
         reason = Reason.MEMORY if is_out_of_memory(error) else Reason.ERROR
         log.debug("verification stopped", exc_info=True)
         verdict, decided_by = _unknown(reason, problem, state, f"{type(error).__name__}: {error}"), None
+    finally:
+        if recorder is not None:
+            recorder.discard()
     return Result(
         verdict=verdict,
         method=decided_by or method,

@@ -65,7 +65,7 @@ class OnnxReplayer:
 
     def __init__(self, source: str | Path | bytes, *, unpacked: bytes | None = None) -> None:
         self.name = "network" if isinstance(source, bytes) else str(source)
-        self._source = source if unpacked is None else unpacked
+        self.source = source if unpacked is None else unpacked
         self._session: onnxruntime.InferenceSession | None = None
 
     def run(self, x: NDArray[np.float32]) -> NDArray[Any]:
@@ -89,7 +89,7 @@ class OnnxReplayer:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
         try:
-            session = onnxruntime.InferenceSession(read_bytes(self._source), options,
+            session = onnxruntime.InferenceSession(read_bytes(self.source), options,
                                                    providers=["CPUExecutionProvider"])
         except Exception as error:  # as above
             raise ReplayError(f"{self.name}: onnxruntime cannot load it: {str(error).splitlines()[0]}") from error

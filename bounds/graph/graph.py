@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from bounds.interval import Interval
 from bounds.ops.base import Affine, Elementwise, Input, Operator, Shape
 
 if TYPE_CHECKING:
@@ -86,10 +87,11 @@ class Graph:
         from bounds.graph.from_torch import trace_module
         return trace_module(module, input_shape)
 
-    def simplify(self) -> Graph:
-        """A frozen twin with constants folded and neighbouring affine maps fused."""
+    def simplify(self, *, merge: bool = True) -> Graph:
+        """A frozen twin with constants folded and neighbouring affine maps fused; with `merge` neurons that are equal
+        or opposite are kept once."""
         from bounds.graph.simplify import simplify
-        return simplify(self)
+        return simplify(self, merge=merge)
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Graph:
         """Parameters converted; a narrower dtype rounds them, and claims are then about the rounded network."""
@@ -121,6 +123,18 @@ class Graph:
         """Nodes whose bounds a linear relaxation needs: the inputs of every non-affine operator."""
         found = {j for n in self.nodes if not isinstance(n.op, (Affine, Input)) for j in n.inputs}
         return tuple(sorted(found))
+
+    @cached_property
+    def parameter_kinds(self) -> dict[int, int]:
+        """How many relaxation parameters a neuron of each elementwise node has (nodes without are left out)."""
+        found = {}
+        for i, node in enumerate(self.nodes):
+            if isinstance(node.op, Elementwise):
+                ones = torch.ones(1, *self.nodes[node.inputs[0]].shape, dtype=self.dtype, device=self.device)
+                probe = node.op.parameters(Interval(-ones, ones))
+                if probe is not None:
+                    found[i] = probe[0].shape[0]
+        return found
 
     def parameters(self) -> list[Tensor]:
         """Every floating-point tensor of the operators, each once."""

@@ -39,8 +39,9 @@ from bounds.ops.transpose import Transpose
 PRODUCT_WORK_LIMIT = 4_000_000_000  # multiplications spent on joining two dense layers: a second or so
 
 
-def simplify(graph: Graph) -> Graph:
-    """The simplified, detached graph: equal to `graph` up to `fold_errors` and rounding in evaluation."""
+def simplify(graph: Graph, *, merge: bool = True) -> Graph:
+    """The simplified, detached graph: equal to `graph` up to `fold_errors` and rounding in evaluation. merge: equal and
+    opposite neurons are kept once (else every neuron is the element of a tensor of the source)."""
     dtype = graph.dtype
     # A module may be trained on, in place: its graph's twin has its own copies. Nobody writes to a file's tensors.
     from_module = graph.onnx_input_shape is None
@@ -48,7 +49,8 @@ def simplify(graph: Graph) -> Graph:
                         n.inputs, n.shape, _radii(n.op, graph.fold_errors.get(i))) for i, n in enumerate(graph.nodes)}
     output = _rewritten(drafts, graph.output, dtype, {pair: rule for pair, rule in _JOIN.items() if pair != _PRODUCT})
     # Equal and opposite neurons show in the parameters as stored, before products round them.
-    drafts, output = mirror(drafts, output)
+    if merge:
+        drafts, output = mirror(drafts, output)
     output = _rewritten(drafts, output, dtype, _JOIN)
     return _finished(graph, drafts, output, dtype)
 

@@ -15,6 +15,7 @@ from bounds.final import final_bounds
 from bounds.graph import Graph
 from bounds.intermediate import EMPTY_RTOL, refine
 from bounds.interval import Interval
+from bounds.journal import Journal, Noted
 from bounds.ops.base import Elementwise
 from bounds.rows import Rows
 from bounds.sets import InputSet
@@ -25,10 +26,12 @@ from verifier.branch_and_bound.clip import clip
 from verifier.branch_and_bound.contract import Contractor
 from verifier.branch_and_bound.cut import AffineNeurons
 from verifier.branch_and_bound.domains import Domains, Layout, sets_lower, sets_upper
+from verifier.branch_and_bound.recorder import Recorder
 from verifier.property import LAST_PLACES, PropertyTensors
 
 # Units in the last place of its rows that a branch must stay above to be closed by a search.
 CLEAR = {torch.float64: 1e6, torch.float32: 16.0}
+RECORDED_CLEAR = 64.0  # times as much in float32 where leaves are evaluated again in float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +46,8 @@ class Question:
     target: Tensor
 
     @staticmethod
-    def of(tensors: PropertyTensors) -> Question:
+    def of(tensors: PropertyTensors, *, recorded: bool = False) -> Question:
+        """`recorded`: leaves are to close in another order of summation, and in float64, as well."""
         device = tensors.bound.device
         counts = torch.bincount(tensors.branch, minlength=tensors.branches)
         width = max(1, int(counts.max()))
@@ -61,6 +65,8 @@ class Question:
         # A closed branch needs more than rounding can lift a bound of zero by, which multipliers make more than a few
         # last places; one whose rows are all strict needs zero.
         clear = tensors.last_places * (CLEAR[tensors.bound.dtype] / LAST_PLACES)
+        if recorded and clear.dtype == torch.float32:
+            clear = clear * RECORDED_CLEAR
         last = torch.where(mask, clear[rows], torch.zeros_like(clear[rows])).amax(1)
         strict = (tensors.strict[rows] | ~mask).all(1)
         tiny = torch.full_like(last, -torch.finfo(last.dtype).tiny)
@@ -123,6 +129,7 @@ class Bounder:
     programmes: Planet | None = None
     affine: AffineNeurons | None = None
     contractor: Contractor | None = None
+    recorder: Recorder | None = None
 
     @property
     def discards(self) -> bool:
@@ -174,6 +181,7 @@ class Bounder:
     @torch.no_grad()
     def bound(self, domains: Domains) -> Bounded:
         engine = self.engine(domains)
+        contradicted = engine.empty.clone()
         d, slot = domains.open.nonzero(as_tuple=True)
         branch = self.question.branches[domains.region[d], slot]
         groups = self.question.groups(branch, d)
@@ -186,9 +194,10 @@ class Bounder:
             reached = self.method.bound(engine, groups, target, start)
         if self.programmes is not None and len(reached.open):
             reached = self._by_programme(engine, domains, groups, target, reached)
+        shown_empty: list[Noted] = []
         scores = self._scores(reached.gaps, reached.lower[reached.open], reached)
         if self.probes and len(reached.open):
-            scores = scores + self._probe(engine, domains, groups, reached)
+            scores = scores + self._probe(engine, domains, groups, reached, shown_empty)
         lower = torch.maximum(reached.lower, domains.lower[d])
         numerical = bool(torch.isnan(reached.lower).any())
         lower = torch.where(torch.isnan(lower), domains.lower[d], lower)
@@ -202,8 +211,16 @@ class Bounder:
         out.z_low = self.layout.flat({i: engine.intervals[i].lower for i in self.layout.nodes})
         out.z_high = self.layout.flat({i: engine.intervals[i].upper for i in self.layout.nodes})
         closed = ~out.open.any(1)
+        gone = torch.zeros_like(closed)
         if self.clips:
-            self._clip(out, closed, d, reached, planes)
+            gone = self._clip(out, closed, d, reached, planes)
+            closed |= gone
+        if self.recorder is not None:
+            single = None
+            if first is not None and weights is not None:
+                single = torch.where(first > target, weights.argmax(1), torch.full_like(d, -1))
+            self.recorder.bounded(self, domains, out, d, branch, done, single, contradicted, engine, reached, gone,
+                                  shown_empty)
         sensitivity = reached.steepness + reached.A.flatten(1).abs()
         if planes is not None:
             sensitivity = sensitivity + planes[0][reached.open].abs().sum(1)
@@ -220,6 +237,8 @@ class Bounder:
             boxes = sets.index(domains.region)
         engine = Backward(self.graph, boxes)
         engine.splits = self.layout.split(domains.sides)
+        if self.recorder is not None:
+            engine.journal = Journal()
         if self.affine is not None:
             z_low, z_high = self.affine.cut(domains, self.layout, self.undecided(domains))
             domains = replace(domains, z_low=z_low, z_high=z_high)
@@ -269,7 +288,8 @@ class Bounder:
         reached = self.method.bound(engine, groups.take(rest), target[rest], part)
         lower = first.clone()
         lower[rest] = torch.where(torch.isnan(reached.lower), reached.lower, torch.maximum(first[rest], reached.lower))
-        return replace(reached, lower=lower, open=rest[reached.open])
+        noted = tuple(n.at(rest) for n in reached.noted)
+        return replace(reached, lower=lower, open=rest[reached.open], noted=noted)
 
     def _by_programme(self, engine: Backward, domains: Domains, groups: Groups, target: Tensor, reached: Reached
                       ) -> Reached:
@@ -289,11 +309,13 @@ class Bounder:
         lower = torch.where(torch.isnan(second.lower), torch.full_like(second.lower, -torch.inf), second.lower)
         return better_of(reached, replace(second, lower=lower))
 
-    def _probe(self, engine: Backward, domains: Domains, groups: Groups, reached: Reached) -> Tensor:
+    def _probe(self, engine: Backward, domains: Domains, groups: Groups, reached: Reached,
+               shown_empty: list[Noted]) -> Tensor:
         """Look for domains that their splits leave empty: bound the split neuron that the minimiser violates most, with
         multipliers on the others. (A row cannot show that: its multipliers would have to grow without end.)
 
         Returns scores "H neurons" as `_scores` does: where emptiness could almost be shown, what stood in the way.
+        `shown_empty` gets the notes on those that were (index: their domains).
         """
         scores = self.layout.flat(reached.z) * 0
         owner = groups.owner[reached.open]
@@ -317,6 +339,7 @@ class Bounder:
         found = self.method.bound(engine, nothing, EMPTY_RTOL[z.dtype] * size, start)
         empty = found.lower > EMPTY_RTOL[z.dtype] * size
         engine.empty[owner[empty]] = True
+        shown_empty += [n.take(empty[n.index].nonzero().squeeze(1)).at(owner) for n in found.noted]
         scores[rows[found.open]] = self._scores(found.gaps, found.lower[found.open], found)
         return scores
 
@@ -366,8 +389,8 @@ class Bounder:
     # ------------------------------------------------------------------ clipping
 
     def _clip(self, out: Domains, closed: Tensor, d: Tensor, reached: Reached,
-              planes: tuple[Tensor, Tensor] | None) -> None:
-        """Cut the boxes of open domains down to what the open branches' planes leave; domains left empty close."""
+              planes: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Cut the boxes of open domains down to what the open branches' planes leave; bool "B": nothing."""
         A, b = reached.A.flatten(1).unsqueeze(1), reached.b.unsqueeze(1)
         if planes is not None:
             A, b = torch.cat([planes[0][reached.open], A], 1), torch.cat([planes[1][reached.open], b], 1)
@@ -387,4 +410,4 @@ class Bounder:
         keep = (~touched | nothing | closed).unsqueeze(1)
         out.low = torch.where(keep, out.low, torch.maximum(hull_low, out.low))
         out.high = torch.where(keep, out.high, torch.minimum(hull_high, out.high))
-        closed |= nothing
+        return nothing

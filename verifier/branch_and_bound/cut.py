@@ -19,6 +19,8 @@ from verifier.branch_and_bound.clip import SLACK
 from verifier.branch_and_bound.domains import Domains, Layout
 
 STEPS = 5             # intersections of tangents; more than three were seen to change little
+MOST_STEPS = 60      # where the maximum itself is wanted
+AT_MAXIMUM = 1e-13    # relative to the value
 CHUNK_ENTRIES = 1 << 19
 MOST_ENTRIES = 1 << 17   # coefficients of all affine neurons; larger networks have better uses for the time
 
@@ -32,6 +34,7 @@ class AffineNeurons:
     bias: Tensor
     at: Tensor
     place: Tensor   # "neurons" -> row of weight, or -1
+    exact: bool = False  # search to the maximum, which does not depend on rounding as steps do
 
     @staticmethod
     def of(graph: Graph, layout: Layout) -> AffineNeurons | None:
@@ -127,14 +130,15 @@ class AffineNeurons:
             owner, at = rows[part[d]], self.at[m]
             for sign, ends in ((1.0, z_low), (-1.0, z_high)):
                 new = sign * cut_minimum(self.weight[m] * sign, self.bias[m] * sign, g[part[d]], h[part[d]],
-                                         centre[owner], radius[owner])
+                                         centre[owner], radius[owner], MOST_STEPS if self.exact else STEPS)
                 pick = torch.maximum if sign > 0 else torch.minimum
                 ends[owner, at] = pick(ends[owner, at], new)
 
 
-def cut_minimum(a: Tensor, c: Tensor, g: Tensor, h: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
+def cut_minimum(a: Tensor, c: Tensor, g: Tensor, h: Tensor, centre: Tensor, radius: Tensor,
+                steps: int = STEPS) -> Tensor:
     """Lower bounds "N" of a x + c over boxes centre +- radius, each cut by g x + h <= 0: a, g, centre, radius "N n",
-    c, h "N". At t = 0 it is the minimum over the box."""
+    c, h "N". At t = 0 it is the minimum over the box. Beyond STEPS, `steps` end at the maximum."""
     base = torch.linalg.vecdot(a, centre) + c
     along = torch.linalg.vecdot(g, centre) + h
     ar, gr = a * radius, g * radius
@@ -153,11 +157,21 @@ def cut_minimum(a: Tensor, c: Tensor, g: Tensor, h: Tensor, centre: Tensor, radi
     high_value = torch.addcmul(base, high, along) - mixed.abs().sum(1)
     high_slope = along - torch.linalg.vecdot(torch.sign(mixed), gr)
     top = torch.maximum(low_value, high_value)
-    for _ in range(STEPS):
+    answer, still = top, torch.arange(len(top), device=top.device)
+    for k in range(steps):
         # The tangents at both ends meet above the maximum, at a point between them.
         t = low + ((high_value - low_value) - high_slope * (high - low)) / (low_slope - high_slope).clamp(
             min=torch.finfo(ar.dtype).tiny)
         t = torch.minimum(torch.maximum(t, low), high)
+        if k >= STEPS:
+            reach = torch.addcmul(low_value, low_slope, t - low)
+            more = (reach - top > AT_MAXIMUM * (1 + top.abs())).nonzero().squeeze(1)
+            answer = answer.index_put((still,), top)
+            if not len(more):
+                break
+            still, top, t, base, along, ar, gr, low, low_value, low_slope, high, high_value, high_slope = (
+                v[more] for v in (still, top, t, base, along, ar, gr, low, low_value, low_slope, high, high_value,
+                                  high_slope))
         mixed = torch.addcmul(ar, t.unsqueeze(1), gr)
         value = torch.addcmul(base, t, along) - mixed.abs().sum(1)
         slope = along - torch.linalg.vecdot(torch.sign(mixed), gr)
@@ -167,4 +181,5 @@ def cut_minimum(a: Tensor, c: Tensor, g: Tensor, h: Tensor, centre: Tensor, radi
             (t, low), (value, low_value), (slope, low_slope)))
         high, high_value, high_slope = (torch.where(up, o, n) for n, o in (
             (t, high), (value, high_value), (slope, high_slope)))
-    return best.index_put((rows,), torch.maximum(top, best[rows]))
+    answer = answer.index_put((still,), top)
+    return best.index_put((rows,), torch.maximum(answer, best[rows]))

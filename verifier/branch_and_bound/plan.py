@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -59,6 +59,11 @@ def plan_for(problem: Problem) -> Plan:
     cuts = affine is not None and affine.entries <= CUT_ENTRIES
     return Plan(inputs=inputs, neurons=True, refresh=refresh, clips=inputs or contracts, joint=inputs, cuts=cuts,
                 contracts=contracts, batch=batch, iterations=12 if cuts else 8, why=why)
+
+
+def recordable(plan: Plan) -> Plan:
+    """The plan without steps that proof files do not cover, and without boxes that would fill them."""
+    return replace(plan, contracts=False, clips=plan.inputs or plan.cuts)
 
 
 def nonlinear_neurons(graph: Graph) -> int:

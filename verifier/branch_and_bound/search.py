@@ -15,6 +15,7 @@ from verifier.branch_and_bound.bounding import Bounded, Bounder
 from verifier.branch_and_bound.branching.realised_gap import RealisedGap
 from verifier.branch_and_bound.contract import Payoff
 from verifier.branch_and_bound.domains import NO_CHOICE, Domains, Pool
+from verifier.branch_and_bound.plan import Plan
 from verifier.out_of_memory import is_out_of_memory
 
 OFFERS = 4         # candidates of one batch that may go to the gate
@@ -61,6 +62,7 @@ class Search:
     gate: Callable[[Tensor], bool]
     stop: Callable[[], bool]
     report: Callable[[Search], None]
+    plan: Plan
 
     def __post_init__(self) -> None:
         question = self.bounder.question
@@ -74,6 +76,7 @@ class Search:
         self.found = False
         self.payoff = Payoff()
         self.upper = math.inf
+        self.recorder = self.bounder.recorder
         self._refused = 0
 
     def run(self, roots: Domains) -> None:
@@ -81,6 +84,13 @@ class Search:
         self._cover(roots)
         roots.node = torch.arange(len(roots), device=roots.node.device)
         self.tree.nodes = len(roots)
+        if self.recorder is not None:
+            self.recorder.begin(self.bounder, self.plan, roots)
+        self._run(roots)
+        if self.recorder is not None:
+            self.recorder.end(self.tree.nodes, self.complete and not self.found)
+
+    def _run(self, roots: Domains) -> None:
         self.waiting = [roots.take(part) for part in roots.node.split(self.batch)]
         while (self.waiting or len(self.pool)) and not self.found and not self.stop():
             if not self.waiting:
@@ -116,6 +126,8 @@ class Search:
         children = parents.children(self.bounder.layout)
         children.node = self.tree.nodes + torch.arange(len(children), device=children.node.device)
         self.tree.nodes += len(children)
+        if self.recorder is not None:
+            self.recorder.split(parents, children)
         return children
 
     def _adapt(self, count: int, seconds: float) -> None:
@@ -201,6 +213,11 @@ class Search:
 
     def _leaves(self, leaves: Domains) -> None:
         """Domains with nothing left to split: linear programmes, exact where every neuron is linear."""
+        if self.recorder is not None:
+            node = self.tree.nodes + torch.arange(len(leaves), device=leaves.node.device)
+            self.recorder.again(leaves.node, node)
+            self.tree.nodes += len(leaves)
+            leaves.node = node
         bounded = self.bounder.bound_leaves(leaves)
         done = bounded.group_lower > self.bounder.question.target[bounded.group_branch]
         tree = self.tree

@@ -20,7 +20,7 @@ from verifier.branch_and_bound.branching.realised_gap import RealisedGap
 from verifier.branch_and_bound.contract import Contractor
 from verifier.branch_and_bound.cut import AffineNeurons
 from verifier.branch_and_bound.domains import NO_CHOICE, Domains, Layout
-from verifier.branch_and_bound.plan import Plan
+from verifier.branch_and_bound.plan import Plan, recordable
 from verifier.branch_and_bound.search import Search
 from verifier.problem import Problem, State
 from verifier.witness import confirm
@@ -37,34 +37,47 @@ class BranchAndBoundStage:
 
     plan: Plan
     name: str = "branch-and-bound"
+    certify: bool = False  # prove what other stages have decided once more, for the proof file
 
     def run(self, problem: Problem, state: State) -> None:
-        plan = self.plan
-        state.choices[self.name] = plan.as_json()
-        question = Question.of(problem.tensors)
+        plan = self.plan if problem.recorder is None else recordable(self.plan)
+        recorder = problem.recorder
+        if not self.certify:
+            state.choices[self.name] = plan.as_json()
+        question = Question.of(problem.tensors, recorded=recorder is not None)
         if not bool(question.mask.any(1).all()):
             return  # a branch without rows is unsafe everywhere: a witness is all there is to find
         intervals = state.intervals
-        if plan.neurons:
-            problem, intervals = with_splittable_pools(problem, state)
+        if plan.neurons and not self.certify:
+            expanded, intervals = with_splittable_pools(problem, state)
+            if expanded.graph is not problem.graph and recorder is not None:
+                recorder.refuse("max-pools split as chains of ReLUs are not covered by proof files yet")
+                recorder = None
+            problem = expanded
         layout = Layout.of(problem.graph)
-        method = BetaCrown(iterations=plan.iterations, stop=lambda: problem.deadline.left() < FINISH_S)
+        method = BetaCrown(iterations=plan.iterations, stop=lambda: problem.deadline.left() < FINISH_S,
+                           notes=recorder is not None)
         affine = AffineNeurons.of(problem.graph, layout)
+        if affine is not None and recorder is not None:
+            affine = replace(affine, exact=True)
         contractor = Contractor(problem.graph, layout, affine) if plan.contracts and affine is not None else None
         bounder = Bounder(problem.graph, question, layout, method, plan.refresh, plan.clips, warm=not plan.refresh,
                           probes=not plan.inputs, fenced=plan.inputs, affine=affine if plan.cuts else None,
-                          contractor=contractor)
+                          contractor=contractor, recorder=recorder)
         progress = _Progress(problem)
 
         def gate(x: Tensor) -> bool:
+            if self.certify:
+                return False
             state.witness = confirm(x, problem.property, problem.replayer)
             return state.witness is not None
         rule = RealisedGap(plan.inputs, plan.neurons, affine=affine if plan.contracts else None)
         search = Search(bounder, rule, plan.batch, gate,
-                        lambda: problem.deadline.left() < FINISH_S, progress)
+                        lambda: problem.deadline.left() < FINISH_S, progress, plan)
         before = state.domains
         try:
-            search.run(root_domains(problem, state, intervals, bounder, plan))
+            chosen = recorder.not_proved() if self.certify and recorder is not None else None
+            search.run(root_domains(problem, state, intervals, bounder, plan, chosen))
         finally:
             state.domains = before + search.tree.domains
             state.upper = min(state.upper, search.upper if state.witness is None else state.witness.margin)
@@ -110,12 +123,13 @@ def with_splittable_pools(problem: Problem, state: State) -> tuple[Problem, dict
     return replace(problem, graph=expanded.graph), intervals
 
 
-def root_domains(problem: Problem, state: State, intervals: Mapping[int, Interval], bounder: Bounder, plan: Plan
-                 ) -> Domains:
-    """The open branches' regions (a domain each, or one a branch), with the bounds proved so far."""
+def root_domains(problem: Problem, state: State, intervals: Mapping[int, Interval], bounder: Bounder, plan: Plan,
+                 chosen: Tensor | None = None) -> Domains:
+    """The open (or the `chosen`, bool "K") branches' regions (a domain each, or one a branch), with the bounds proved
+    so far."""
+    open_branches = state.open_branches(problem.tensors) if chosen is None else chosen
     question, layout = bounder.question, bounder.layout
     tensors = problem.tensors
-    open_branches = state.open_branches(tensors)
     slots = question.branches
     is_open = (slots >= 0) & open_branches[slots.clamp(min=0)]
     if plan.joint:

@@ -15,6 +15,7 @@ import numpy as np
 from verifier.cli.errors import BadInput, not_built, reading
 
 if TYPE_CHECKING:
+    from verifier.branch_and_bound.recorder import ProofTarget
     from verifier.network import Network
     from verifier.property import Property
 
@@ -107,6 +108,22 @@ def read_property(flags: PropertyFlags, network: Network) -> Property:
     with reading(flags.input):
         return robustness(x, flags.label, flags.eps, norm=NORMS[flags.norm or "inf"], clip=flags.clip, mask=mask,
                           classes=outputs, target=flags.target)
+
+
+def proof_target(flags: PropertyFlags, net: str, out: str) -> ProofTarget:
+    """Where a proof goes, and what it is about: hashes of the files' decompressed bytes, and the property's flags."""
+    from bounds.files import read_bytes
+    from verifier.branch_and_bound.recorder import ProofTarget
+    from verifier.certificate import sha256
+    if flags.spec is not None:
+        about: dict[str, Any] = {"sha256": sha256(read_bytes(flags.spec))}
+    else:
+        assert flags.input is not None, "checked before"
+        about = {"input_sha256": sha256(Path(flags.input).read_bytes()), "label": flags.label, "eps": flags.eps,
+                 "target": flags.target, "norm": flags.norm or "inf",
+                 "clip": None if flags.clip is None else list(flags.clip),
+                 "mask_sha256": None if flags.mask is None else sha256(Path(flags.mask).read_bytes())}
+    return ProofTarget(Path(out), {"sha256": sha256(read_bytes(net))}, about)
 
 
 def read_array(path: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -15,6 +15,7 @@ from verifier.cli.question import (
     PropertyFlags,
     check_device,
     check_writable,
+    proof_target,
     property_flags,
     read_network,
     read_property,
@@ -52,7 +53,7 @@ Exit codes: 0 verified, 1 falsified, 2 wrong use or unreadable input, 3 unknown.
 @click.option("--evidence", type=click.Choice(["float", "rounded"]), default="float", show_default=True,
               help="rounded: every rounding error accounted for (not built yet).")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of the attack's random starts.")
-@click.option("--proof", metavar="OUT", help="Write a proof file (not built yet).")
+@click.option("--proof", metavar="OUT", help="Write a proof file, if the property is verified.")
 @click.option("--witness", metavar="OUT", help="Write the counterexample: .npz with x and y, or .npy with x.")
 @click.option("--vnncomp", metavar="OUT", help="Write the competition's result file.")
 @click.option("--json", "json_out", metavar="OUT|-", help="Write the result as JSON; - for stdout alone.")
@@ -73,11 +74,9 @@ def command(ctx: click.Context, net: str, time_limit: float, method: str, device
         raise not_built("--claim float32")
     if evidence == "rounded":
         raise not_built("--evidence rounded")
-    if proof is not None:
-        raise not_built("--proof")
     if not time_limit > 0:
         raise BadInput(f"--time-limit must be positive, got {time_limit}")
-    for flag, path in (("--witness", witness), ("--vnncomp", vnncomp), ("--json", json_out)):
+    for flag, path in (("--witness", witness), ("--vnncomp", vnncomp), ("--json", json_out), ("--proof", proof)):
         check_writable(flag, path)
 
     logging.getLogger("verifier.progress").setLevel(logging.INFO)  # one line now and then, on stderr
@@ -86,21 +85,26 @@ def command(ctx: click.Context, net: str, time_limit: float, method: str, device
     check_device(device)
     network = read_network(net)
     property = read_property(asked, network)
-    result = _answer(network, property, method, device, seed, Deadline(time_limit))
+    result = _answer(network, property, method, device, seed, Deadline(time_limit),
+                     None if proof is None else proof_target(asked, net, proof))
     _write(result, net=net, spec=asked.spec, witness=witness, vnncomp=vnncomp, json_out=json_out)
+    if proof is not None and not result.choices.get("proof", {}).get("written"):
+        why = result.choices.get("proof", {}).get("reason", "the property is not verified")
+        click.echo(f"proof not recorded: {why}", err=True)
     if result.detail or result.reason:
         remedy = f" ({result.reason.remedy})" if result.reason else ""
         click.echo(f"{result.detail or 'undecided'}{remedy}", err=True)
     ctx.exit(EXIT_CODES[result.name])
 
 
-def _answer(network: Any, property: Any, method: str, device: str | None, seed: int, deadline: Any) -> Result:
+def _answer(network: Any, property: Any, method: str, device: str | None, seed: int, deadline: Any,
+            proof: Any = None) -> Result:
     """The verification, with errors that show the input to be at fault told apart from its outcomes."""
     from bounds.graph import UnsupportedOperator
     from verifier.strategy import verify
     try:
         return verify(network.graph, property, replayer=network.replayer, method=method, device=device, seed=seed,
-                      deadline=deadline, simplified=network.simplified)
+                      deadline=deadline, simplified=network.simplified, proof=proof)
     except (UnsupportedOperator, ValueError) as error:  # raised before the work starts only
         raise BadInput(" ".join(str(error).split())) from error
 
