@@ -41,7 +41,7 @@ STEPS = 8        # passes of the third rule within one: a chain of implications 
 GAIN = 0.01      # a domain goes on where some input lost this share of its width
 PAYS = 0.05      # share of domains that must have lost an input's better half, or everything
 FIRST, MEMORY = 256, 2048  # domains before that share counts, and domains that it is remembered for
-AGAIN = 16       # every so many batches a contraction that does not pay is tried again
+AGAIN = 32       # every so many batches a contraction that does not pay is tried again
 
 
 @dataclass(frozen=True, eq=False)

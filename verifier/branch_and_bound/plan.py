@@ -54,9 +54,11 @@ def plan_for(problem: Problem) -> Plan:
     splits = "inputs are bisected" if inputs else "neurons are split"
     why = f"{free} inputs are free and {neurons} neurons nonlinear: {splits}, bounds of neurons are " \
           f"{'refreshed in every domain' if refresh else 'kept from the root'}"
-    affine = AffineNeurons.of(graph, Layout.of(graph)) if sets.is_box and not inputs else None
-    contracts = affine is not None
-    cuts = affine is not None and affine.entries <= CUT_ENTRIES
+    affine = AffineNeurons.of(graph, Layout.of(graph)) if sets.is_box else None
+    # One row is used up by its own best plane; several hold a domain between them.
+    several = bool((torch.bincount(problem.tensors.branch) > 1).any())
+    contracts = affine is not None and (several or not inputs)
+    cuts = affine is not None and not inputs and affine.entries <= CUT_ENTRIES
     return Plan(inputs=inputs, neurons=True, refresh=refresh, clips=inputs or contracts, joint=inputs, cuts=cuts,
                 contracts=contracts, batch=batch, iterations=12 if cuts else 8, why=why)
 

@@ -218,7 +218,7 @@ def test_solutions_of_random_clauses_stay(seed: int) -> None:
 
 
 @pytest.mark.parametrize(("seed", "variables", "count"), [
-    *((s, 5, 24) for s in range(3)), *((s, 22, 110) for s in range(4)), (0, 22, 40)])
+    *((s, 5, 24) for s in range(3)), *((s, 16, 80) for s in range(3)), *((s, 22, 110) for s in range(4)), (0, 22, 40)])
 def test_clauses_are_decided(tmp_path: Path, seed: int, variables: int, count: int) -> None:
     clauses = random_clauses(seed, variables, count)
     path = save_network(tmp_path / "clauses.onnx", clause_layers(clauses, variables))
@@ -235,5 +235,5 @@ def test_contraction_that_does_not_pay_rests() -> None:
     idle, busy = Payoff(), Payoff()
     idle.note(same, same, nothing)
     busy.note(same, same, ~nothing)
-    assert sum(idle.wanted() for _ in range(64)) == 4
+    assert sum(idle.wanted() for _ in range(64)) == 2
     assert all(busy.wanted() for _ in range(64))
