@@ -150,3 +150,13 @@ class State:
     def lower(self, tensors: PropertyTensors) -> float:
         """The margin's proved lower bound: min over branches."""
         return float(self.branch_lower(tensors).min())
+
+
+def only_branches(tensors: PropertyTensors, chosen: Tensor) -> PropertyTensors:
+    """The OR of some branches (bool "K"), renumbered; the regions stay."""
+    rows = chosen[tensors.branch]
+    number = torch.cumsum(chosen, 0) - 1
+    return dataclasses.replace(
+        tensors, C=tensors.C[rows], D=None if tensors.D is None else tensors.D[rows], bound=tensors.bound[rows],
+        strict=tensors.strict[rows], region=tensors.region[rows], branch=number[tensors.branch[rows]],
+        branches=int(chosen.sum()), branch_region=tensors.branch_region[chosen])

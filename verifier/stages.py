@@ -23,8 +23,8 @@ from verifier.attacks.base import Attack
 from verifier.attacks.pgd import Pgd
 from verifier.branch_and_bound.plan import plan_for
 from verifier.branch_and_bound.stage import BranchAndBoundStage
-from verifier.problem import KEPT_INTERVAL_BYTES, Problem, State
-from verifier.property import PropertyTensors
+from verifier.problem import KEPT_INTERVAL_BYTES, Problem, State, only_branches
+from verifier.tilted import TiltedStage
 from verifier.witness import confirm
 
 CHUNK_REGIONS = 256   # regions bounded together; the bound methods chunk their rows by memory themselves
@@ -65,16 +65,6 @@ class AttackStage:
             gate=lambda x: confirm(x, problem.property, problem.replayer))
         state.witness = outcome.witness
         state.upper = min(state.upper, outcome.margin if outcome.witness is None else outcome.witness.margin)
-
-
-def only_branches(tensors: PropertyTensors, chosen: Tensor) -> PropertyTensors:
-    """The OR of some branches (bool "K"), renumbered; the regions stay."""
-    rows = chosen[tensors.branch]
-    number = torch.cumsum(chosen, 0) - 1
-    return replace(
-        tensors, C=tensors.C[rows], D=None if tensors.D is None else tensors.D[rows], bound=tensors.bound[rows],
-        strict=tensors.strict[rows], region=tensors.region[rows], branch=number[tensors.branch[rows]],
-        branches=int(chosen.sum()), branch_region=tensors.branch_region[chosen])
 
 
 @dataclass(frozen=True)
@@ -271,6 +261,7 @@ def stages_for(method: str, problem: Problem) -> Sequence[Stage]:
         BoundStage("alpha-crown-rows", {"neuron_iterations": 0}, method="alpha-crown", inherit=True),
         AttackStage("pgd", MIDDLE, share=0.25),
         BoundStage("alpha-crown", keep=True),
+        TiltedStage(),
         search,
         long,
     )

@@ -13,7 +13,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bounds.bounds import LinearRows
+from bounds.compute import method_named
 from bounds.graph import Graph, Node
+from bounds.interval import Interval
 from bounds.ops.add import Add
 from bounds.ops.base import Elementwise, Input, Operator, Shape
 from bounds.ops.clip import Clip
@@ -212,3 +215,11 @@ def graphs_with_boxes(kinds: tuple[str, ...] = KINDS, activations: tuple[str, ..
     return st.tuples(graphs(kinds, activations, dtype), st.integers(0, 2**31 - 1),
                      st.sampled_from((0.01, 0.3, 2.0))).map(
         lambda drawn: (drawn[0], random_box(drawn[0], drawn[1], batch, drawn[2])))
+
+
+def intervals_by(method: str, graph: Graph, sets: InputSet) -> dict[int, Interval]:
+    """The intermediate bounds that a method proves on its way to the output."""
+    size = torch.Size(graph.output_shape).numel()
+    rows = LinearRows(torch.eye(size, dtype=graph.dtype).repeat(sets.batch, 1),
+                      torch.arange(sets.batch).repeat_interleave(size))
+    return method_named(method).bound(graph, sets, rows).intervals

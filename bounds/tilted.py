@@ -1,0 +1,377 @@
+"""Tilted chords: lines above ReLUs that lean on everything before them.
+
+Over a region, the ReLU of v = w y + b (y: the input and the neurons of all layers before) lies below *any* plane
+
+    max(v, 0) <= g y + c    with    c >= sup(-g y)  and  c >= sup(v - g y),
+
+both suprema bounded by ordinary backward passes over the region. For g = s w with the chord's slope s this is the chord
+itself; but what a neuron gives away where a row is lowest is often regained by tilting g away from w. The tilts g, one
+for each undecided neuron from the second layer on, the slopes of the row and those of every inner pass are climbed
+together. With a box over y in place of the region these planes are the cuts of a neuron's convex hull (Anderson et al.,
+arXiv:1811.08359; Tjandraatmadja et al., arXiv:2006.14076; De Palma et al., arXiv:2101.05844): the barrier that chords,
+however their slopes are chosen, do not pass (arXiv:1902.08722).
+
+It works on a reduced graph (`bounds.graph.reduce`) of one region, a box. Any parameters give valid bounds: they are
+climbed in float32 and the bound that counts is evaluated once more in float64. Every tilted neuron costs two rows in
+every step, as optimising its own bounds would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from bounds.graph.reduce import Reduced
+from bounds.interval import Interval
+from bounds.ops.relu import Relu
+from bounds.sets import InputSet
+
+ROW_NUMBERS = 1 << 23   # coefficients that the rows climbed together may have
+MOST_NUMBERS = 1 << 26  # a single row that needs more is not climbed
+LEAST_GAIN = 0.05
+SAFETY = 1e-6           # of the centre's value: what float32 must exceed the target by before float64 is asked
+
+Key = tuple[str, int, int]
+Parameters = dict[Key, Tensor]
+"""Parameters by (kind, layer, layer that they act on), all with a leading axis over domains. Kinds: `slope` of lower
+lines "B u_k"; `tilt` "B t", the entries of g - s w where w is not zero, as shares of its largest entry; `inner`
+"B 2p u_i", slopes of the inner rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """A reduced graph over one box: s = E x + e, then r_k = relu(head of s), s <- tail + M_k r_k; layer k's neurons are
+    rows `rows[k]` of s, the outputs come last."""
+
+    E: Tensor
+    e: Tensor
+    M: tuple[Tensor, ...]
+    centre: Tensor
+    radius: Tensor
+    rows: tuple[slice, ...]
+
+    @staticmethod
+    def of(reduced: Reduced, box: InputSet, dtype: torch.dtype) -> Chain:
+        if not (box.is_box and box.batch == 1):
+            raise ValueError("a chain is over one box")
+        if any(not isinstance(reduced.graph.nodes[layer.reduced + 1].op, Relu) for layer in reduced.layers):
+            raise ValueError(f"{reduced.graph.source}: chords are tilted of ReLUs only")
+        low, high = box.lower[0].flatten().double(), box.upper[0].flatten().double()
+        rows, start = [], 0
+        for layer in reduced.layers:
+            rows.append(slice(start, start + len(layer.index)))
+            start = rows[-1].stop
+        E, *M = (w.to(dtype) for w in reduced.weights)
+        return Chain(E, reduced.bias.to(dtype), tuple(M), ((low + high) / 2).to(dtype), ((high - low) / 2).to(dtype),
+                     tuple(rows))
+
+    @property
+    def hidden(self) -> int:
+        return self.rows[-1].stop if self.rows else 0
+
+    def effect(self, i: int, k: int) -> Tensor:
+        """"u_k u_i": how layer i's neurons move the inputs of layer k > i."""
+        start = self.rows[i].stop
+        return self.M[i][self.rows[k].start - start:self.rows[k].stop - start]
+
+    def before(self, k: int) -> Tensor:
+        """"u_k (n + u_0 + .. + u_k-1)": layer k's inputs over the input and all neurons before."""
+        return torch.cat([self.E[self.rows[k]], *(self.effect(i, k) for i in range(k))], 1)
+
+    def minimum(self, A: Tensor) -> Tensor:
+        return A @ self.centre - A.abs() @ self.radius
+
+
+@dataclass(frozen=True, eq=False)
+class Lines:
+    """Chords and the choice of lower slopes over "B" domains, one entry a layer: slope s and intercept t of the chord,
+    low and high ends of the lower slope, and where the neuron is undecided."""
+
+    s: list[Tensor]
+    t: list[Tensor]
+    low: list[Tensor]
+    high: list[Tensor]
+    open: list[Tensor]
+
+    @staticmethod
+    def of(intervals: Sequence[Interval], dtype: torch.dtype) -> Lines:
+        lines = Lines([], [], [], [], [])
+        for x in intervals:
+            l, u = x.lower.to(dtype), x.upper.to(dtype)
+            is_open = (l < 0) & (u > 0)
+            one, zero = torch.ones_like(u), torch.zeros_like(u)
+            fixed = torch.where(l >= 0, one, zero)
+            s = torch.where(is_open, u / torch.where(is_open, u - l, one), fixed)
+            lines.s.append(s)
+            # The chord passes above both ends: float rounding of s is made up for in its intercept.
+            lines.t.append(torch.where(is_open, torch.maximum(-s * l, u - s * u), zero))
+            lines.low.append(torch.where(is_open, zero, fixed))
+            lines.high.append(torch.where(is_open, one, fixed))
+            lines.open.append(is_open)
+        return lines
+
+    def take(self, chosen: Tensor) -> Lines:
+        return Lines(*([t[chosen] for t in getattr(self, name)] for name in ("s", "t", "low", "high", "open")))
+
+
+@dataclass(frozen=True, eq=False)
+class Tilts:
+    """Which neurons of a layer are tilted, and where: neurons `at` "p", their w "p (n + ..)", its largest entries
+    `size` "p 1", and the flat positions `support` "t" in it that may be tilted."""
+
+    at: Tensor
+    w: Tensor
+    size: Tensor
+    support: Tensor
+
+    @property
+    def sizes(self) -> Tensor:
+        """"t": the unit of each tilt."""
+        return self.size.flatten()[self.support // self.w.shape[1]]
+
+
+@dataclass(frozen=True, eq=False)
+class TiltedBounds:
+    """lower "B" in float64; x "B n", where the last planes are lowest."""
+
+    lower: Tensor
+    x: Tensor
+
+
+@dataclass(frozen=True)
+class Tilted:
+    """`iterations` steps of Adam (arXiv:1412.6980) at most, falling to `last` of their first length; `stop` ends them,
+    and so does a stretch of `patience` steps in which no row came nearer to its target by a twentieth."""
+
+    iterations: int = 400
+    tilt_step: float = 0.01
+    slope_step: float = 0.1
+    last: float = 0.02
+    patience: int = 25
+    stop: Callable[[], bool] = field(default=bool)
+
+    def bound(self, reduced: Reduced, box: InputSet, intervals: Mapping[int, Interval], C: Tensor, offset: Tensor,
+              target: Tensor, D: Tensor | None = None) -> TiltedBounds | None:
+        """Lower bounds of C "B m" f(x) + D "B n" x + offset "B", a row each over the box, where `intervals` "B u" or
+        "1 u" of the reduced graph's neurons hold; a row above its target "B" is not climbed further. None where one row
+        alone is too large."""
+        parts = []
+        chain = Chain.of(reduced, box, torch.float32)
+        size = max(1, ROW_NUMBERS // max(1, numbers(chain)))
+        if numbers(chain) > MOST_NUMBERS:
+            return None
+        layers = [intervals[layer.reduced] for layer in reduced.layers]
+        for rows in torch.arange(len(C), device=C.device).split(size):
+            here = [x.map(lambda t, r=rows: t.expand(len(C), -1)[r]) for x in layers]
+            climb = _Climb(self, chain, Chain.of(reduced, box, torch.float64), here, C[rows].double(),
+                           offset[rows].double(), None if D is None else D[rows].double())
+            parts.append(climb.run(target[rows].double()))
+        return TiltedBounds(torch.cat([p.lower for p in parts]), torch.cat([p.x for p in parts]))
+
+
+def numbers(chain: Chain) -> int:
+    """Coefficients that all inner rows of one row have."""
+    n, total = len(chain.centre), 0
+    for k, rows in enumerate(chain.rows):
+        if k:
+            total += 2 * (rows.stop - rows.start) * (n + 2 * rows.start)
+    return total
+
+
+class _Climb:
+    """Some rows over their domains while they climb."""
+
+    def __init__(self, settings: Tilted, chain: Chain, exact: Chain, intervals: Sequence[Interval], C: Tensor,
+                 offset: Tensor, D: Tensor | None) -> None:
+        self.settings, self.chain, self.exact = settings, chain, exact
+        self.intervals = list(intervals)
+        self.C, self.offset, self.D = C, offset, D
+        self.lines = Lines.of(intervals, chain.E.dtype)
+        self.parameters: Parameters = {}
+        B = len(C)
+        first = [torch.where(is_open, (x.upper + x.lower > 0).to(s), s)
+                 for x, is_open, s in zip(intervals, self.lines.open, self.lines.s, strict=True)]
+        for k, slope in enumerate(first):
+            self.parameters["slope", k, k] = slope
+        self.tilts: dict[int, Tilts] = {}
+        for k, (at, w) in self._worth_tilting().items():
+            size = w.abs().amax(1, keepdim=True)
+            self.tilts[k] = Tilts(at, w, size, (w != 0).flatten().nonzero().squeeze(1))
+            self.parameters["tilt", k, k] = w.new_zeros(B, len(self.tilts[k].support))
+            for i in range(k):
+                self.parameters["inner", k, i] = first[i].unsqueeze(1).repeat(1, 2 * len(at), 1)
+        self.gradients: Parameters = {}
+        self.moments = {key: (torch.zeros_like(p), torch.zeros_like(p)) for key, p in self.parameters.items()}
+
+    def _worth_tilting(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """By layer from the second on, the undecided neurons whose upper lines some row meets, and their w. (Those of
+        the first layer were seen to gain next to nothing.)"""
+        found = {}
+        with torch.no_grad():
+            self.tilts = {}
+            _, _, met = _value(self.chain, self.lines, {}, self.parameters, *self._rows(self.chain))
+        for k in range(1, len(self.chain.rows)):
+            at = ((met[k] < 0) & self.lines.open[k]).any(0).nonzero().squeeze(1)
+            if len(at):
+                found[k] = at, self.chain.before(k)[at]
+        return found
+
+    def _rows(self, chain: Chain) -> tuple[Tensor, Tensor, Tensor | None]:
+        like = chain.E
+        return self.C.to(like), self.offset.to(like), None if self.D is None else self.D.to(like)
+
+    def run(self, target: Tensor) -> TiltedBounds:
+        n = len(self.chain.centre)
+        lower, x = torch.full_like(target, -torch.inf), self.C.new_zeros(len(target), n)
+        alive = torch.arange(len(target), device=target.device)
+        self.nearest, self.checked = torch.full_like(target, torch.inf), 0
+        slack = SAFETY * (1 + self.offset.abs())
+        for k in range(self.settings.iterations if self.parameters else 0):
+            now = self._evaluate()
+            above = now.double() > target[alive] + slack[alive]
+            if bool(above.any()):
+                done = above.nonzero().squeeze(1)
+                self._record(done, alive, lower, x)
+                rest = (lower[alive] <= target[alive]).nonzero().squeeze(1)
+                if not len(rest):
+                    return TiltedBounds(lower, x)
+                if len(rest) < len(alive):
+                    alive = alive[rest]
+                    self._take(rest)
+                    continue
+            if self.settings.stop() or self._stands(k, target[alive] - now):
+                break
+            self._step(k)
+        self._record(torch.arange(len(alive), device=alive.device), alive, lower, x)
+        return TiltedBounds(lower, x)
+
+    def _stands(self, k: int, short: Tensor) -> bool:
+        """Whether no row has come nearer to its target lately; `short` "B" is what each is short of now."""
+        if k < self.checked + self.settings.patience:
+            return False
+        stands = not bool((short < (1 - LEAST_GAIN) * self.nearest).any())
+        self.nearest, self.checked = torch.minimum(self.nearest, short), k
+        return stands
+
+    def _record(self, chosen: Tensor, alive: Tensor, lower: Tensor, x: Tensor) -> None:
+        """Evaluate some rows in float64 and keep what is better."""
+        with torch.no_grad():
+            lines = Lines.of([v.map(lambda t: t[chosen].double()) for v in self.intervals], torch.float64)
+            C, offset, D = self._rows(self.exact)
+            tilts = {k: replace(t, w=self.exact.before(k)[t.at], size=t.size.double()) for k, t in self.tilts.items()}
+            parameters = {}
+            for key, p in self.parameters.items():
+                value = p[chosen].double()
+                if key[0] != "tilt":
+                    low, high = lines.low[key[2]], lines.high[key[2]]
+                    low, high = (low, high) if value.dim() == 2 else (low.unsqueeze(1), high.unsqueeze(1))
+                    value = torch.minimum(torch.maximum(value, low), high)
+                parameters[key] = value
+            value, A, _ = _value(self.exact, lines, tilts, parameters, C[chosen], offset[chosen],
+                                 None if D is None else D[chosen])
+        rows = alive[chosen]
+        better = value > lower[rows]
+        lower[rows] = torch.where(better, value, lower[rows])
+        x[rows] = self.exact.centre - self.exact.radius * A.sign()
+
+    def _take(self, rest: Tensor) -> None:
+        self.nearest = self.nearest[rest]
+        self.C, self.offset = self.C[rest], self.offset[rest]
+        self.D = None if self.D is None else self.D[rest]
+        self.intervals = [x.map(lambda t: t[rest]) for x in self.intervals]
+        self.lines = self.lines.take(rest)
+        self.parameters = {key: p[rest] for key, p in self.parameters.items()}
+        self.moments = {key: (m[rest], v[rest]) for key, (m, v) in self.moments.items()}
+        self.gradients = {key: g[rest] for key, g in self.gradients.items()}
+
+    def _evaluate(self) -> Tensor:
+        leaves = {key: p.detach().requires_grad_(True) for key, p in self.parameters.items()}
+        value, _, _ = _value(self.chain, self.lines, self.tilts, leaves, *self._rows(self.chain))
+        found = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
+        self.gradients.update({key: torch.zeros_like(self.parameters[key]) if g is None else g
+                               for key, g in zip(leaves, found, strict=True)})
+        return value.detach()
+
+    def _step(self, k: int) -> None:
+        settings = self.settings
+        shrink = settings.last ** (k / settings.iterations)
+        first, second = 0.9, 0.99
+        for key, p in self.parameters.items():
+            m, v = self.moments[key]
+            g = self.gradients[key]
+            m.mul_(first).add_(g, alpha=1 - first)
+            v.mul_(second).addcmul_(g, g, value=1 - second)
+            size = shrink * (settings.tilt_step if key[0] == "tilt" else settings.slope_step)
+            scale = (1 - second ** (k + 1)) ** 0.5 / (1 - first ** (k + 1))
+            p = p + size * scale * m / (v.sqrt() + 1e-12)
+            if key[0] != "tilt":
+                low, high = self.lines.low[key[2]], self.lines.high[key[2]]
+                low, high = (low, high) if p.dim() == 2 else (low.unsqueeze(1), high.unsqueeze(1))
+                p = torch.minimum(torch.maximum(p, low), high)
+            self.parameters[key] = p
+
+
+def _value(chain: Chain, lines: Lines, tilts: Mapping[int, Tilts], parameters: Parameters, C: Tensor, offset: Tensor,
+           D: Tensor | None) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """(lower bounds "B", planes A "B n" below the rows, the coefficients met at each layer) at given parameters."""
+    end = chain.hidden
+    A, constant = C @ chain.E[end:], C @ chain.e[end:] + offset
+    if D is not None:
+        A = A + D
+    met = [C @ M[end - rows.stop:] for M, rows in zip(chain.M, chain.rows, strict=True)]
+    z: list[Tensor] = []
+    for k in reversed(range(len(chain.rows))):
+        low, high = met[k].clamp(min=0), met[k].clamp(max=0)
+        if k in tilts:
+            tilted, g, c = _tilted(chain, lines, tilts[k], parameters, k, high)
+            high = high.index_add(1, tilts[k].at, -tilted)
+            plane = torch.einsum("bp,bpy->by", tilted, g)
+            first, *others = plane.split([len(chain.centre), *(r.stop - r.start for r in chain.rows[:k])], 1)
+            A, constant = A + first, constant + (tilted * c).sum(1)
+            met[:k] = [a + b for a, b in zip(met[:k], others, strict=True)]
+        here = low * parameters["slope", k, k] + high * lines.s[k]
+        constant = constant + (high * lines.t[k]).sum(1)
+        met[:k] = [a + here @ chain.effect(i, k) for i, a in enumerate(met[:k])]
+        z.insert(0, here)
+    if z:
+        over = torch.cat(z, 1)
+        A, constant = A + over @ chain.E[:end], constant + over @ chain.e[:end]
+    return constant + chain.minimum(A), A, met
+
+
+def _tilted(chain: Chain, lines: Lines, tilts: Tilts, parameters: Parameters, k: int, high: Tensor
+            ) -> tuple[Tensor, Tensor, Tensor]:
+    """(coefficients "B p" that take a tilted plane, its g "B p y", its c "B p") at layer k; `high` "B u_k" are the
+    coefficients that take an upper line."""
+    at = tilts.at
+    count, width = tilts.w.shape
+    tilt = parameters["tilt", k, k]
+    g = torch.zeros(len(tilt), count * width, dtype=tilt.dtype, device=tilt.device)
+    g = g.index_add(1, tilts.support, tilt * tilts.sizes).view(-1, count, width)
+    g = g + lines.s[k][:, at].unsqueeze(2) * tilts.w
+    e = chain.e[chain.rows[k]][at]
+    rows = torch.cat([g, g - tilts.w], 1)
+    constant = torch.cat([torch.zeros_like(e), -e]).expand(len(tilt), -1)
+    slopes = [parameters["inner", k, i] for i in range(k)]
+    below = _inner(chain, lines, rows, constant, slopes)
+    c = torch.maximum(-below[:, :count], -below[:, count:])
+    return high[:, at] * lines.open[k][:, at], g, c
+
+
+def _inner(chain: Chain, lines: Lines, rows: Tensor, constant: Tensor, slopes: Sequence[Tensor]) -> Tensor:
+    """Lower bounds "B q" of rows "B q (n + u_0 + ..)" by chords alone, with lower slopes "B q u_i"."""
+    k = len(slopes)
+    A, *met = rows.split([len(chain.centre), *(r.stop - r.start for r in chain.rows[:k])], 2)
+    z: list[Tensor] = []
+    for j in reversed(range(k)):
+        low, high = met[j].clamp(min=0), met[j].clamp(max=0)
+        here = low * slopes[j] + high * lines.s[j].unsqueeze(1)
+        constant = constant + torch.einsum("bqu,bu->bq", high, lines.t[j])
+        met[:j] = [a + here @ chain.effect(i, j) for i, a in enumerate(met[:j])]
+        z.insert(0, here)
+    over = torch.cat(z, 2)
+    end = chain.rows[k - 1].stop
+    return constant + over @ chain.e[:end] + chain.minimum(A + over @ chain.E[:end])
