@@ -38,13 +38,15 @@ DESCENT_STEPS, FIRST_STEP, LAST_STEP = 40, 0.1, 0.002
 
 @dataclass(frozen=True)
 class TiltedStage:
-    """Lower bounds of the best row of every open branch; it takes at most `share` of the time that is left. Regions
+    """Lower bounds of the best row of every open branch; it takes at most `share` of the time that is left, and splits
+    `tree_share` of it. Regions
     with too many undecided neurons, sets that are no boxes and networks with other than ReLUs are left as they are."""
 
     name: str = "tilted"
     tilted: Tilted = field(default_factory=Tilted)
     attack: Pgd = field(default_factory=lambda: ATTACK)
     share: float = 0.4
+    tree_share: float = 0.85
 
     def run(self, problem: Problem, state: State) -> None:
         tensors, graph = problem.tensors, problem.graph
@@ -56,6 +58,10 @@ class TiltedStage:
 
         def over() -> bool:
             return problem.deadline.left() < max(end, FINISH_S)
+        tree_end = problem.deadline.left() * (1 - self.tree_share)
+
+        def tree_over() -> bool:
+            return problem.deadline.left() < max(tree_end, FINISH_S)
         method = replace(self.tilted, stop=over)
         rows = open_rows(problem, state)
         for region in tensors.region[rows].unique().tolist():
@@ -63,7 +69,7 @@ class TiltedStage:
                 return
             intervals = {i: state.intervals[i].map(lambda t, r=region: t[r:r + 1]) for i in sources}
             here = rows[tensors.region[rows] == region]
-            self._bound(problem, state, method, region, here, intervals, over)
+            self._bound(problem, state, method, region, here, intervals, tree_over)
             if state.witness is not None:
                 return
 
@@ -92,9 +98,10 @@ class TiltedStage:
             if float(found.lower[k]) <= CLOSE * before[k]:
                 continue
             one = slice(row, row + 1)
+            target = CLEAR_PLACES * tensors.last_places[one]
             tree = TiltedTree(
-                method, reduced, box, reduced.intervals(intervals), tensors.C[one], -tensors.bound[one],
-                None if tensors.D is None else tensors.D[one], CLEAR_PLACES * tensors.last_places[one],
+                replace(method, stop=over), reduced, box, reduced.intervals(intervals), tensors.C[one],
+                -tensors.bound[one], None if tensors.D is None else tensors.D[one], target,
                 partial(self._offer, problem, state, reduced.graph, box, row), over)
             lower, domains = tree.decide(found.take(k), start)
             state.domains += domains
