@@ -32,13 +32,15 @@ from bounds.sets import InputSet
 ROW_NUMBERS = 1 << 23   # coefficients that the rows climbed together may have
 MOST_NUMBERS = 1 << 26  # a single row that needs more is not climbed
 LEAST_GAIN = 0.05
+MEAN_SHARE = 0.05       # of each step in the mean of the minimisers
 SAFETY = 1e-6           # of the centre's value: what float32 must exceed the target by before float64 is asked
 
 Key = tuple[str, int, int]
 Parameters = dict[Key, Tensor]
 """Parameters by (kind, layer, layer that they act on), all with a leading axis over domains. Kinds: `slope` of lower
 lines "B u_k"; `tilt` "B t", the entries of g - s w where w is not zero, as shares of its largest entry; `inner`
-"B 2p u_i", slopes of the inner rows."""
+"B 2p u_i", slopes of the inner rows; `beta` "B u_k" and `inner beta` "B 2p u_i", signed multipliers on the bound that a
+split has set (arXiv:2103.06624)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,17 +90,19 @@ class Chain:
 @dataclass(frozen=True, eq=False)
 class Lines:
     """Chords and the choice of lower slopes over "B" domains, one entry a layer: slope s and intercept t of the chord,
-    low and high ends of the lower slope, and where the neuron is undecided."""
+    low and high ends of the lower slope, where the neuron is undecided, and the ends l and u of its interval."""
 
     s: list[Tensor]
     t: list[Tensor]
     low: list[Tensor]
     high: list[Tensor]
     open: list[Tensor]
+    l: list[Tensor]
+    u: list[Tensor]
 
     @staticmethod
     def of(intervals: Sequence[Interval], dtype: torch.dtype) -> Lines:
-        lines = Lines([], [], [], [], [])
+        lines = Lines([], [], [], [], [], [], [])
         for x in intervals:
             l, u = x.lower.to(dtype), x.upper.to(dtype)
             is_open = (l < 0) & (u > 0)
@@ -111,10 +115,13 @@ class Lines:
             lines.low.append(torch.where(is_open, zero, fixed))
             lines.high.append(torch.where(is_open, one, fixed))
             lines.open.append(is_open)
+            lines.l.append(l)
+            lines.u.append(u)
         return lines
 
     def take(self, chosen: Tensor) -> Lines:
-        return Lines(*([t[chosen] for t in getattr(self, name)] for name in ("s", "t", "low", "high", "open")))
+        names = ("s", "t", "low", "high", "open", "l", "u")
+        return Lines(*([t[chosen] for t in getattr(self, name)] for name in names))
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,11 +141,44 @@ class Tilts:
 
 
 @dataclass(frozen=True, eq=False)
+class Used:
+    """How a row met a layer: coefficients "B u" on lower lines and on chords, those on tilted planes "B p", and these
+    planes g "B p y", c "B p"."""
+
+    low: Tensor
+    high: Tensor
+    tilted: Tensor | None
+    g: Tensor | None
+    c: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Parameters to start from, and the tilted neurons that they are about."""
+
+    tilts: dict[int, Tilts]
+    parameters: Parameters
+
+    def expand(self, count: int) -> Start:
+        """Those of one row, for `count` rows."""
+        return Start(self.tilts, {key: p.expand(count, *p.shape[1:]).clone() for key, p in self.parameters.items()})
+
+
+@dataclass(frozen=True, eq=False)
 class TiltedBounds:
-    """lower "B" in float64; x "B n", where the last planes are lowest."""
+    """lower "B" in float64; x "B n", the mean of where the planes were lowest; gaps "B u_0 + u_1 + ..", what each
+    neuron's lines lose there; starts: where the rows at or below their target ended, by row."""
 
     lower: Tensor
     x: Tensor
+    gaps: Tensor
+    starts: dict[int, Start]
+
+    def take(self, k: int) -> TiltedBounds:
+        """Those of one row."""
+        one = slice(k, k + 1)
+        starts = {0: self.starts[k]} if k in self.starts else {}
+        return TiltedBounds(self.lower[one], self.x[one], self.gaps[one], starts)
 
 
 @dataclass(frozen=True)
@@ -154,22 +194,28 @@ class Tilted:
     stop: Callable[[], bool] = field(default=bool)
 
     def bound(self, reduced: Reduced, box: InputSet, intervals: Mapping[int, Interval], C: Tensor, offset: Tensor,
-              target: Tensor, D: Tensor | None = None) -> TiltedBounds | None:
+              target: Tensor, D: Tensor | None = None, *, sides: Sequence[Tensor] | None = None,
+              start: Start | None = None) -> TiltedBounds | None:
         """Lower bounds of C "B m" f(x) + D "B n" x + offset "B", a row each over the box, where `intervals` "B u" or
         "1 u" of the reduced graph's neurons hold; a row above its target "B" is not climbed further. None where one row
-        alone is too large."""
-        parts = []
+        alone is too large. sides "B u_k": +1 or -1 where a split has set a neuron's lower or upper bound; start: of one
+        row."""
+        parts: list[TiltedBounds] = []
         chain = Chain.of(reduced, box, torch.float32)
         size = max(1, ROW_NUMBERS // max(1, numbers(chain)))
-        if numbers(chain) > MOST_NUMBERS:
+        if numbers(chain) > MOST_NUMBERS or not len(C):
             return None
         layers = [intervals[layer.reduced] for layer in reduced.layers]
         for rows in torch.arange(len(C), device=C.device).split(size):
             here = [x.map(lambda t, r=rows: t.expand(len(C), -1)[r]) for x in layers]
             climb = _Climb(self, chain, Chain.of(reduced, box, torch.float64), here, C[rows].double(),
-                           offset[rows].double(), None if D is None else D[rows].double())
+                           offset[rows].double(), None if D is None else D[rows].double(),
+                           None if sides is None else [t[rows] for t in sides],
+                           None if start is None else start.expand(len(rows)))
             parts.append(climb.run(target[rows].double()))
-        return TiltedBounds(torch.cat([p.lower for p in parts]), torch.cat([p.x for p in parts]))
+        starts = {i * size + row: at for i, p in enumerate(parts) for row, at in p.starts.items()}
+        return TiltedBounds(torch.cat([p.lower for p in parts]), torch.cat([p.x for p in parts]),
+                            torch.cat([p.gaps for p in parts]), starts)
 
 
 def numbers(chain: Chain) -> int:
@@ -185,7 +231,8 @@ class _Climb:
     """Some rows over their domains while they climb."""
 
     def __init__(self, settings: Tilted, chain: Chain, exact: Chain, intervals: Sequence[Interval], C: Tensor,
-                 offset: Tensor, D: Tensor | None) -> None:
+                 offset: Tensor, D: Tensor | None, sides: Sequence[Tensor] | None = None, start: Start | None = None
+                 ) -> None:
         self.settings, self.chain, self.exact = settings, chain, exact
         self.intervals = list(intervals)
         self.C, self.offset, self.D = C, offset, D
@@ -197,14 +244,54 @@ class _Climb:
         for k, slope in enumerate(first):
             self.parameters["slope", k, k] = slope
         self.tilts: dict[int, Tilts] = {}
-        for k, (at, w) in self._worth_tilting().items():
-            size = w.abs().amax(1, keepdim=True)
-            self.tilts[k] = Tilts(at, w, size, (w != 0).flatten().nonzero().squeeze(1))
-            self.parameters["tilt", k, k] = w.new_zeros(B, len(self.tilts[k].support))
-            for i in range(k):
-                self.parameters["inner", k, i] = first[i].unsqueeze(1).repeat(1, 2 * len(at), 1)
+        if start is None:
+            for k, (at, w) in self._worth_tilting().items():
+                size = w.abs().amax(1, keepdim=True)
+                self.tilts[k] = Tilts(at, w, size, (w != 0).flatten().nonzero().squeeze(1))
+                self.parameters["tilt", k, k] = w.new_zeros(B, len(self.tilts[k].support))
+                for i in range(k):
+                    self.parameters["inner", k, i] = first[i].unsqueeze(1).repeat(1, 2 * len(at), 1)
+        else:
+            self.tilts = start.tilts
+            self.parameters.update(start.parameters)
+        self.sides = [torch.zeros_like(s, dtype=torch.int8) for s in self.lines.s] if sides is None else list(sides)
+        self._split()
+        self.parameters = {key: self._boxed(key, p) for key, p in self.parameters.items()}
         self.gradients: Parameters = {}
+        self.mean: Tensor | None = None
         self.moments = {key: (torch.zeros_like(p), torch.zeros_like(p)) for key, p in self.parameters.items()}
+
+    def _split(self) -> None:
+        """Multipliers of the splits, zero at first."""
+        self.units: dict[Key, Tensor] = {}
+        if not any(bool(side.any()) for side in self.sides):
+            return
+        with torch.no_grad():
+            _, _, met, _ = _value(self.chain, self.lines, self.tilts, self.parameters, *self._rows(self.chain))
+        for k, side in enumerate(self.sides):
+            if not bool(side.any()):
+                continue
+            self.parameters.setdefault(("beta", k, k), torch.zeros_like(self.lines.s[k]))
+            self.units["beta", k, k] = met[k].abs().amax(1, keepdim=True)
+            for j, tilts in self.tilts.items():
+                if j > k:
+                    rows = self.chain.rows
+                    at = len(self.chain.centre) + rows[k].start
+                    size = tilts.w[:, at:at + len(side[0])].abs().amax(1, keepdim=True).repeat(2, 1)
+                    shape = (len(side), *size.shape[:1], len(side[0]))
+                    self.parameters.setdefault(("inner beta", j, k), size.new_zeros(shape))
+                    self.units["inner beta", j, k] = size.expand(len(side), -1, 1)
+
+    def _boxed(self, key: Key, p: Tensor) -> Tensor:
+        """A parameter inside its box."""
+        if key[0] == "tilt":
+            return p
+        if "beta" in key[0]:
+            side = self.sides[key[2]] if p.dim() == 2 else self.sides[key[2]].unsqueeze(1)
+            return torch.where(side > 0, p.clamp(min=0), torch.where(side < 0, p.clamp(max=0), torch.zeros_like(p)))
+        low, high = self.lines.low[key[2]], self.lines.high[key[2]]
+        low, high = (low, high) if p.dim() == 2 else (low.unsqueeze(1), high.unsqueeze(1))
+        return torch.minimum(torch.maximum(p, low.to(p)), high.to(p))
 
     def _worth_tilting(self) -> dict[int, tuple[Tensor, Tensor]]:
         """By layer from the second on, the undecided neurons whose upper lines some row meets, and their w. (Those of
@@ -212,7 +299,7 @@ class _Climb:
         found = {}
         with torch.no_grad():
             self.tilts = {}
-            _, _, met = _value(self.chain, self.lines, {}, self.parameters, *self._rows(self.chain))
+            _, _, met, _ = _value(self.chain, self.lines, {}, self.parameters, *self._rows(self.chain))
         for k in range(1, len(self.chain.rows)):
             at = ((met[k] < 0) & self.lines.open[k]).any(0).nonzero().squeeze(1)
             if len(at):
@@ -225,7 +312,9 @@ class _Climb:
 
     def run(self, target: Tensor) -> TiltedBounds:
         n = len(self.chain.centre)
-        lower, x = torch.full_like(target, -torch.inf), self.C.new_zeros(len(target), n)
+        found = TiltedBounds(torch.full_like(target, -torch.inf), self.C.new_zeros(len(target), n),
+                             self.C.new_zeros(len(target), self.chain.hidden), {})
+        lower = found.lower
         alive = torch.arange(len(target), device=target.device)
         self.nearest, self.checked = torch.full_like(target, torch.inf), 0
         slack = SAFETY * (1 + self.offset.abs())
@@ -234,10 +323,10 @@ class _Climb:
             above = now.double() > target[alive] + slack[alive]
             if bool(above.any()):
                 done = above.nonzero().squeeze(1)
-                self._record(done, alive, lower, x)
+                self._record(done, alive, found)
                 rest = (lower[alive] <= target[alive]).nonzero().squeeze(1)
                 if not len(rest):
-                    return TiltedBounds(lower, x)
+                    return found
                 if len(rest) < len(alive):
                     alive = alive[rest]
                     self._take(rest)
@@ -245,8 +334,11 @@ class _Climb:
             if self.settings.stop() or self._stands(k, target[alive] - now):
                 break
             self._step(k)
-        self._record(torch.arange(len(alive), device=alive.device), alive, lower, x)
-        return TiltedBounds(lower, x)
+        self._record(torch.arange(len(alive), device=alive.device), alive, found)
+        for k, row in enumerate(alive.tolist()):
+            if float(lower[row]) <= float(target[row]):
+                found.starts[row] = Start(self.tilts, {key: p[k:k + 1] for key, p in self.parameters.items()})
+        return found
 
     def _stands(self, k: int, short: Tensor) -> bool:
         """Whether no row has come nearer to its target lately; `short` "B" is what each is short of now."""
@@ -256,40 +348,47 @@ class _Climb:
         self.nearest, self.checked = torch.minimum(self.nearest, short), k
         return stands
 
-    def _record(self, chosen: Tensor, alive: Tensor, lower: Tensor, x: Tensor) -> None:
+    def _record(self, chosen: Tensor, alive: Tensor, found: TiltedBounds) -> None:
         """Evaluate some rows in float64 and keep what is better."""
         with torch.no_grad():
             lines = Lines.of([v.map(lambda t: t[chosen].double()) for v in self.intervals], torch.float64)
             C, offset, D = self._rows(self.exact)
             tilts = {k: replace(t, w=self.exact.before(k)[t.at], size=t.size.double()) for k, t in self.tilts.items()}
-            parameters = {}
-            for key, p in self.parameters.items():
-                value = p[chosen].double()
-                if key[0] != "tilt":
+            parameters = {key: p[chosen].double() for key, p in self.parameters.items()}
+            for key, p in parameters.items():
+                if key[0] in ("slope", "inner"):
                     low, high = lines.low[key[2]], lines.high[key[2]]
-                    low, high = (low, high) if value.dim() == 2 else (low.unsqueeze(1), high.unsqueeze(1))
-                    value = torch.minimum(torch.maximum(value, low), high)
-                parameters[key] = value
-            value, A, _ = _value(self.exact, lines, tilts, parameters, C[chosen], offset[chosen],
-                                 None if D is None else D[chosen])
+                    low, high = (low, high) if p.dim() == 2 else (low.unsqueeze(1), high.unsqueeze(1))
+                    parameters[key] = torch.minimum(torch.maximum(p, low), high)
+            value, A, _, used = _value(self.exact, lines, tilts, parameters, C[chosen], offset[chosen],
+                                       None if D is None else D[chosen])
+            x = self.exact.centre - self.exact.radius * A.sign() if self.mean is None else self.mean[chosen].double()
+            gaps = _gaps(self.exact, lines, tilts, parameters, used, x)
         rows = alive[chosen]
-        better = value > lower[rows]
-        lower[rows] = torch.where(better, value, lower[rows])
-        x[rows] = self.exact.centre - self.exact.radius * A.sign()
+        better = value > found.lower[rows]
+        found.lower[rows] = torch.where(better, value, found.lower[rows])
+        found.x[rows], found.gaps[rows] = x, gaps
 
     def _take(self, rest: Tensor) -> None:
         self.nearest = self.nearest[rest]
+        self.mean = None if self.mean is None else self.mean[rest]
         self.C, self.offset = self.C[rest], self.offset[rest]
         self.D = None if self.D is None else self.D[rest]
         self.intervals = [x.map(lambda t: t[rest]) for x in self.intervals]
         self.lines = self.lines.take(rest)
+        self.sides = [t[rest] for t in self.sides]
+        self.units = {key: t[rest] for key, t in self.units.items()}
         self.parameters = {key: p[rest] for key, p in self.parameters.items()}
         self.moments = {key: (m[rest], v[rest]) for key, (m, v) in self.moments.items()}
         self.gradients = {key: g[rest] for key, g in self.gradients.items()}
 
     def _evaluate(self) -> Tensor:
         leaves = {key: p.detach().requires_grad_(True) for key, p in self.parameters.items()}
-        value, _, _ = _value(self.chain, self.lines, self.tilts, leaves, *self._rows(self.chain))
+        value, A, _, _ = _value(self.chain, self.lines, self.tilts, leaves, *self._rows(self.chain))
+        # Where the plane is lowest jumps from corner to corner; its mean over the climb tends to the relaxation's own
+        # minimiser, as in subgradient methods.
+        x = self.chain.centre - self.chain.radius * A.detach().sign()
+        self.mean = x if self.mean is None else torch.lerp(self.mean, x, MEAN_SHARE)
         found = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
         self.gradients.update({key: torch.zeros_like(self.parameters[key]) if g is None else g
                                for key, g in zip(leaves, found, strict=True)})
@@ -306,17 +405,15 @@ class _Climb:
             v.mul_(second).addcmul_(g, g, value=1 - second)
             size = shrink * (settings.tilt_step if key[0] == "tilt" else settings.slope_step)
             scale = (1 - second ** (k + 1)) ** 0.5 / (1 - first ** (k + 1))
-            p = p + size * scale * m / (v.sqrt() + 1e-12)
-            if key[0] != "tilt":
-                low, high = self.lines.low[key[2]], self.lines.high[key[2]]
-                low, high = (low, high) if p.dim() == 2 else (low.unsqueeze(1), high.unsqueeze(1))
-                p = torch.minimum(torch.maximum(p, low), high)
-            self.parameters[key] = p
+            moved = size * scale * m / (v.sqrt() + 1e-12)
+            self.parameters[key] = self._boxed(key, p + moved * self.units[key] if key in self.units else p + moved)
 
 
 def _value(chain: Chain, lines: Lines, tilts: Mapping[int, Tilts], parameters: Parameters, C: Tensor, offset: Tensor,
-           D: Tensor | None) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """(lower bounds "B", planes A "B n" below the rows, the coefficients met at each layer) at given parameters."""
+           D: Tensor | None) -> tuple[Tensor, Tensor, list[Tensor], dict[int, Used]]:
+    """(lower bounds "B", planes A "B n" below the rows, the coefficients met at each layer, and how lines were used) at
+    given parameters."""
+    used: dict[int, Used] = {}
     end = chain.hidden
     A, constant = C @ chain.E[end:], C @ chain.e[end:] + offset
     if D is not None:
@@ -325,6 +422,7 @@ def _value(chain: Chain, lines: Lines, tilts: Mapping[int, Tilts], parameters: P
     z: list[Tensor] = []
     for k in reversed(range(len(chain.rows))):
         low, high = met[k].clamp(min=0), met[k].clamp(max=0)
+        tilted = g = c = None
         if k in tilts:
             tilted, g, c = _tilted(chain, lines, tilts[k], parameters, k, high)
             high = high.index_add(1, tilts[k].at, -tilted)
@@ -332,14 +430,37 @@ def _value(chain: Chain, lines: Lines, tilts: Mapping[int, Tilts], parameters: P
             first, *others = plane.split([len(chain.centre), *(r.stop - r.start for r in chain.rows[:k])], 1)
             A, constant = A + first, constant + (tilted * c).sum(1)
             met[:k] = [a + b for a, b in zip(met[:k], others, strict=True)]
+        used[k] = Used(low, high, tilted, g, c)
         here = low * parameters["slope", k, k] + high * lines.s[k]
         constant = constant + (high * lines.t[k]).sum(1)
+        if ("beta", k, k) in parameters:
+            beta = parameters["beta", k, k]
+            constant = constant + (beta.clamp(min=0) * lines.l[k] + beta.clamp(max=0) * lines.u[k]).sum(1)
+            here = here - beta
         met[:k] = [a + here @ chain.effect(i, k) for i, a in enumerate(met[:k])]
         z.insert(0, here)
     if z:
         over = torch.cat(z, 1)
         A, constant = A + over @ chain.E[:end], constant + over @ chain.e[:end]
-    return constant + chain.minimum(A), A, met
+    return constant + chain.minimum(A), A, met, used
+
+
+def _gaps(chain: Chain, lines: Lines, tilts: Mapping[int, Tilts], parameters: Parameters, used: Mapping[int, Used],
+          x: Tensor) -> Tensor:
+    """"B u_0 + u_1 + ..": what the lines of each neuron lose at x "B n"."""
+    state, y, out = x @ chain.E.T + chain.e, x, []
+    for k, M in enumerate(chain.M):
+        size = M.shape[1]
+        v = state[:, :size]
+        r = v.clamp(min=0)
+        u = used[k]
+        gap = u.low * (r - parameters["slope", k, k] * v) + u.high * (r - lines.s[k] * v - lines.t[k])
+        if u.tilted is not None and u.g is not None and u.c is not None:
+            plane = torch.einsum("bpy,by->bp", u.g, y) + u.c
+            gap = gap.index_add(1, tilts[k].at, u.tilted * (r[:, tilts[k].at] - plane))
+        out.append(gap)
+        state, y = state[:, size:] + r @ M.T, torch.cat([y, r], 1)
+    return torch.cat(out, 1) if out else x.new_zeros(len(x), 0)
 
 
 def _tilted(chain: Chain, lines: Lines, tilts: Tilts, parameters: Parameters, k: int, high: Tensor
@@ -356,13 +477,15 @@ def _tilted(chain: Chain, lines: Lines, tilts: Tilts, parameters: Parameters, k:
     rows = torch.cat([g, g - tilts.w], 1)
     constant = torch.cat([torch.zeros_like(e), -e]).expand(len(tilt), -1)
     slopes = [parameters["inner", k, i] for i in range(k)]
-    below = _inner(chain, lines, rows, constant, slopes)
+    betas = [parameters.get(("inner beta", k, i)) for i in range(k)]
+    below = _inner(chain, lines, rows, constant, slopes, betas)
     c = torch.maximum(-below[:, :count], -below[:, count:])
     return high[:, at] * lines.open[k][:, at], g, c
 
 
-def _inner(chain: Chain, lines: Lines, rows: Tensor, constant: Tensor, slopes: Sequence[Tensor]) -> Tensor:
-    """Lower bounds "B q" of rows "B q (n + u_0 + ..)" by chords alone, with lower slopes "B q u_i"."""
+def _inner(chain: Chain, lines: Lines, rows: Tensor, constant: Tensor, slopes: Sequence[Tensor],
+           betas: Sequence[Tensor | None]) -> Tensor:
+    """Lower bounds "B q" of rows "B q (n + u_0 + ..)" by chords alone, with lower slopes and multipliers "B q u_i"."""
     k = len(slopes)
     A, *met = rows.split([len(chain.centre), *(r.stop - r.start for r in chain.rows[:k])], 2)
     z: list[Tensor] = []
@@ -370,6 +493,10 @@ def _inner(chain: Chain, lines: Lines, rows: Tensor, constant: Tensor, slopes: S
         low, high = met[j].clamp(min=0), met[j].clamp(max=0)
         here = low * slopes[j] + high * lines.s[j].unsqueeze(1)
         constant = constant + torch.einsum("bqu,bu->bq", high, lines.t[j])
+        if (beta := betas[j]) is not None:
+            constant = constant + torch.einsum("bqu,bu->bq", beta.clamp(min=0), lines.l[j])
+            constant = constant + torch.einsum("bqu,bu->bq", beta.clamp(max=0), lines.u[j])
+            here = here - beta
         met[:j] = [a + here @ chain.effect(i, j) for i, a in enumerate(met[:j])]
         z.insert(0, here)
     over = torch.cat(z, 2)

@@ -1,11 +1,14 @@
 """Tilted chords as a stage of a verification: region by region on its reduced graph.
 
-What stays open there is attacked once more: on a reduced graph descent is cheap enough for hundreds of starts.
+What stays open there is attacked once more, from the relaxation's own minimisers and from hundreds of other starts, and
+then, where the bound has come near, split (`branch_and_bound.tilted_tree`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,9 +17,12 @@ from bounds.graph import Graph
 from bounds.graph.reduce import Layer, can_reduce, reduce_to, undecided
 from bounds.interval import Interval
 from bounds.ops.relu import Relu
+from bounds.sets import InputSet
 from bounds.tilted import MOST_NUMBERS, Tilted
 from verifier.attacks.pgd import Pgd
+from verifier.branch_and_bound.tilted_tree import TiltedTree
 from verifier.problem import Problem, State, only_branches
+from verifier.property import PropertyTensors
 from verifier.witness import confirm
 
 CLEAR_PLACES = 16.0         # what a row must exceed its last places by before it counts as closed
@@ -26,17 +32,21 @@ FINISH_S = 0.5
 
 ATTACK = Pgd(restarts=256, steps=200, rounds=2, samples=64, time_limit_s=10.0)
 ATTACK_SHARE = 0.2          # of the time that is left
+CLOSE = 0.2                 # a row is split where tilts left at most this share of what it was short of
+DESCENT_STEPS, FIRST_STEP, LAST_STEP = 40, 0.1, 0.002
 
 
 @dataclass(frozen=True)
 class TiltedStage:
-    """Lower bounds of the best row of every open branch; it takes at most `share` of the time that is left. Regions
+    """Lower bounds of the best row of every open branch; it takes at most `share` of the time that is left, and splits
+    `tree_share` of it. Regions
     with too many undecided neurons, sets that are no boxes and networks with other than ReLUs are left as they are."""
 
     name: str = "tilted"
     tilted: Tilted = field(default_factory=Tilted)
     attack: Pgd = field(default_factory=lambda: ATTACK)
     share: float = 0.4
+    tree_share: float = 0.85
 
     def run(self, problem: Problem, state: State) -> None:
         tensors, graph = problem.tensors, problem.graph
@@ -48,6 +58,10 @@ class TiltedStage:
 
         def over() -> bool:
             return problem.deadline.left() < max(end, FINISH_S)
+        tree_end = problem.deadline.left() * (1 - self.tree_share)
+
+        def tree_over() -> bool:
+            return problem.deadline.left() < max(tree_end, FINISH_S)
         method = replace(self.tilted, stop=over)
         rows = open_rows(problem, state)
         for region in tensors.region[rows].unique().tolist():
@@ -55,12 +69,12 @@ class TiltedStage:
                 return
             intervals = {i: state.intervals[i].map(lambda t, r=region: t[r:r + 1]) for i in sources}
             here = rows[tensors.region[rows] == region]
-            self._bound(problem, state, method, region, here, intervals)
+            self._bound(problem, state, method, region, here, intervals, tree_over)
             if state.witness is not None:
                 return
 
     def _bound(self, problem: Problem, state: State, method: Tilted, region: int, rows: Tensor,
-               intervals: dict[int, Interval]) -> None:
+               intervals: dict[int, Interval], over: Callable[[], bool]) -> None:
         tensors, graph = problem.tensors, problem.graph
         if not is_small_enough(undecided(graph, intervals), graph.nodes[0].shape):
             return
@@ -70,21 +84,39 @@ class TiltedStage:
                              CLEAR_PLACES * tensors.last_places[rows], None if tensors.D is None else tensors.D[rows])
         if found is None:
             return
+        before = state.row_lower[rows].tolist()
         state.domains += len(rows)
-        # Towards zero when rounded: a bound must not grow.
-        lower = found.lower.to(tensors.bound)
-        lower = torch.where(lower > found.lower, torch.nextafter(lower, torch.full_like(lower, -torch.inf)), lower)
-        state.improve(rows, lower)
-        x = found.x.to(tensors.bound).view(-1, *graph.input_shape)
-        x = torch.minimum(torch.maximum(x, box.lower), box.upper)
-        margin = tensors.branch_margin(tensors.violation(x, graph(x)))[
-            torch.arange(len(rows), device=rows.device), tensors.branch[rows]]
+        state.improve(rows, below(found.lower, tensors.bound))
+        for k, row in enumerate(rows.tolist()):
+            if k in found.starts and self._offer(problem, state, reduced.graph, box, row, found.x[k:k + 1]):
+                return
+        self._attack(problem, state, reduced.graph, region)
+        for k, start in found.starts.items():
+            row = int(rows[k])
+            if state.witness is not None or over():
+                return
+            if float(found.lower[k]) <= CLOSE * before[k]:
+                continue
+            one = slice(row, row + 1)
+            target = CLEAR_PLACES * tensors.last_places[one]
+            tree = TiltedTree(
+                replace(method, stop=over), reduced, box, reduced.intervals(intervals), tensors.C[one],
+                -tensors.bound[one], None if tensors.D is None else tensors.D[one], target,
+                partial(self._offer, problem, state, reduced.graph, box, row), over)
+            lower, domains = tree.decide(found.take(k), start)
+            state.domains += domains
+            state.improve(rows[k:k + 1], below(tensors.bound.new_tensor([lower], dtype=torch.float64), tensors.bound))
+
+    def _offer(self, problem: Problem, state: State, graph: Graph, box: InputSet, row: int, x: Tensor) -> bool:
+        """Let points "P n" descend along the row and offer the best to the gate."""
+        tensors = problem.tensors
+        x = descended(graph, box, tensors, row, x.to(tensors.bound).view(-1, *graph.input_shape))
+        margin = tensors.branch_margin(tensors.violation(x, problem.graph(x)))[:, tensors.branch[row]]
         best = int(margin.argmin())
         state.upper = min(state.upper, float(margin[best]))
         if float(margin[best]) <= 0:
             state.witness = confirm(x[best], problem.property, problem.replayer)
-        if state.witness is None:
-            self._attack(problem, state, reduced.graph, region)
+        return state.witness is not None
 
     def _attack(self, problem: Problem, state: State, graph: Graph, region: int) -> None:
         """Look for a witness of what is open in a region, on the graph that is reduced to it."""
@@ -98,6 +130,30 @@ class TiltedStage:
             gate=lambda x: confirm(x, problem.property, problem.replayer))
         state.witness = outcome.witness
         state.upper = min(state.upper, outcome.margin if outcome.witness is None else outcome.witness.margin)
+
+
+def below(lower: Tensor, like: Tensor) -> Tensor:
+    """Bounds in another dtype, rounded down: a bound must not grow."""
+    out = lower.to(like)
+    return torch.where(out > lower, torch.nextafter(out, torch.full_like(out, -torch.inf)), out)
+
+
+def descended(graph: Graph, box: InputSet, tensors: PropertyTensors, row: int, x: Tensor) -> Tensor:
+    """Points "P *shape" moved down along one row's value by signed steps, as far as they got."""
+    x = torch.minimum(torch.maximum(x, box.lower), box.upper)
+    best, least = x, torch.full_like(x.flatten(1)[:, 0], torch.inf)
+    for k in range(DESCENT_STEPS):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            value = tensors.violation(x, graph(x))[:, row]
+            (slope,) = torch.autograd.grad(value.sum(), x)
+        better = value.detach() < least
+        least = torch.where(better, value.detach(), least)
+        best = torch.where(better.view(-1, *(1,) * (x.dim() - 1)), x.detach(), best)
+        step = FIRST_STEP * (LAST_STEP / FIRST_STEP) ** (k / DESCENT_STEPS)
+        x = x.detach() - step * (box.upper - box.lower) * slope.sign()
+        x = torch.minimum(torch.maximum(x, box.lower), box.upper)
+    return best
 
 
 def open_rows(problem: Problem, state: State) -> Tensor:

@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from bounds.graph import Graph
+from bounds.graph.reduce import reduce_to
+from bounds.tilted import Tilted
 from tests.bounds.networks import random_graph
+from verifier.branch_and_bound.tilted_tree import TiltedTree
 from verifier.deadline import Deadline
 from verifier.problem import Problem, State, make_problem
 from verifier.property import Property, robustness
@@ -78,3 +81,34 @@ def test_open_rows_are_the_best_of_their_branches() -> None:
     rows = open_rows(problem, state)
     branches = state.open_branches(problem.tensors).nonzero().flatten()
     assert problem.tensors.branch[rows].tolist() == branches.tolist()
+
+
+@pytest.mark.parametrize("kind", ["dense", "conv", "residual"])
+def test_a_tree_proves_what_a_dense_sample_allows(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Splits reach a target well below the smallest value seen, and no bound passes it."""
+    monkeypatch.setattr("verifier.branch_and_bound.tilted_tree.ITERATIONS", 60)
+    decided = 0
+    for seed in range(0, 4000, 1000):
+        problem, state = bounded(*question(seed, kind, 0.8))
+        tensors, graph = problem.tensors, problem.graph
+        sources = [i for i in graph.relaxed_inputs if i in state.intervals]
+        if len(sources) < len(graph.relaxed_inputs):
+            continue
+        intervals = {i: state.intervals[i] for i in sources}
+        reduced = reduce_to(graph, intervals)
+        points = tensors.sets.sample(5_000, problem.generator).flatten(0, 1)
+        least = tensors.violation(points, graph(points)).amin(0)
+        for row in range(len(least)):
+            C, bound = tensors.C[row:row + 1], tensors.bound[row:row + 1]
+            target = least[row:row + 1] - 0.1 * (1 + least[row].abs())
+            method = Tilted(iterations=20)
+            found = method.bound(reduced, tensors.sets, reduced.intervals(intervals), C, -bound, target)
+            assert found is not None
+            if 0 in found.starts:
+                calls = iter(range(12))
+                tree = TiltedTree(method, reduced, tensors.sets, reduced.intervals(intervals), C, -bound, None, target,
+                                  lambda x: False, lambda calls=calls: next(calls, None) is None)
+                lower, domains = tree.decide(found.take(0), found.starts[0])
+                assert lower <= float(least[row]) + 1e-9
+                decided += int(lower > float(target) and domains > 0)
+    assert decided > 0 or kind != "dense"
