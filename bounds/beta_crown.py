@@ -226,7 +226,12 @@ class _Climb:
         for reader in self.engine.graph.consumers[node]:
             met = self.trace.get(reader)
             if met is not None and met[0].A is not None:
+                rows, lines = met
                 A = met[0].A.flatten(1).abs()
+                if rows.extent is None:  # which dead neurons a batch leaves out depends on all its domains: none counts
+                    split = self.sign[node].flatten(1)
+                    split = split if rows.columns is None else split.index_select(1, rows.columns)
+                    A = A * (((lines.lower_slope != 0) | (lines.upper_slope != 0)).flatten(1) | (split != 0))
                 return A.amax(1).view(-1, *(1,) * (self.sign[node].dim() - 1))
         ones = (len(self.groups.owner), *(1,) * (self.sign[node].dim() - 1))
         return self.weights.new_ones(ones)

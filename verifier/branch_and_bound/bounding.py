@@ -33,6 +33,8 @@ from verifier.property import LAST_PLACES, PropertyTensors
 CLEAR = {torch.float64: 1e6, torch.float32: 16.0}
 RECORDED_CLEAR = 64.0  # times as much in float32 where leaves are evaluated again in float64
 
+DUAL_ULPS = 64  # of the terms of a programme's multipliers
+
 
 @dataclass(frozen=True, eq=False)
 class Question:
@@ -108,6 +110,14 @@ def engine_ends(layout: Layout, engine: Backward, owner: Tensor) -> Tensor:
     ends = [torch.maximum(x.lower.abs(), x.upper.abs()).flatten(1).amax(1)
             for x in (engine.intervals[i] for i in layout.nodes)]
     return torch.stack(ends).amax(0)[owner]
+
+
+def margins(groups: Groups, reached: Reached) -> Tensor:
+    """"G": the largest row of each group at its point `reached.x` (all groups are open)."""
+    v = torch.einsum("grm,gm->gr", groups.C, reached.y.flatten(1)) + groups.offset
+    if groups.D is not None:
+        v = v + torch.einsum("grn,gn->gr", groups.D, reached.x.flatten(1))
+    return torch.where(groups.mask, v, torch.full_like(v, -torch.inf)).amax(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,8 +218,8 @@ class Bounder:
         out.open[d[done], slot[done]] = False
         still = torch.where(done, torch.full_like(lower, torch.inf), lower)
         out.lower = torch.full_like(domains.lower, torch.inf).scatter_reduce(0, d, still, "amin")
-        out.z_low = self.layout.flat({i: engine.intervals[i].lower for i in self.layout.nodes})
-        out.z_high = self.layout.flat({i: engine.intervals[i].upper for i in self.layout.nodes})
+        out.z_low = self.layout.flat({i: engine.intervals[i].lower for i in self.layout.nodes}, out.z_low)
+        out.z_high = self.layout.flat({i: engine.intervals[i].upper for i in self.layout.nodes}, out.z_high)
         closed = ~out.open.any(1)
         gone = torch.zeros_like(closed)
         if self.clips:
@@ -255,7 +265,7 @@ class Bounder:
                 if isinstance(op, Elementwise):
                     mask |= ~op.is_linear_on(x)
             out[i] = mask
-        return self.layout.flat(out)
+        return self.layout.flat(out, domains.z_low > 0)
 
     def _single_rows(self, engine: Backward, groups: Groups) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None,
                                                                      Tensor | None]:
@@ -307,7 +317,20 @@ class Bounder:
                    {i: s.to(like) for i, s in found.multipliers.items()}, found.weights.to(like))
         second = self.method.evaluate(engine, part, target[reached.open], at, answers.x.to(like))
         lower = torch.where(torch.isnan(second.lower), torch.full_like(second.lower, -torch.inf), second.lower)
-        return better_of(reached, replace(second, lower=lower))
+        # The multipliers of a nearly empty domain are large: what the rounding of their terms amounts to is not proved.
+        ends = {i: engine.intervals[i].map(torch.abs) for i in at.multipliers}
+        terms = [torch.where(s == 0, 0, s.abs() * torch.maximum(ends[i].lower, ends[i].upper)[owner])
+                 for i, s in at.multipliers.items()]
+        size = torch.stack([t.flatten(1).sum(1) for t in terms]).sum(0) if terms else torch.zeros_like(lower)
+        lower = lower - DUAL_ULPS * torch.finfo(lower.dtype).eps * size
+        both = better_of(reached, replace(second, lower=lower))
+        # An optimum is attained at the programme's point. Any plane that is as high may be lowest elsewhere as well.
+        nearer = margins(part, second) <= margins(part, both)
+
+        def pick(a: Tensor, b: Tensor) -> Tensor:
+            return torch.where(nearer.view(-1, *(1,) * (b.dim() - 1)), b, a)
+        return replace(both, x=pick(both.x, second.x), y=pick(both.y, second.y),
+                       z={i: pick(z, second.z[i]) for i, z in both.z.items()})
 
     def _probe(self, engine: Backward, domains: Domains, groups: Groups, reached: Reached,
                shown_empty: list[Noted]) -> Tensor:
@@ -317,10 +340,12 @@ class Bounder:
         Returns scores "H neurons" as `_scores` does: where emptiness could almost be shown, what stood in the way.
         `shown_empty` gets the notes on those that were (index: their domains).
         """
-        scores = self.layout.flat(reached.z) * 0
+        scores = self.layout.flat(reached.z, reached.b) * 0
+        if not scores.shape[1]:
+            return scores
         owner = groups.owner[reached.open]
         sides = domains.sides[owner]
-        z = self.layout.flat(reached.z)
+        z = self.layout.flat(reached.z, reached.b)
         none = torch.full_like(z, -torch.inf)
         under = torch.where(sets_lower(sides), domains.z_low[owner] - z, none)
         over = torch.where(sets_upper(sides), z - domains.z_high[owner], none)
@@ -346,7 +371,7 @@ class Bounder:
     def _scores(self, gaps: dict[int, Tensor], lower: Tensor, reached: Reached) -> Tensor:
         """"H neurons": the gap of each neuron as a share of what the bound `lower` "H" is short of zero by."""
         zeros = torch.zeros_like
-        flat = self.layout.flat({i: gaps.get(i, zeros(reached.z[i])) for i in self.layout.nodes})
+        flat = self.layout.flat({i: gaps.get(i, zeros(reached.z[i])) for i in self.layout.nodes}, lower)
         return flat.clamp(min=0) / (-lower).clamp(min=1e-6).unsqueeze(1)
 
     def _start(self, engine: Backward, domains: Domains, d: Tensor, weights: Tensor | None) -> Start:

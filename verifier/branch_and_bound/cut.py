@@ -47,14 +47,20 @@ class AffineNeurons:
                  for i, s, o in zip(layout.nodes, layout.shapes, layout.offsets, strict=True) if i in affine]
         if not nodes or sum(size for _, size, _ in nodes) * layout.inputs > MOST_ENTRIES:
             return None
-        points = torch.zeros(layout.inputs + 1, layout.inputs, dtype=graph.dtype, device=graph.device)
-        points[1:].fill_diagonal_(1.0)
-        values = graph.values(points.view(-1, *graph.input_shape))
-        flat = torch.cat([values[i].flatten(1) for i, _, _ in nodes], 1)
-        at = torch.cat([torch.arange(offset, offset + size, device=flat.device) for _, size, offset in nodes])
-        place = torch.full((layout.total - layout.inputs,), -1, dtype=torch.long, device=flat.device)
-        place[at] = torch.arange(len(at), device=flat.device)
-        return AffineNeurons((flat[1:] - flat[0]).T.contiguous(), flat[0], at, place)
+        # The linear parts by themselves: next to a large bias a difference of two values loses the weight.
+        unit = torch.eye(layout.inputs, dtype=graph.dtype, device=graph.device).view(-1, *graph.input_shape)
+        linear = {0: unit}
+        for i in sorted(affine - {0}):
+            op = graph.nodes[i].op
+            assert isinstance(op, Affine)
+            linear[i] = op.linear(*(linear[j] for j in graph.nodes[i].inputs))
+        weight = torch.cat([linear[i].flatten(1) for i, _, _ in nodes], 1).T.contiguous()
+        values = graph.values(torch.zeros_like(unit[:1]))
+        bias = torch.cat([values[i].flatten() for i, _, _ in nodes])
+        at = torch.cat([torch.arange(offset, offset + size, device=weight.device) for _, size, offset in nodes])
+        place = torch.full((layout.total - layout.inputs,), -1, dtype=torch.long, device=weight.device)
+        place[at] = torch.arange(len(at), device=weight.device)
+        return AffineNeurons(weight, bias, at, place)
 
     @property
     def entries(self) -> int:
@@ -140,7 +146,9 @@ def cut_minimum(a: Tensor, c: Tensor, g: Tensor, h: Tensor, centre: Tensor, radi
     """Lower bounds "N" of a x + c over boxes centre +- radius, each cut by g x + h <= 0: a, g, centre, radius "N n",
     c, h "N". At t = 0 it is the minimum over the box. Beyond STEPS, `steps` end at the maximum."""
     base = torch.linalg.vecdot(a, centre) + c
-    along = torch.linalg.vecdot(g, centre) + h
+    # Moved out: t, which is large where the half-space hardly leans, magnifies the rounding of its terms.
+    size = torch.linalg.vecdot(g.abs(), centre.abs() + radius) + h.abs()
+    along = torch.linalg.vecdot(g, centre) + h - SLACK[g.dtype] * size
     ar, gr = a * radius, g * radius
     best = base - ar.abs().sum(1)
     # Only where the box's minimiser lies beyond the half-space does cutting help: the slope at t = 0.

@@ -58,8 +58,10 @@ class Layout:
             offsets.append(offsets[-1] + size)
         return Layout(inputs, nodes, shapes, tuple(offsets[:-1]), offsets[-1])
 
-    def flat(self, values: Mapping[int, Tensor]) -> Tensor:
-        """Values of all neurons, "B *shape" by node -> "B neurons"."""
+    def flat(self, values: Mapping[int, Tensor], like: Tensor | None = None) -> Tensor:
+        """Values of all neurons, "B *shape" by node -> "B neurons". like "B ..": needed where a network has none."""
+        if not self.nodes and like is not None:
+            return like.new_zeros(len(like), 0)
         return torch.cat([values[i].flatten(1) for i in self.nodes], 1)
 
     def split(self, flat: Tensor) -> dict[int, Tensor]:

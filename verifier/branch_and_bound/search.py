@@ -78,6 +78,7 @@ class Search:
         self.upper = math.inf
         self.recorder = self.bounder.recorder
         self._refused = 0
+        self._least_refused = 0.0
 
     def run(self, roots: Domains) -> None:
         """Search until nothing is open. What is still open when it stops lies in `pool` and `waiting`."""
@@ -108,6 +109,8 @@ class Search:
                 self.waiting[-1:] = [domains.take(half) for half in
                                      torch.arange(len(domains), device=domains.node.device).split(self.batch)]
                 continue
+            if self.found:
+                return  # what is open stays where bounds of the margin look for it
             self.waiting.pop()
             self._adapt(len(domains), time.monotonic() - start)
             self.report(self)
@@ -206,10 +209,13 @@ class Search:
         """For each open domain the position, among the groups that stayed open, of the one with the lowest bound."""
         opened = bounded.reached.open
         owner, lower = bounded.group_domain[opened], bounded.group_lower[opened]
-        order = lower.argsort(descending=True, stable=True)
-        worst = torch.zeros(len(bounded.domains), dtype=torch.long, device=rest.device)
-        worst[owner[order]] = order  # the last write wins: the lowest
-        return worst[rest]
+        # Rounding may close a group after it was left open; its plane says nothing of the branches still open.
+        done = lower > self.bounder.question.target[bounded.group_branch[opened]]
+        order = torch.where(done, torch.full_like(lower, math.inf), lower).argsort(stable=True)
+        place = torch.arange(len(order), device=rest.device)
+        first = torch.full((len(bounded.domains),), len(order), dtype=torch.long, device=rest.device)
+        first = first.scatter_reduce(0, owner[order], place, "amin")
+        return order[first[rest]]
 
     def _leaves(self, leaves: Domains) -> None:
         """Domains with nothing left to split: linear programmes, exact where every neuron is linear."""
@@ -239,9 +245,11 @@ class Search:
         margin = v.amax(1)
         self.upper = min(self.upper, float(margin.min()))
         for i in margin.topk(min(OFFERS, len(margin)), largest=False).indices.tolist():
-            if float(margin[i]) > 0 or self._refused >= GATE_TRIES:
+            value = float(margin[i])
+            if value > 0 or (self._refused >= GATE_TRIES and value >= 2 * self._least_refused):
                 break
             if self.gate(reached.x[i]):
                 self.found = True
                 return
             self._refused += 1
+            self._least_refused = min(self._least_refused, value)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bounds.graph import Graph
 from bounds.interval import Interval
-from bounds.ops.base import Elementwise
+from bounds.ops.base import Elementwise, Relaxed
 from verifier.branch_and_bound.bounding import Bounded
 from verifier.branch_and_bound.clip import SLACK
 from verifier.branch_and_bound.cut import AffineNeurons
@@ -45,8 +45,8 @@ class RealisedGap:
                ) -> tuple[Tensor, Tensor]:
         """(choice "B", point "B") for open domains; `group` "B" is each one's worst group in `bounded.reached`."""
         scores = bounded.scores[group]
-        undecided = worth_a_split(layout.flat(undecided_by_node(graph, layout, domains)),
-                                  layout.flat(kinks_by_node(graph, layout, domains)), domains)
+        undecided = worth_a_split(layout.flat(undecided_by_node(graph, layout, domains), domains.z_low > 0),
+                                  layout.flat(kinks_by_node(graph, layout, domains), domains.z_low), domains)
         count, rows = undecided.sum(1), torch.arange(len(domains), device=group.device)
         flat = torch.zeros_like(group, dtype=torch.bool)
         if self.affine is not None:
@@ -66,7 +66,7 @@ class RealisedGap:
             if self.inputs:
                 wanted = splittable & ((best >= self.share * total) | (count <= self.few) | flat)
             choice = torch.where(wanted, at + layout.inputs, choice)
-            met = layout.flat(_at_group(bounded.reached.met, layout, domains, group))[rows, at]
+            met = layout.flat(_at_group(bounded.reached.met, layout, domains, group), domains.z_low)[rows, at]
             point = torch.where(wanted, split_points(graph, layout, domains, at, met), point)
         if self.inputs:
             width = domains.high - domains.low
@@ -79,7 +79,8 @@ class RealisedGap:
             value, j = torch.where(value > 0, value, width.amax(1)), torch.where(value > 0, j, width.argmax(1))
             middle = (domains.low[rows, j] + domains.high[rows, j]) / 2
             inside = (middle > domains.low[rows, j]) & (middle < domains.high[rows, j])
-            take = (choice == NO_CHOICE) & inside & (splittable if self.neurons else torch.ones_like(inside))
+            loose = splittable | has_loose_pools(graph, layout, domains)
+            take = (choice == NO_CHOICE) & inside & (loose if self.neurons else torch.ones_like(inside))
             choice, point = torch.where(take, j, choice), torch.where(take, middle, point)
         return choice, point
 
@@ -133,6 +134,17 @@ def _at_group(values: dict[int, Tensor], layout: Layout, domains: Domains, group
     zeros = domains.lower.new_zeros
     return {i: values[i][group] if i in values else zeros(len(domains), *s)
             for i, s in zip(layout.nodes, layout.shapes, strict=True)}
+
+
+def has_loose_pools(graph: Graph, layout: Layout, domains: Domains) -> Tensor:
+    """bool "B": domains with an operator of several inputs (a max-pool) that is not linear on their intervals. No split
+    of a neuron makes it so; smaller boxes do."""
+    intervals = domains.intervals(layout)
+    out = torch.zeros(len(domains), dtype=torch.bool, device=domains.low.device)
+    for node in graph.nodes:
+        if isinstance(node.op, Relaxed):
+            out |= (~node.op.is_linear_on(*(intervals[j] for j in node.inputs))).flatten(1).any(1)
+    return out
 
 
 def undecided_by_node(graph: Graph, layout: Layout, domains: Domains) -> dict[int, Tensor]:
