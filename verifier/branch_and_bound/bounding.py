@@ -315,7 +315,9 @@ class Bounder:
         found = answers.certificate
         at = Start({i: p.to(like) for i, p in found.params.items()},
                    {i: s.to(like) for i, s in found.multipliers.items()}, found.weights.to(like))
-        second = self.method.evaluate(engine, part, target[reached.open], at, answers.x.to(like))
+        # Only an optimum's point need lie in the domain; one outside would pass for a point of the set.
+        x = engine.sets.project(torch.nan_to_num(answers.x.to(like)), owner)
+        second = self.method.evaluate(engine, part, target[reached.open], at, x)
         lower = torch.where(torch.isnan(second.lower), torch.full_like(second.lower, -torch.inf), second.lower)
         # The multipliers of a nearly empty domain are large: what the rounding of their terms amounts to is not proved.
         ends = {i: engine.intervals[i].map(torch.abs) for i in at.multipliers}
