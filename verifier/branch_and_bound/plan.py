@@ -47,17 +47,19 @@ def plan_for(problem: Problem) -> Plan:
     graph, sets = problem.graph, problem.tensors.sets
     free = int(is_free(sets.lower, sets.upper).flatten(1).sum(1).max())
     neurons = nonlinear_neurons(graph)
-    inputs = sets.is_box and free <= FEW_INPUTS
+    layout = Layout.of(graph)
+    affine = AffineNeurons.of(graph, layout) if sets.is_box else None
+    # Behind one hidden layer every split is a half-space of the box, and contraction makes the most of a conjunction.
+    flat = affine is not None and len(affine.at) == layout.total - layout.inputs
+    several = bool((torch.bincount(problem.tensors.branch) > 1).any())
+    inputs = sets.is_box and free <= FEW_INPUTS and not (flat and several)
     refresh = inputs or neurons <= SMALL_NEURONS // 10
     numbers = sum(torch.Size(n.shape).numel() for n in graph.nodes)
     batch = max(2, min(LARGEST_BATCH, BATCH_ENTRIES // max(1, numbers * (16 if refresh else 8))))
     splits = "inputs are bisected" if inputs else "neurons are split"
     why = f"{free} inputs are free and {neurons} neurons nonlinear: {splits}, bounds of neurons are " \
           f"{'refreshed in every domain' if refresh else 'kept from the root'}"
-    affine = AffineNeurons.of(graph, Layout.of(graph)) if sets.is_box else None
-    # One row is used up by its own best plane; several hold a domain between them.
-    several = bool((torch.bincount(problem.tensors.branch) > 1).any())
-    contracts = affine is not None and (several or not inputs)
+    contracts = affine is not None and not inputs
     cuts = affine is not None and not inputs and affine.entries <= CUT_ENTRIES
     return Plan(inputs=inputs, neurons=True, refresh=refresh, clips=inputs or contracts, joint=inputs, cuts=cuts,
                 contracts=contracts, batch=batch, iterations=12 if cuts else 8, why=why)

@@ -45,16 +45,17 @@ class RealisedGap:
                ) -> tuple[Tensor, Tensor]:
         """(choice "B", point "B") for open domains; `group` "B" is each one's worst group in `bounded.reached`."""
         scores = bounded.scores[group]
-        undecided = worth_a_split(layout.flat(undecided_by_node(graph, layout, domains), domains.z_low > 0),
-                                  layout.flat(kinks_by_node(graph, layout, domains), domains.z_low), domains)
+        undecided = layout.flat(undecided_by_node(graph, layout, domains), domains.z_low > 0)
+        if self.affine is not None:
+            kinks = layout.flat(kinks_by_node(graph, layout, domains), domains.z_low)
+            undecided = worth_a_split(undecided, kinks, domains)
         count, rows = undecided.sum(1), torch.arange(len(domains), device=group.device)
-        flat = torch.zeros_like(group, dtype=torch.bool)
         if self.affine is not None:
             at = flatness(bounded, domains, group).nonzero().squeeze(1)
             if len(at):
                 pulls = tensions(self.affine, domains.take(at)) * undecided[at]
                 some = (pulls > 0).any(1)
-                scores, flat = scores.index_copy(0, at[some], pulls[some]), flat.index_fill(0, at[some], True)
+                scores = scores.index_copy(0, at[some], pulls[some])
         scores = torch.where(undecided, scores, torch.full_like(scores, -1.0))
         choice = torch.full_like(group, NO_CHOICE)
         point = domains.lower.new_zeros(len(domains))
@@ -62,9 +63,7 @@ class RealisedGap:
         if self.neurons and scores.shape[1]:
             best, at = scores.max(1)
             total = scores.clamp(min=0).sum(1).clamp(min=torch.finfo(scores.dtype).tiny)
-            wanted = splittable
-            if self.inputs:
-                wanted = splittable & ((best >= self.share * total) | (count <= self.few) | flat)
+            wanted = splittable & ((best >= self.share * total) | (count <= self.few)) if self.inputs else splittable
             choice = torch.where(wanted, at + layout.inputs, choice)
             met = layout.flat(_at_group(bounded.reached.met, layout, domains, group), domains.z_low)[rows, at]
             point = torch.where(wanted, split_points(graph, layout, domains, at, met), point)
