@@ -31,7 +31,7 @@ FINISH_S = 0.5
 
 
 ATTACK = Pgd(restarts=256, steps=200, rounds=2, samples=64, time_limit_s=10.0)
-ATTACK_SHARE = 0.2          # of the time that is left
+ATTACK_SHARE = 0.15         # of the time that is left
 CLOSE = 0.2                 # a row is split where tilts left at most this share of what it was short of
 DESCENT_STEPS, FIRST_STEP, LAST_STEP = 40, 0.1, 0.002
 
@@ -90,7 +90,8 @@ class TiltedStage:
         for k, row in enumerate(rows.tolist()):
             if k in found.starts and self._offer(problem, state, reduced.graph, box, row, found.x[k:k + 1]):
                 return
-        self._attack(problem, state, reduced.graph, region)
+        if state.upper < -float(found.lower.min()):  # the truth seems nearer to the best point than to the bound
+            self._attack(problem, state, reduced.graph, region)
         for k, start in found.starts.items():
             row = int(rows[k])
             if state.witness is not None or over():
