@@ -209,3 +209,14 @@ def test_the_golden_network_begins_so(shared: Path) -> None:
     assert sum(e["step"] == "clean" for e in entries) == 1
     assert sum(e["step"] == "pgd" for e in entries) == 1
     assert not summary["open"] and len(entries) == 50
+
+
+@pytest.mark.parametrize(("text", "expected"), [("0,1", (0.0, 1.0)), ("-0.5,2", (-0.5, 2.0)), ("none", None)])
+def test_clip_ranges_are_read(text: str, expected: tuple[float, float] | None) -> None:
+    assert golden.parser().parse_args([f"--clip={text}"]).clip == expected
+
+
+@pytest.mark.parametrize("text", ["1,0", "0", "a,b"])
+def test_other_clip_ranges_are_refused(text: str) -> None:
+    with pytest.raises(SystemExit):
+        golden.parser().parse_args([f"--clip={text}"])
