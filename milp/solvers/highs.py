@@ -68,10 +68,8 @@ class Highs:
         return Solutions(status, point, dual)
 
     def _solver(self) -> Any:
-        try:
-            from highspy._core import _Highs
-        except ImportError as error:  # the extra `exact` is optional
-            raise ModuleNotFoundError("linear programmes need highspy: pip install 'rmax[exact]'") from error
+        from highspy._core import _Highs
+
         solver = _Highs()
         options: dict[str, bool | int | float | str] = {
             "output_flag": False, "threads": 1, "presolve": "off", "solver": "simplex",
