@@ -27,7 +27,9 @@ def thread_waiting(variables: Mapping[str, str]) -> dict[str, str | None]:
 def environment(threads: int) -> dict[str, str]:
     """Of every process that measures: the thread count, and packages from this checkout."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
+    # Compiled modules are kept, as on any machine that a tool is installed on.
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
 
 
 def calibration(threads: int) -> Any:
