@@ -128,7 +128,7 @@ class Backward:
                 matters = matters | (intercept != 0)
         split = self.splits.get(self.graph.nodes[node].inputs[0])
         if split is not None:
-            matters = matters | (split != 0)
+            matters = matters | split
         columns = matters.any(0).nonzero().squeeze(1)
         return columns if columns.numel() < COLUMNS_SHARE * matters.shape[1] else None
 

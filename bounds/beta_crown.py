@@ -6,11 +6,18 @@ maximises the lower bound of `weights . rows` over
 
 - the weights, on the simplex,
 - the slopes of the relaxation, each in its box (alpha-CROWN, arXiv:2011.13824),
-- a signed multiplier for every split neuron, on the bound the split has set (beta-CROWN, arXiv:2103.06624).
+- a signed multiplier for every split neuron, on its lower or its upper bound (with the bound that the split has set
+  this is beta-CROWN, arXiv:2103.06624; the other bound is one that the relaxation of the parent knew).
 
 Any point of these boxes gives a valid bound, so the best value of each group is kept, and a group that
-has reached the target leaves. Steps are along signs, as shares of a parameter's range (slopes) or of the
-coefficients met at the neuron (multipliers), which are of the size that the multipliers end up with.
+has reached the target leaves. Parameters are measured in units: a slope in its range, a multiplier in the
+coefficients met at the neuron, of whose size multipliers often end up. There are two ways to step, neither of which
+is the better one everywhere, and domains that one cannot close the other often can:
+
+- "signs": every parameter by the same share of its unit, along the sign of its derivative, in ever shorter steps;
+- "level": along the gradient, by as much as would reach a level beyond the target if the bound were linear (Polyak's
+  step, USSR Comput. Math. Math. Phys. 9(3), 1969). It has no longest step, so that it reaches the large multipliers
+  that show a domain to be empty.
 """
 
 from __future__ import annotations
@@ -18,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,8 +38,13 @@ from bounds.rows import Rows
 from bounds.sweep import Trace
 from bounds.window import Owner
 
+Ascent = Literal["signs", "level"]
+
 BLOCK_COEFFICIENTS = 1 << 20  # slopes and gradients of a block, a few MB
 DONE_SHARE = 0.2              # groups that reached the target leave when they are this share
+MULTIPLIER_ULPS = 64          # of the terms of multipliers: large ones cancel, and rounding of that is not proved
+AHEAD = 1.0                   # the level lies as far beyond the target as this share of what the bound is short of it
+LEAST_AHEAD = 1e-3            # and further by this share of the bound
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,21 +111,22 @@ class Reached:
 
 @dataclass(frozen=True)
 class BetaCrown:
-    """`iterations` evaluations of each group, in steps from `step` down to `last_step`; `stop` ends them early."""
+    """`iterations` evaluations of each group, in steps from `step` down to `last_step` where `ascent` is "signs", else
+    towards a level beyond the (finite) target; `stop` ends them early."""
 
     iterations: int = 8
     step: float = 0.5
     last_step: float = 0.05
     multiplier_step: float = 0.5
     weight_step: float = 0.5
+    ascent: Ascent = "signs"
     stop: Callable[[], bool] = bool
     notes: bool = False  # keep to the grid of `bounds.journal` and note the parameters of all groups
 
     def bound(self, engine: Backward, groups: Groups, target: Tensor, start: Start | None = None) -> Reached:
         """Climb until every group's bound exceeds its target "G" or the iterations are spent.
 
-        engine: with intermediate bounds (`refine`) and, for neurons "B *shape" that are split, `engine.splits`:
-        +1 where splits set the lower bound, -1 where they set the upper one, 2 where both.
+        engine: with intermediate bounds (`refine`) and `engine.splits`, bool "B *shape": the neurons that are split.
         """
         size = engine.block_size(engine.graph.output, self._rows(engine, groups, None), BLOCK_COEFFICIENTS)
         parts = [self._climb(engine, groups.take(chosen), target[chosen], _take_start(start, chosen))
@@ -158,7 +172,11 @@ class BetaCrown:
                 break
             length = self.step * (self.last_step / self.step) ** (k / max(1, self.iterations - 2))
             length = on_grid(length) if self.notes else length
-            climb.step(length, length / self.step * self.multiplier_step, length / self.step * self.weight_step)
+            share = length / self.step
+            if self.ascent == "level":
+                climb.step_to_level(target[alive], now, share * self.weight_step)
+            else:
+                climb.step(length, share * self.multiplier_step, share * self.weight_step)
             if number >= DONE_SHARE * len(alive):
                 if self.notes:
                     noted.append(climb.noted(done.nonzero().squeeze(1), alive))
@@ -196,22 +214,23 @@ class _Climb:
         owner = Owner.of(engine.sets.batch, groups.owner)
         self.block = Block(engine.graph.output, Rows.full(C.view(count, *engine.graph.output_shape), owner))
         self.multipliers: Multipliers = {}
-        self.sign: dict[int, Tensor] = {}
+        self.split: dict[int, Tensor] = {}
         if free:
             self.multipliers = dict(start.multipliers)
         for node, split in () if free else engine.splits.items():
             if not bool(split.any()):
                 continue
-            sign = split[groups.owner].to(groups.C.dtype)
+            self.split[node] = split[groups.owner]
             warm = start.multipliers.get(node)
-            self.sign[node] = sign
-            self.multipliers[node] = torch.zeros_like(sign) if warm is None else _on_side(warm, sign)
+            zeros = groups.C.new_zeros(self.split[node].shape)
+            self.multipliers[node] = zeros if warm is None else torch.where(self.split[node], warm, zeros)
         self.trace: Trace = {}
         with torch.no_grad():  # one pass gathers the lines along the block and shows the coefficients met
             pulled = engine.pull(self.block, None, self.multipliers, self.trace)
             self.steepness = input_rows(pulled, engine.graph).flatten(1).abs()
             self.slopes, self.low, self.high = initial(engine, self.block)
-        self.scale = {node: self._coefficients(node) for node in self.sign}
+        self.scale = {node: self._coefficients(node) for node in self.split}
+        self.ends = {node: self._ends(node) for node in self.multipliers}
         for node, warm in start.slopes.items():
             if node in self.slopes:
                 value = self._in_layout(node, warm)
@@ -229,12 +248,23 @@ class _Climb:
                 rows, lines = met
                 A = met[0].A.flatten(1).abs()
                 if rows.extent is None:  # which dead neurons a batch leaves out depends on all its domains: none counts
-                    split = self.sign[node].flatten(1)
+                    split = self.split[node].flatten(1)
                     split = split if rows.columns is None else split.index_select(1, rows.columns)
-                    A = A * (((lines.lower_slope != 0) | (lines.upper_slope != 0)).flatten(1) | (split != 0))
-                return A.amax(1).view(-1, *(1,) * (self.sign[node].dim() - 1))
-        ones = (len(self.groups.owner), *(1,) * (self.sign[node].dim() - 1))
+                    A = A * (((lines.lower_slope != 0) | (lines.upper_slope != 0)).flatten(1) | split)
+                return A.amax(1).view(-1, *(1,) * (self.split[node].dim() - 1))
+        ones = (len(self.groups.owner), *(1,) * (self.split[node].dim() - 1))
         return self.weights.new_ones(ones)
+
+    def _ends(self, node: int) -> Tensor:
+        """The largest size of each neuron that a multiplier may stand on, "N *shape"."""
+        x = self.engine.intervals[node]
+        ends = torch.maximum(x.lower.abs(), x.upper.abs())[self.groups.owner]
+        return torch.where(self.split[node], ends, torch.zeros_like(ends)) if node in self.split else ends
+
+    def _rounding(self, multipliers: Multipliers) -> Tensor | float:
+        """What the terms of multipliers may amount to by rounding alone, "G"."""
+        terms = [torch.where(s == 0, 0, s.abs() * self.ends[i]).flatten(1).sum(1) for i, s in multipliers.items()]
+        return MULTIPLIER_ULPS * torch.finfo(self.best.dtype).eps * torch.stack(terms).sum(0) if terms else 0.0
 
     def _layout(self, node: int) -> Rows:
         layout: Rows = self.block.gathered[node, "layout"]
@@ -256,6 +286,11 @@ class _Climb:
     # ------------------------------------------------------------------ evaluation
 
     def _value(self) -> Tensor:
+        with torch.no_grad():
+            rounding = self._rounding(self.multipliers)
+        return self._pulled() - rounding
+
+    def _pulled(self) -> Tensor:
         C, offset, D = self.groups.combined(self.weights)
         self.block.rows = replace(self.block.rows, A=C.view(len(offset), *self.engine.graph.output_shape))
         if D is None:
@@ -310,19 +345,51 @@ class _Climb:
         for i, s in self.multipliers.items():
             g = next(gradients)
             if g is not None:
-                moved = torch.addcmul(s, g.sign_() * (self.sign[i] != 0), self.scale[i], value=multiplier)
-                self.multipliers[i] = _on_side(moved, self.sign[i])
-        if not self.rows_of_one:
-            g = next(gradients, None)
+                self.multipliers[i] = torch.addcmul(s, g.sign_() * self.split[i], self.scale[i], value=multiplier)
+        self._step_weights(next(gradients, None), weight)
+
+    def step_to_level(self, target: Tensor, now: Tensor, weight: float) -> None:
+        """Move slopes and multipliers along their gradient, to where the bounds `now` "G" would reach the level beyond
+        `target` "G"."""
+        gradients = iter(self.gradients)
+        square = torch.zeros_like(now)
+        slopes: dict[int, Tensor] = {}
+        multipliers: dict[int, Tensor] = {}
+        for i, p in self.slopes.items():
+            g = next(gradients)
             if g is not None:
-                g = torch.where(self.groups.mask, g, g.new_full((), -torch.inf))
-                top = g.amax(1, keepdim=True)
-                spread = (top - g).where(self.groups.mask, g.new_zeros(())).amax(1, keepdim=True)
-                # Exponentiated gradient: the row that helps most grows, weights stay on the simplex.
-                grown = (self.weights + 0.02 * self.groups.mask) * torch.exp(
-                    (g - top) / spread.clamp(min=torch.finfo(g.dtype).tiny) * (4 * weight))
-                grown = torch.where(self.groups.mask, grown, torch.zeros_like(grown))
-                self.weights = grown / grown.sum(1, keepdim=True)
+                blocked = ((p >= self.high[i]) & (g > 0)) | ((p <= self.low[i]) & (g < 0))
+                g = torch.where(blocked, torch.zeros_like(g), g * (self.high[i] - self.low[i]))
+                if g.shape[1] == 1 < len(now):
+                    raise ValueError("slopes of the groups must be their own")
+                slopes[i] = g
+                square = square + g.square().transpose(0, 1).flatten(1).sum(1)
+        for i in self.multipliers:
+            g = next(gradients)
+            if g is not None:
+                multipliers[i] = g = g * self.split[i] * self.scale[i]
+                square = square + g.square().flatten(1).sum(1)
+        level = (1 + AHEAD) * (target - now).clamp(min=0) + LEAST_AHEAD * now.abs()
+        length = level / square.clamp(min=torch.finfo(now.dtype).tiny)
+        for i, g in slopes.items():
+            moved = self.slopes[i] + g * (self.high[i] - self.low[i]) * _along(length, g, 1)
+            moved = torch.minimum(torch.maximum(moved, self.low[i]), self.high[i])
+            self.slopes[i] = snapped(moved, self.low[i], self.high[i], self.grid) if self.grid else moved
+        for i, g in multipliers.items():
+            self.multipliers[i] = self.multipliers[i] + g * self.scale[i] * _along(length, g, 0)
+        self._step_weights(next(gradients, None), weight)
+
+    def _step_weights(self, g: Tensor | None, weight: float) -> None:
+        if self.rows_of_one or g is None:
+            return
+        g = torch.where(self.groups.mask, g, g.new_full((), -torch.inf))
+        top = g.amax(1, keepdim=True)
+        spread = (top - g).where(self.groups.mask, g.new_zeros(())).amax(1, keepdim=True)
+        # Exponentiated gradient: the row that helps most grows, weights stay on the simplex.
+        grown = (self.weights + 0.02 * self.groups.mask) * torch.exp(
+            (g - top) / spread.clamp(min=torch.finfo(g.dtype).tiny) * (4 * weight))
+        grown = torch.where(self.groups.mask, grown, torch.zeros_like(grown))
+        self.weights = grown / grown.sum(1, keepdim=True)
 
     def take(self, rest: Tensor) -> None:
         """Go on with some of the groups."""
@@ -334,9 +401,9 @@ class _Climb:
         self.slopes, self.low, self.high, best_slopes = (
             {i: p if p.shape[1] == 1 else p.index_select(1, rest) for i, p in g.items()}
             for g in (self.slopes, self.low, self.high, self.best_at.slopes))
-        self.multipliers, self.sign, self.scale, best_multipliers = (
+        self.multipliers, self.split, self.scale, self.ends, best_multipliers = (
             {i: s.index_select(0, rest) for i, s in g.items()}
-            for g in (self.multipliers, self.sign, self.scale, self.best_at.multipliers))
+            for g in (self.multipliers, self.split, self.scale, self.ends, self.best_at.multipliers))
         assert self.best_at.weights is not None
         self.best_at = Start(best_slopes, best_multipliers, self.best_at.weights[rest])
 
@@ -373,7 +440,7 @@ class _Climb:
         self.block.rows = replace(self.block.rows, A=C.view(len(offset), *graph.output_shape))
         trace: Trace = {}
         pulled: Pulled = engine.pull(self.block, at.slopes, at.multipliers, trace)
-        A, b = input_rows(pulled, graph), pulled.constant + offset
+        A, b = input_rows(pulled, graph), pulled.constant + offset - self._rounding(at.multipliers)
         if D is not None:
             A = A + D.view_as(A)
         owner = self.block.rows.owner
@@ -407,12 +474,6 @@ class _Climb:
             high = high + lines.upper_intercept
         gap = A * (f - torch.where(A >= 0, low, high))
         return self._in_full(node, A.unsqueeze(0))[0], self._in_full(node, gap.unsqueeze(0))[0]
-
-
-def _on_side(s: Tensor, sign: Tensor) -> Tensor:
-    """Multipliers on the bounds that splits set: >= 0 where the lower, <= 0 where the upper, any where both, else 0."""
-    zero = torch.zeros_like(s)
-    return torch.where(sign > 0, s, zero).clamp(min=0) + torch.where((sign < 0) | (sign > 1), s, zero).clamp(max=0)
 
 
 def _along(mask: Tensor, like: Tensor, axis: int) -> Tensor:

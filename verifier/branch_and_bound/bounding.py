@@ -33,8 +33,6 @@ from verifier.property import LAST_PLACES, PropertyTensors
 CLEAR = {torch.float64: 1e6, torch.float32: 16.0}
 RECORDED_CLEAR = 64.0  # times as much in float32 where leaves are evaluated again in float64
 
-DUAL_ULPS = 64  # of the terms of a programme's multipliers
-
 
 @dataclass(frozen=True, eq=False)
 class Question:
@@ -246,7 +244,7 @@ class Bounder:
         else:
             boxes = sets.index(domains.region)
         engine = Backward(self.graph, boxes)
-        engine.splits = self.layout.split(domains.sides)
+        engine.splits = self.layout.split(domains.sides != 0)
         if self.recorder is not None:
             engine.journal = Journal()
         if self.affine is not None:
@@ -307,7 +305,7 @@ class Bounder:
         assert self.programmes is not None
         part = groups.take(reached.open)
         owner = part.owner
-        splits = {i: s[owner] != 0 for i, s in engine.splits.items()}
+        splits = {i: s[owner] for i, s in engine.splits.items()}
         rows = UnsafeRows(part.C, -part.offset, part.D, part.mask)
         answers = self.programmes.solve(engine.sets.index(owner), {
             i: engine.intervals[i].map(lambda t: t[owner]) for i in self.layout.nodes}, rows, constrained=splits)
@@ -319,12 +317,6 @@ class Bounder:
         x = engine.sets.project(torch.nan_to_num(answers.x.to(like)), owner)
         second = self.method.evaluate(engine, part, target[reached.open], at, x)
         lower = torch.where(torch.isnan(second.lower), torch.full_like(second.lower, -torch.inf), second.lower)
-        # The multipliers of a nearly empty domain are large: what the rounding of their terms amounts to is not proved.
-        ends = {i: engine.intervals[i].map(torch.abs) for i in at.multipliers}
-        terms = [torch.where(s == 0, 0, s.abs() * torch.maximum(ends[i].lower, ends[i].upper)[owner])
-                 for i, s in at.multipliers.items()]
-        size = torch.stack([t.flatten(1).sum(1) for t in terms]).sum(0) if terms else torch.zeros_like(lower)
-        lower = lower - DUAL_ULPS * torch.finfo(lower.dtype).eps * size
         both = better_of(reached, replace(second, lower=lower))
         # An optimum is attained at the programme's point. Any plane that is as high may be lowest elsewhere as well.
         nearer = margins(part, second) <= margins(part, both)

@@ -130,13 +130,10 @@ class Domains:
         d, j, p = rows[~on_input], self.choice[~on_input] - layout.inputs, self.point[~on_input]
         upper.z_low[d, j] = torch.maximum(upper.z_low[d, j], p)
         lower.z_high[d, j] = torch.minimum(lower.z_high[d, j], p)
-        sides, s = self.sides[d, j], self.multipliers[d, j]
+        sides = self.sides[d, j]
         has_lower, has_upper = sets_lower(sides), sets_upper(sides)
         upper.sides[d, j] = torch.where(has_upper, BOTH_SET, LOWER_SET).to(sides)
         lower.sides[d, j] = torch.where(has_lower, BOTH_SET, UPPER_SET).to(sides)
-        # A multiplier on a bound that no split has set does not carry over.
-        upper.multipliers[d, j] = torch.where(has_upper, s, s.clamp(min=0))
-        lower.multipliers[d, j] = torch.where(has_lower, s, s.clamp(max=0))
         both = Domains(**{name: torch.cat([getattr(lower, name), getattr(upper, name)]) for name in vars(lower)})
         both.depth += 1
         if self.fences.shape[2]:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
+from bounds.beta_crown import Ascent
 from bounds.graph import Graph
 from bounds.ops.base import Elementwise
 from verifier.branch_and_bound.cut import AffineNeurons
@@ -34,6 +35,7 @@ class Plan:
     joint: bool
     cuts: bool
     contracts: bool
+    ascents: tuple[Ascent, ...]
     batch: int
     iterations: int
     why: str
@@ -61,8 +63,9 @@ def plan_for(problem: Problem) -> Plan:
           f"{'refreshed in every domain' if refresh else 'kept from the root'}"
     contracts = affine is not None and not inputs
     cuts = affine is not None and not inputs and affine.entries <= CUT_ENTRIES
+    ascents: tuple[Ascent, ...] = ("signs",) if inputs else ("signs", "level")
     return Plan(inputs=inputs, neurons=True, refresh=refresh, clips=inputs or contracts, joint=inputs, cuts=cuts,
-                contracts=contracts, batch=batch, iterations=12 if cuts else 8, why=why)
+                contracts=contracts, ascents=ascents, batch=batch, iterations=12 if cuts else 8, why=why)
 
 
 def recordable(plan: Plan) -> Plan:

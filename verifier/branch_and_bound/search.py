@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class Tree:
 
     floor: Tensor
     domains: int = 0
+    batches: int = 0
     nodes: int = 0
     leaves: int = 0
     depth: int = 0
@@ -65,7 +66,8 @@ class Search:
     plan: Plan
 
     def __post_init__(self) -> None:
-        question = self.bounder.question
+        question, method = self.bounder.question, self.bounder.method
+        self.bounders = [replace(self.bounder, method=replace(method, ascent=a)) for a in self.plan.ascents]
         self.tree = Tree(floor=torch.full_like(question.target, math.inf))
         self.pool = Pool(memory_budget(question.target.device))
         self.waiting: list[Domains] = []
@@ -152,7 +154,8 @@ class Search:
         domains = self._contracted(domains)
         if not len(domains):
             return
-        bounded = self.bounder.bound(domains)
+        bounded = self.bounders[self.tree.batches % len(self.bounders)].bound(domains)
+        tree.batches += 1
         if bounded.numerical:
             tree.numerical = "a bound is not a number"
         done = bounded.group_lower > self.bounder.question.target[bounded.group_branch]

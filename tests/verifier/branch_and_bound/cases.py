@@ -62,7 +62,7 @@ def way(*chosen: str, batch: int = 64) -> dict[str, object]:
     """What a plan is forced to: the named choices and no others."""
     names = ("inputs", "neurons", "refresh", "clips", "joint", "cuts", "contracts")
     assert set(chosen) <= set(names)
-    return {"batch": batch, **{name: name in chosen for name in names}}
+    return {"batch": batch, "ascents": ("signs", "level"), **{name: name in chosen for name in names}}
 
 
 # One row a way to search.

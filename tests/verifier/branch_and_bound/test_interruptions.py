@@ -133,7 +133,8 @@ def test_a_late_witness_ends_the_search(monkeypatch: pytest.MonkeyPatch, mode: s
 def bare_search(question: SimpleNamespace, gate: Callable[[Tensor], bool]) -> Search:
     """A search of which only single steps are asked."""
     fields: dict[str, Any] = {f.name: None for f in dataclasses.fields(Search)}
-    fields |= {"bounder": SimpleNamespace(question=question, recorder=None), "batch": 1, "gate": gate}
+    fields |= {"bounder": SimpleNamespace(question=question, recorder=None, method=None), "batch": 1,
+               "gate": gate, "plan": SimpleNamespace(ascents=())}
     return Search(**fields)
 
 
