@@ -21,6 +21,7 @@ from bounds.journal import Journal
 from bounds.sets import InputSet
 from verifier.attacks.base import Attack
 from verifier.attacks.pgd import Pgd
+from verifier.branch_and_bound.branching import BRANCHING
 from verifier.branch_and_bound.plan import plan_for
 from verifier.branch_and_bound.stage import BranchAndBoundStage
 from verifier.problem import KEPT_INTERVAL_BYTES, Problem, State, only_branches
@@ -234,18 +235,20 @@ MIDDLE = Pgd(restarts=24, steps=40, rounds=1)
 LONG = Pgd(restarts=48, steps=100, rounds=3, samples=1024)
 
 
-def check_method(method: str) -> None:
-    """Refuse what is no method's name."""
+def check_method(method: str, branching: str) -> None:
+    """Refuse what is no method's or no rule's name."""
+    if branching not in BRANCHING:
+        raise ValueError(f"branching must be one of {', '.join(BRANCHING)}, got {branching!r}")
     if method not in ("auto", "bab", *METHODS):
         raise ValueError(f"method must be auto, bab or one of {', '.join(METHODS)}, got {method!r}")
 
 
-def stages_for(method: str, problem: Problem) -> Sequence[Stage]:
+def stages_for(method: str, problem: Problem, branching: str = BRANCHING[0]) -> Sequence[Stage]:
     """The strategy of a method name: "auto", "bab" (branch and bound after CROWN), or one bound method alone (then no
     attack either)."""
     if method in METHODS:
         return (BoundStage(method),)
-    plan = plan_for(problem)
+    plan = plan_for(problem, branching)
     search = BranchAndBoundStage(plan)
     if method == "bab":
         return BoundStage("crown", keep=True), search

@@ -20,6 +20,7 @@ from torch import nn
 
 from bounds.graph import Graph, UnsupportedOperator
 from bounds.precision import full_precision
+from verifier.branch_and_bound.branching import BRANCHING
 from verifier.branch_and_bound.recorder import ProofTarget, Recorder
 from verifier.deadline import Deadline
 from verifier.out_of_memory import is_out_of_memory
@@ -111,6 +112,7 @@ def verify(
     deadline: Deadline | None = None,
     simplified: Graph | None = None,
     proof: ProofTarget | str | Path | None = None,
+    branching: str = BRANCHING[0],
 ) -> Result:
     """Decide whether any input of the property reaches its unsafe set.
 
@@ -118,14 +120,14 @@ def verify(
     `Replayer`. `method` "auto" or one bound method alone. `deadline` replaces `time_limit_s` where the caller's
     clock already runs. `simplified` saves work where one network answers many questions. `proof`: a file for the
     recorded proof (`verifier.certificate`), written only where the property is verified; `choices["proof"]` says what
-    became of it.
+    became of it. `branching`: the rule that chooses splits (`verifier.branch_and_bound.branching`).
 
     Verified: for every branch some row's violation stays > 0 (closed) or >= 0 (strict), in ordinary floating
     point. Falsified: the witness meets the unsafe set as written. Wrong use raises `ValueError` or
     `UnsupportedOperator`; everything that happens later is an `Unknown` with its reason.
     """
     deadline = deadline or Deadline.starting_now(time_limit_s)
-    check_method(method)
+    check_method(method, branching)
     problem: Problem | None = None
     state: State | None = None
     logs: list[StageLog] = []
@@ -142,7 +144,7 @@ def verify(
                 problem = dataclasses.replace(problem, recorder=recorder)
                 recorder.problem = problem
             state = State.of(problem)
-            decided_by = _run(stages_for(method, problem), problem, state, logs)
+            decided_by = _run(stages_for(method, problem, branching), problem, state, logs)
             verdict = _conclude(problem, state)
             if recorder is not None and isinstance(verdict, Verified):
                 state.choices["proof"] = certified(recorder, problem, state)

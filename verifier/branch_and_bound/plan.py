@@ -9,6 +9,7 @@ import torch
 from bounds.beta_crown import Ascent
 from bounds.graph import Graph
 from bounds.ops.base import Elementwise
+from verifier.branch_and_bound.branching import BRANCHING
 from verifier.branch_and_bound.cut import AffineNeurons
 from verifier.branch_and_bound.domains import Layout, is_free
 from verifier.problem import Problem
@@ -23,11 +24,12 @@ CUT_ENTRIES = 1 << 14       # coefficients of the affine neurons up to which cut
 
 @dataclass(frozen=True)
 class Plan:
-    """inputs, neurons: splits allowed; refresh: bound neurons anew in every domain; clips: cut boxes by planes;
+    """branching: the rule that chooses splits, one of `BRANCHING`; inputs, neurons: splits allowed; refresh: bound neurons anew in every domain; clips: cut boxes by planes;
     joint: all branches of a region share a domain; cuts: bound neurons again behind the half-spaces of splits and
     planes; contracts: before a domain is bounded, cut off what its rows and neurons leave no room for; batch: domains
     bounded together at most; iterations: evaluations of each group."""
 
+    branching: str
     inputs: bool
     neurons: bool
     refresh: bool
@@ -44,8 +46,8 @@ class Plan:
         return asdict(self)
 
 
-def plan_for(problem: Problem) -> Plan:
-    """Bisect inputs where few are free; split neurons otherwise."""
+def plan_for(problem: Problem, branching: str = BRANCHING[0]) -> Plan:
+    """Bisect inputs where few are free; split neurons otherwise, and with the rules that know nothing of inputs."""
     graph, sets = problem.graph, problem.tensors.sets
     free = int(is_free(sets.lower, sets.upper).flatten(1).sum(1).max())
     neurons = nonlinear_neurons(graph)
@@ -54,7 +56,7 @@ def plan_for(problem: Problem) -> Plan:
     # Behind one hidden layer every split is a half-space of the box, and contraction makes the most of a conjunction.
     flat = affine is not None and len(affine.at) == layout.total - layout.inputs
     several = bool((torch.bincount(problem.tensors.branch) > 1).any())
-    inputs = sets.is_box and free <= FEW_INPUTS and not (flat and several)
+    inputs = branching == BRANCHING[0] and sets.is_box and free <= FEW_INPUTS and not (flat and several)
     refresh = inputs or neurons <= SMALL_NEURONS // 10
     numbers = sum(torch.Size(n.shape).numel() for n in graph.nodes)
     batch = max(2, min(LARGEST_BATCH, BATCH_ENTRIES // max(1, numbers * (16 if refresh else 8))))
@@ -64,8 +66,8 @@ def plan_for(problem: Problem) -> Plan:
     contracts = affine is not None and not inputs
     cuts = affine is not None and not inputs and affine.entries <= CUT_ENTRIES
     ascents: tuple[Ascent, ...] = ("signs",) if inputs else ("signs", "level")
-    return Plan(inputs=inputs, neurons=True, refresh=refresh, clips=inputs or contracts, joint=inputs, cuts=cuts,
-                contracts=contracts, ascents=ascents, batch=batch, iterations=12 if cuts else 8, why=why)
+    return Plan(branching=branching, inputs=inputs, neurons=True, refresh=refresh, clips=inputs or contracts,
+                joint=inputs, cuts=cuts, contracts=contracts, ascents=ascents, batch=batch, iterations=12 if cuts else 8, why=why)
 
 
 def recordable(plan: Plan) -> Plan:

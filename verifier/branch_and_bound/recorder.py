@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # Settings of a search whose effects are recorded. A new one that is in use ends the recording until it is covered here.
 PLAN_SETTINGS = {"inputs", "neurons", "refresh", "clips", "joint", "cuts", "contracts", "batch", "iterations", "why",
-                 "ascents"}
+                 "ascents", "branching"}
 BOUNDER_SETTINGS = {"graph", "question", "layout", "method", "refresh", "clips", "warm", "programmes", "affine",
                     "recorder", "probes", "fenced", "contractor"}
 IDENTITY_RTOL = 1e-3  # a folded neuron against the tensor whose name it carries, in float32

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from verifier.branch_and_bound.bounding import Bounded, Bounder
-from verifier.branch_and_bound.branching.realised_gap import RealisedGap
+from verifier.branch_and_bound.branching.rule import Rule
 from verifier.branch_and_bound.contract import Payoff
 from verifier.branch_and_bound.domains import NO_CHOICE, Domains, Pool
 from verifier.branch_and_bound.plan import Plan
@@ -58,7 +58,7 @@ class Search:
     `stop` ends the search between batches."""
 
     bounder: Bounder
-    rule: RealisedGap
+    rule: Rule
     batch: int
     gate: Callable[[Tensor], bool]
     stop: Callable[[], bool]
@@ -184,9 +184,6 @@ class Search:
         group = self._worst_groups(bounded, rest)
         domains = bounded.domains.take(rest)
         bounder = self.bounder
-        domains.choice, domains.point = self.rule.choose(bounder.graph, bounder.layout, bounded, domains, group)
-        if bounder.fenced:
-            domains.fences = bounder.fences(bounded, rest, domains.choice, domains.point)
         multipliers = {i: s[group] for i, s in reached.at.multipliers.items()}
         if multipliers:
             zeros = domains.lower.new_zeros
@@ -195,6 +192,9 @@ class Search:
                  for i, s in zip(bounder.layout.nodes, bounder.layout.shapes, strict=True)})
         slopes = {i: p[:, group] for i, p in reached.at.slopes.items()}
         domains.slopes = bounder.flat_slopes(slopes, len(rest), domains.lower)
+        domains.choice, domains.point = self.rule.choose(bounder, bounded, domains, group)
+        if bounder.fenced:
+            domains.fences = bounder.fences(bounded, rest, domains.choice, domains.point)
         if bounder.affine is not None:
             plane = torch.cat([reached.A[group].flatten(1), reached.b[group].unsqueeze(1)], 1)
             alone = (domains.open.sum(1) == 1).unsqueeze(1)  # the plane speaks of one branch

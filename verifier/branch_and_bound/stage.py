@@ -16,7 +16,7 @@ from bounds.graph.expand_max import expand_max
 from bounds.intermediate import refine
 from bounds.interval import Interval
 from verifier.branch_and_bound.bounding import Bounder, Question
-from verifier.branch_and_bound.branching.realised_gap import RealisedGap
+from verifier.branch_and_bound.branching.rule import rule_of
 from verifier.branch_and_bound.contract import Contractor
 from verifier.branch_and_bound.cut import AffineNeurons
 from verifier.branch_and_bound.domains import NO_CHOICE, Domains, Layout
@@ -71,8 +71,7 @@ class BranchAndBoundStage:
                 return False
             state.witness = confirm(x, problem.property, problem.replayer)
             return state.witness is not None
-        rule = RealisedGap(plan.inputs, plan.neurons, affine=affine if plan.contracts else None)
-        search = Search(bounder, rule, plan.batch, gate,
+        search = Search(bounder, rule_of(plan, affine), plan.batch, gate,
                         lambda: problem.deadline.left() < FINISH_S, progress, plan)
         before = state.domains
         try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from verifier.branch_and_bound.branching import BRANCHING
 from verifier.cli import EXIT_UNKNOWN
 from verifier.cli.errors import BadInput, not_built, writing
 from verifier.cli.question import (
@@ -47,6 +48,8 @@ Exit codes: 0 verified, 1 falsified, 2 wrong use or unreadable input, 3 unknown.
 @click.option("--method", type=click.Choice(METHODS), default="auto", show_default=True,
               help="auto: attack, ever tighter bounds, then branch and bound; else that method alone "
                    "(lp, sdp, milp: not built yet).")
+@click.option("--branching", type=click.Choice(BRANCHING), default=BRANCHING[0], show_default=True,
+              help="How branch and bound chooses splits; babsr and kfsb split neurons only.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where to compute [cpu].")
 @click.option("--claim", type=click.Choice(["real", "float32"]), default="real", show_default=True,
               help="About the network over the reals, or as float32 computes it (not built yet).")
@@ -58,8 +61,8 @@ Exit codes: 0 verified, 1 falsified, 2 wrong use or unreadable input, 3 unknown.
 @click.option("--vnncomp", metavar="OUT", help="Write the competition's result file.")
 @click.option("--json", "json_out", metavar="OUT|-", help="Write the result as JSON; - for stdout alone.")
 @click.pass_context
-def command(ctx: click.Context, net: str, time_limit: float, method: str, device: str | None, claim: str, evidence: str,
-            seed: int, proof: str | None, witness: str | None, vnncomp: str | None, json_out: str | None,
+def command(ctx: click.Context, net: str, time_limit: float, method: str, branching: str, device: str | None,
+            claim: str, evidence: str, seed: int, proof: str | None, witness: str | None, vnncomp: str | None, json_out: str | None,
             **flags: Any) -> None:
     """Prove that no input of a set reaches the unsafe outputs, or find one that does.
 
@@ -85,7 +88,7 @@ def command(ctx: click.Context, net: str, time_limit: float, method: str, device
     check_device(device)
     network = read_network(net)
     property = read_property(asked, network)
-    result = _answer(network, property, method, device, seed, Deadline(time_limit),
+    result = _answer(network, property, method, branching, device, seed, Deadline(time_limit),
                      None if proof is None else proof_target(asked, net, proof))
     _write(result, net=net, spec=asked.spec, witness=witness, vnncomp=vnncomp, json_out=json_out)
     if proof is not None and not result.choices.get("proof", {}).get("written"):
@@ -97,14 +100,14 @@ def command(ctx: click.Context, net: str, time_limit: float, method: str, device
     ctx.exit(EXIT_CODES[result.name])
 
 
-def _answer(network: Any, property: Any, method: str, device: str | None, seed: int, deadline: Any,
+def _answer(network: Any, property: Any, method: str, branching: str, device: str | None, seed: int, deadline: Any,
             proof: Any = None) -> Result:
     """The verification, with errors that show the input to be at fault told apart from its outcomes."""
     from bounds.graph import UnsupportedOperator
     from verifier.strategy import verify
     try:
         return verify(network.graph, property, replayer=network.replayer, method=method, device=device, seed=seed,
-                      deadline=deadline, simplified=network.simplified, proof=proof)
+                      deadline=deadline, simplified=network.simplified, proof=proof, branching=branching)
     except (UnsupportedOperator, ValueError) as error:  # raised before the work starts only
         raise BadInput(" ".join(str(error).split())) from error
 

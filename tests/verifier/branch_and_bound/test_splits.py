@@ -83,7 +83,7 @@ def above(threshold: float) -> Property:
 def searched(graph: Graph, prop: Property, monkeypatch: pytest.MonkeyPatch, *, batch: int | None = None,
              time_limit_s: float = 10.0) -> Result:
     """What CROWN at the root, an attack (a plane's minimisers are corners) and a search over neurons alone say."""
-    def stages(_: str, problem: Problem) -> list[Stage]:
+    def stages(_: str, problem: Problem, *__: str) -> list[Stage]:
         plan = replace(plan_for(problem), inputs=False, neurons=True, refresh=True, clips=False, joint=False,
                        cuts=False)
         plan = plan if batch is None else replace(plan, batch=batch)
