@@ -24,10 +24,11 @@ CUT_ENTRIES = 1 << 14       # coefficients of the affine neurons up to which cut
 
 @dataclass(frozen=True)
 class Plan:
-    """branching: the rule that chooses splits, one of `BRANCHING`; inputs, neurons: splits allowed; refresh: bound neurons anew in every domain; clips: cut boxes by planes;
-    joint: all branches of a region share a domain; cuts: bound neurons again behind the half-spaces of splits and
-    planes; contracts: before a domain is bounded, cut off what its rows and neurons leave no room for; batch: domains
-    bounded together at most; iterations: evaluations of each group."""
+    """branching: the rule that chooses splits, one of `BRANCHING`; inputs, neurons: splits allowed; refresh: bound
+    neurons anew in every domain; clips: cut boxes by planes; joint: all branches of a region share a domain; cuts: bound
+    neurons again behind the half-spaces of splits and planes; contracts: before a domain is bounded, cut off what its
+    rows and neurons leave no room for; ascents: how bounds climb, batches in turn; batch: domains bounded together at
+    most; iterations: evaluations of each group."""
 
     branching: str
     inputs: bool
@@ -67,7 +68,8 @@ def plan_for(problem: Problem, branching: str = BRANCHING[0]) -> Plan:
     cuts = affine is not None and not inputs and affine.entries <= CUT_ENTRIES
     ascents: tuple[Ascent, ...] = ("signs",) if inputs else ("signs", "level")
     return Plan(branching=branching, inputs=inputs, neurons=True, refresh=refresh, clips=inputs or contracts,
-                joint=inputs, cuts=cuts, contracts=contracts, ascents=ascents, batch=batch, iterations=12 if cuts else 8, why=why)
+                joint=inputs, cuts=cuts, contracts=contracts, ascents=ascents, batch=batch,
+                iterations=12 if cuts else 8, why=why)
 
 
 def recordable(plan: Plan) -> Plan:

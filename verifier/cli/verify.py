@@ -62,8 +62,8 @@ Exit codes: 0 verified, 1 falsified, 2 wrong use or unreadable input, 3 unknown.
 @click.option("--json", "json_out", metavar="OUT|-", help="Write the result as JSON; - for stdout alone.")
 @click.pass_context
 def command(ctx: click.Context, net: str, time_limit: float, method: str, branching: str, device: str | None,
-            claim: str, evidence: str, seed: int, proof: str | None, witness: str | None, vnncomp: str | None, json_out: str | None,
-            **flags: Any) -> None:
+            claim: str, evidence: str, seed: int, proof: str | None, witness: str | None, vnncomp: str | None,
+            json_out: str | None, **flags: Any) -> None:
     """Prove that no input of a set reaches the unsafe outputs, or find one that does.
 
     The property is a VNN-LIB file, which describes the unsafe set, or a ball around an input in which the

@@ -85,9 +85,10 @@ def test_estimates_of_relus_are_as_published(seed: int) -> None:
             continue
         undecided += 1
         v = -a
-        share = high / (high - low)
-        assert estimate == pytest.approx(abs(max(0, v * bias) - v * bias * share + max(0, v) * high * low / (high - low)))
-        assert backup == pytest.approx(-max(0, v) * high * low / (high - low))
+        slope = high / (high - low)
+        line = max(0, v) * slope * low
+        assert estimate == pytest.approx(abs(max(0, v * bias) - slope * v * bias + line))
+        assert backup == pytest.approx(-line)
     assert undecided > 3
 
 
