@@ -25,10 +25,10 @@ CUT_ENTRIES = 1 << 14       # coefficients of the affine neurons up to which cut
 @dataclass(frozen=True)
 class Plan:
     """branching: the rule that chooses splits, one of `BRANCHING`; inputs, neurons: splits allowed; refresh: bound
-    neurons anew in every domain; clips: cut boxes by planes; joint: all branches of a region share a domain; cuts: bound
-    neurons again behind the half-spaces of splits and planes; contracts: before a domain is bounded, cut off what its
-    rows and neurons leave no room for; ascents: how bounds climb, batches in turn; batch: domains bounded together at
-    most; iterations: evaluations of each group."""
+    neurons anew in every domain; clips: cut boxes by planes; joint: all branches of a region share a domain; cuts:
+    bound neurons again behind the half-spaces of splits and planes; contracts: before a domain is bounded, cut off what
+    its rows and neurons leave no room for; ascents: how bounds climb, batches in turn; batch: domains bounded together
+    at most; iterations: evaluations of each group."""
 
     branching: str
     inputs: bool
