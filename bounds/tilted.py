@@ -183,14 +183,16 @@ class TiltedBounds:
 
 @dataclass(frozen=True)
 class Tilted:
-    """`iterations` steps of Adam (arXiv:1412.6980) at most, falling to `last` of their first length; `stop` ends them,
-    and so does a stretch of `patience` steps in which no row came nearer to its target by a twentieth."""
+    """`iterations` steps of Adam (arXiv:1412.6980) at most, falling to `last` of their first length; `stop` ends them.
+    Every `patience` steps rows leave that came no nearer to their target by a twentieth, or so slowly that they will
+    stay short of it by more than the share `close` of what they were short of at first."""
 
     iterations: int = 400
     tilt_step: float = 0.01
     slope_step: float = 0.1
     last: float = 0.02
     patience: int = 25
+    close: float = 0.2
     stop: Callable[[], bool] = field(default=bool)
 
     def bound(self, reduced: Reduced, box: InputSet, intervals: Mapping[int, Interval], C: Tensor, offset: Tensor,
@@ -316,10 +318,12 @@ class _Climb:
                              self.C.new_zeros(len(target), self.chain.hidden), {})
         lower = found.lower
         alive = torch.arange(len(target), device=target.device)
-        self.nearest, self.checked = torch.full_like(target, torch.inf), 0
+        self.checked = 0
         slack = SAFETY * (1 + self.offset.abs())
         for k in range(self.settings.iterations if self.parameters else 0):
             now = self._evaluate()
+            if k == 0:
+                self.first = self.nearest = target[alive] - now
             above = now.double() > target[alive] + slack[alive]
             if bool(above.any()):
                 done = above.nonzero().squeeze(1)
@@ -331,22 +335,38 @@ class _Climb:
                     alive = alive[rest]
                     self._take(rest)
                     continue
-            if self.settings.stop() or self._stands(k, target[alive] - now):
+            if self.settings.stop():
                 break
+            if k == self.checked + self.settings.patience:
+                promising = self._promising(k, target[alive] - now)
+                if not bool(promising.all()):
+                    self._leave((~promising).nonzero().squeeze(1), alive, target, found)
+                    rest = promising.nonzero().squeeze(1)
+                    if not len(rest):
+                        return found
+                    alive = alive[rest]
+                    self._take(rest)
+                    continue
             self._step(k)
-        self._record(torch.arange(len(alive), device=alive.device), alive, found)
-        for k, row in enumerate(alive.tolist()):
-            if float(lower[row]) <= float(target[row]):
-                found.starts[row] = Start(self.tilts, {key: p[k:k + 1] for key, p in self.parameters.items()})
+        self._leave(torch.arange(len(alive), device=alive.device), alive, target, found)
         return found
 
-    def _stands(self, k: int, short: Tensor) -> bool:
-        """Whether no row has come nearer to its target lately; `short` "B" is what each is short of now."""
-        if k < self.checked + self.settings.patience:
-            return False
-        stands = not bool((short < (1 - LEAST_GAIN) * self.nearest).any())
+    def _leave(self, chosen: Tensor, alive: Tensor, target: Tensor, found: TiltedBounds) -> None:
+        """Record some rows, and where those that are still open got to."""
+        self._record(chosen, alive, found)
+        for k, row in zip(chosen.tolist(), alive[chosen].tolist(), strict=True):
+            if float(found.lower[row]) <= float(target[row]):
+                found.starts[row] = Start(self.tilts, {key: p[k:k + 1] for key, p in self.parameters.items()})
+
+    def _promising(self, k: int, short: Tensor) -> Tensor:
+        """bool "B": rows that came nearer to their targets since the last check, and fast enough: going on at that
+        pace, which falls, a row would get within the share `close` of what it was short of first. short "B": what each
+        is short of."""
+        gain = self.nearest - short
+        left = (self.settings.iterations - k) / self.settings.patience
+        hopeful = (gain > LEAST_GAIN * self.nearest) & (short - left * gain <= self.settings.close * self.first)
         self.nearest, self.checked = torch.minimum(self.nearest, short), k
-        return stands
+        return hopeful
 
     def _record(self, chosen: Tensor, alive: Tensor, found: TiltedBounds) -> None:
         """Evaluate some rows in float64 and keep what is better."""
@@ -370,7 +390,7 @@ class _Climb:
         found.x[rows], found.gaps[rows] = x, gaps
 
     def _take(self, rest: Tensor) -> None:
-        self.nearest = self.nearest[rest]
+        self.first, self.nearest = self.first[rest], self.nearest[rest]
         self.mean = None if self.mean is None else self.mean[rest]
         self.C, self.offset = self.C[rest], self.offset[rest]
         self.D = None if self.D is None else self.D[rest]

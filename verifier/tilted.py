@@ -32,20 +32,19 @@ FINISH_S = 0.5
 
 ATTACK = Pgd(restarts=256, steps=200, rounds=2, samples=64, time_limit_s=10.0)
 ATTACK_SHARE = 0.15         # of the time that is left
-CLOSE = 0.2                 # a row is split where tilts left at most this share of what it was short of
 DESCENT_STEPS, FIRST_STEP, LAST_STEP = 40, 0.1, 0.002
 
 
 @dataclass(frozen=True)
 class TiltedStage:
-    """Lower bounds of the best row of every open branch; it takes at most `share` of the time that is left, and splits
-    `tree_share` of it. Regions
-    with too many undecided neurons, sets that are no boxes and networks with other than ReLUs are left as they are."""
+    """Lower bounds of the best row of every open branch. Climbing takes at most `share` of the time that is left, and
+    splits `tree_share`: a row is split where tilts left little of what it was short of (`Tilted.close`). Regions with
+    too many undecided neurons, sets that are no boxes and networks with other than ReLUs are left as they are."""
 
     name: str = "tilted"
     tilted: Tilted = field(default_factory=Tilted)
     attack: Pgd = field(default_factory=lambda: ATTACK)
-    share: float = 0.4
+    share: float = 0.15
     tree_share: float = 0.85
 
     def run(self, problem: Problem, state: State) -> None:
@@ -96,7 +95,7 @@ class TiltedStage:
             row = int(rows[k])
             if state.witness is not None or over():
                 return
-            if float(found.lower[k]) <= CLOSE * before[k]:
+            if float(found.lower[k]) <= method.close * before[k]:
                 continue
             one = slice(row, row + 1)
             target = CLEAR_PLACES * tensors.last_places[one]
