@@ -137,7 +137,17 @@ class Backward:
     def pull(self, block: Block, params: Params | None = None, multipliers: Multipliers | None = None,
              trace: Trace | None = None) -> Pulled:
         """Pull a block of rows back to the input. `trace` takes what the rows meet at elementwise nodes."""
-        sweep = Sweep(block, multipliers, trace)
+        return self.pull_on(Sweep(block, multipliers, trace), params)
+
+    def pull_to(self, block: Block, node: int, params: Params | None = None) -> Sweep:
+        """Pull a block of rows back until they wait at `node`, or before it."""
+        sweep = Sweep(block)
+        while sweep.next_node > node:
+            self._advance(sweep, params)
+        return sweep
+
+    def pull_on(self, sweep: Sweep, params: Params | None = None) -> Pulled:
+        """Pull what waits in a sweep back to the input."""
         while sweep.next_node > 0:
             self._advance(sweep, params)
         return Pulled(sweep.pending.get(0), sweep.total())

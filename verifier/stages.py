@@ -24,6 +24,7 @@ from verifier.attacks.pgd import Pgd
 from verifier.branch_and_bound.branching import BRANCHING
 from verifier.branch_and_bound.plan import plan_for
 from verifier.branch_and_bound.stage import BranchAndBoundStage
+from verifier.leaning import LeaningStage
 from verifier.problem import KEPT_INTERVAL_BYTES, Problem, State, only_branches
 from verifier.tilted import TiltedStage
 from verifier.witness import confirm
@@ -264,6 +265,7 @@ def stages_for(method: str, problem: Problem, branching: str = BRANCHING[0]) -> 
         BoundStage("alpha-crown-rows", {"neuron_iterations": 0}, method="alpha-crown", inherit=True),
         AttackStage("pgd", MIDDLE, share=0.25),
         BoundStage("alpha-crown", keep=True),
+        LeaningStage(),
         TiltedStage(),
         search,
         long,

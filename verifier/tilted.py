@@ -20,12 +20,12 @@ from bounds.ops.relu import Relu
 from bounds.sets import InputSet
 from bounds.tilted import MOST_NUMBERS, Tilted
 from verifier.attacks.pgd import Pgd
+from verifier.best_rows import CLEAR_PLACES, below, open_rows
 from verifier.branch_and_bound.tilted_tree import TiltedTree
 from verifier.problem import Problem, State, only_branches
 from verifier.property import PropertyTensors
 from verifier.witness import confirm
 
-CLEAR_PLACES = 16.0         # what a row must exceed its last places by before it counts as closed
 MOST_FOLDED = 1 << 25       # entries of the matrix over the input
 FINISH_S = 0.5
 
@@ -132,12 +132,6 @@ class TiltedStage:
         state.upper = min(state.upper, outcome.margin if outcome.witness is None else outcome.witness.margin)
 
 
-def below(lower: Tensor, like: Tensor) -> Tensor:
-    """Bounds in another dtype, rounded down: a bound must not grow."""
-    out = lower.to(like)
-    return torch.where(out > lower, torch.nextafter(out, torch.full_like(out, -torch.inf)), out)
-
-
 def descended(graph: Graph, box: InputSet, tensors: PropertyTensors, row: int, x: Tensor) -> Tensor:
     """Points "P *shape" moved down along one row's value by signed steps, as far as they got."""
     x = torch.minimum(torch.maximum(x, box.lower), box.upper)
@@ -154,17 +148,6 @@ def descended(graph: Graph, box: InputSet, tensors: PropertyTensors, row: int, x
         x = x.detach() - step * (box.upper - box.lower) * slope.sign()
         x = torch.minimum(torch.maximum(x, box.lower), box.upper)
     return best
-
-
-def open_rows(problem: Problem, state: State) -> Tensor:
-    """Indices of the best row of every open branch."""
-    tensors = problem.tensors
-    chosen = []
-    for branch in state.open_branches(tensors).nonzero().flatten().tolist():
-        rows = (tensors.branch == branch).nonzero().flatten()
-        if len(rows):
-            chosen.append(rows[state.row_lower[rows].argmax()])
-    return torch.stack(chosen) if chosen else torch.zeros(0, dtype=torch.long, device=tensors.bound.device)
 
 
 def is_small_enough(layers: tuple[Layer, ...], shape: tuple[int, ...]) -> bool:

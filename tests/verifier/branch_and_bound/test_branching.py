@@ -20,7 +20,8 @@ from tests.verifier.branch_and_bound.test_decides import assert_right
 from verifier.branch_and_bound.bounding import Bounded, Bounder, Question
 from verifier.branch_and_bound.branching import BRANCHING
 from verifier.branch_and_bound.branching.babsr import Scores, at_rest
-from verifier.branch_and_bound.branching.kfsb import TIE, FilteredSmart
+from verifier.branch_and_bound.branching.kfsb import FilteredSmart
+from verifier.branch_and_bound.branching.look_ahead import TIE
 from verifier.branch_and_bound.branching.rule import rule_of
 from verifier.branch_and_bound.domains import NO_CHOICE, Domains, Layout
 from verifier.branch_and_bound.plan import plan_for

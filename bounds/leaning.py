@@ -1,0 +1,267 @@
+"""Leaning planes: planes over the input above the ReLUs of the first layer.
+
+A first-layer ReLU of v = w x + b lies, over the box of its inputs, below *any* plane
+
+    max(v, 0) <= g x + c    with    c = max(sup(-g x), sup(v - g x)),
+
+both suprema exact in the box. Chords lean along w alone; where a neuron sees few inputs, as behind a convolution, what
+they give away where a row is lowest is much of what the row is short of, and neurons that see the same inputs can share
+it out. Over all g the planes make up the neuron's convex hull over its box (Anderson et al., arXiv:1811.08359;
+Tjandraatmadja et al., arXiv:2006.14076). Each row climbs with its own g, together with the slopes of all layers.
+
+Any parameters give valid bounds: they are climbed in the dtype of the network, and the bound that counts is evaluated
+once more in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bounds.alpha_crown import initial
+from bounds.backward import Backward, Block, Params, input_rows
+from bounds.bounds import LinearRows
+from bounds.graph import Graph
+from bounds.interval import Interval
+from bounds.ops.conv import Conv
+from bounds.ops.linear import Linear
+from bounds.ops.relu import Relu
+from bounds.ops.reshape import Reshape
+from bounds.rows import Rows
+from bounds.sets import InputSet
+from bounds.window import Owner
+
+MOST_NUMBERS = 1 << 24   # coefficients of the planes of all rows that are climbed together
+FIRST, SECOND = 0.9, 0.99   # Adam's averages
+NOISE = 1e-8                # of gradients
+LEAST_GAIN = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """What the neurons of one node see of the input: value j = weight[j] . x[index[j]] + bias[j]; index "m k" (the
+    number of inputs where a window reaches into the padding), weight "m k", bias "m"."""
+
+    index: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    @staticmethod
+    def of(graph: Graph, node: int, neurons: Tensor) -> Windows | None:
+        """Of flat `neurons` "m" of a convolution or dense layer over the input itself; None for other nodes."""
+        op, source = graph.nodes[node].op, graph.nodes[node].inputs
+        n = torch.Size(graph.input_shape).numel()
+        before = source[0] if source else 0
+        while isinstance(graph.nodes[before].op, Reshape):
+            before = graph.nodes[before].inputs[0]
+        if before != 0:
+            return None
+        if isinstance(op, Linear) and op.weight.shape[1] == n:
+            weight, bias = op.weight[neurons], op.bias
+            index = torch.arange(n, device=weight.device).expand(len(neurons), -1)
+            return Windows(index, weight, weight.new_zeros(len(neurons)) if bias is None else bias[neurons])
+        if not isinstance(op, Conv) or op.weight.dim() != 4 or op.groups != 1:
+            return None
+        shape = graph.nodes[source[0]].shape
+        places = torch.arange(1, n + 1, dtype=torch.float64, device=op.weight.device).view(1, *shape)
+        seen = F.unfold(places, op.weight.shape[2:], op.dilation, op.padding, op.stride)[0].long() - 1
+        seen = torch.where(seen < 0, n, seen).T
+        channel = neurons // len(seen)
+        bias = op.weight.new_zeros(len(op.weight)) if op.bias is None else op.bias
+        return Windows(seen[neurons % len(seen)], op.weight.flatten(1)[channel], bias[channel])
+
+    def to(self, dtype: torch.dtype) -> Windows:
+        return Windows(self.index, self.weight.to(dtype), self.bias.to(dtype))
+
+
+@dataclass(frozen=True)
+class Leaning:
+    """`iterations` steps of Adam (arXiv:1412.6980) at most, falling to `last` of their first length; `stop` ends them,
+    and so does a stretch of `patience` steps in which no row came nearer to its target by a twentieth and fast enough
+    to reach it."""
+
+    iterations: int = 150
+    plane_step: float = 0.02
+    slope_step: float = 0.05
+    last: float = 0.02
+    patience: int = 15
+    stop: Callable[[], bool] = field(default=bool)
+
+    def bound(self, graph: Graph, sets: InputSet, rows: LinearRows, target: Tensor, given: Mapping[int, Interval]
+              ) -> Tensor | None:
+        """Lower bounds "R" (float64) of the rows, where `given` encloses what relaxations read; a row above its target
+        "R" is not climbed further. None where the network has no such first layer, or the set is no box."""
+        layer = first_layer(graph, given)
+        if layer is None or not sets.is_box or not set(graph.relaxed_inputs) <= set(given):
+            return None
+        owner = torch.arange(len(rows.C), device=target.device) % sets.batch if rows.owner is None else rows.owner
+        size = max(1, MOST_NUMBERS // max(1, layer.windows.index.numel()))
+        parts = []
+        for chosen in torch.arange(len(owner), device=target.device).split(size):
+            part = LinearRows(rows.C[chosen], owner[chosen], None if rows.D is None else rows.D[chosen],
+                              None if rows.offset is None else rows.offset[chosen])
+            parts.append(_Climb(self, layer, graph, sets, part, given).run(target[chosen].double()))
+        return torch.cat(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class FirstLayer:
+    """A ReLU node over the input's first affine layer, the `neurons` "m" that some region leaves undecided, and what
+    they see."""
+
+    node: int
+    neurons: Tensor
+    windows: Windows
+
+
+def first_layer(graph: Graph, given: Mapping[int, Interval]) -> FirstLayer | None:
+    """The first ReLU node, if it reads a convolution or dense layer over the input and is all that reads it."""
+    for i, node in enumerate(graph.nodes):
+        if not isinstance(node.op, Relu):
+            continue
+        source = node.inputs[0]
+        if source not in given or list(graph.consumers[source]) != [i]:
+            return None
+        x = given[source]
+        neurons = ((x.lower < 0) & (x.upper > 0)).any(0).flatten().nonzero().squeeze(1)
+        windows = Windows.of(graph, source, neurons) if len(neurons) else None
+        return None if windows is None else FirstLayer(i, neurons, windows)
+    return None
+
+
+class _Climb:
+    """Some rows while they climb."""
+
+    def __init__(self, settings: Leaning, layer: FirstLayer, graph: Graph, sets: InputSet, rows: LinearRows,
+                 given: Mapping[int, Interval]) -> None:
+        self.settings, self.layer, self.graph, self.sets, self.given = settings, layer, graph, sets, given
+        self.rows = rows
+        self._prepare(graph.dtype)
+        with torch.no_grad():
+            self.engine.pull(self.block)
+            self.slopes, self.low, self.high = initial(self.engine, self.block)
+        x = given[graph.nodes[layer.node].inputs[0]]
+        low, high = (t.flatten(1)[self.owner][:, layer.neurons] for t in (x.lower, x.upper))
+        chord = high.clamp(min=0) / (high.clamp(min=0) - low.clamp(max=0)).clamp(min=torch.finfo(high.dtype).tiny)
+        self.planes = chord.unsqueeze(2) * layer.windows.weight
+        self.unit = layer.windows.weight.abs().amax(1).view(1, -1, 1)
+
+    def _prepare(self, dtype: torch.dtype) -> None:
+        """Everything that does not climb, in a dtype."""
+        sets = self.sets
+        self.engine = Backward(self.graph if dtype == self.graph.dtype else self.graph.to(dtype=dtype),
+                               InputSet(sets.lower.to(dtype), sets.upper.to(dtype)))
+        for i, x in self.given.items():
+            self.engine.enclose(i, x.map(lambda t: t.to(dtype)))
+        self.windows = self.layer.windows.to(dtype)
+        self.C, self.owner = self.rows.C.to(dtype), self.rows.owner
+        self.offset = self.C.new_zeros(len(self.C)) if self.rows.offset is None else self.rows.offset.to(dtype)
+        self.D = None if self.rows.D is None else self.rows.D.to(dtype)
+        low, high = (F.pad(t.flatten(1), (0, 1))[:, self.windows.index] for t in (self.engine.sets.lower,
+                                                                                   self.engine.sets.upper))
+        self.centre, self.radius = ((low + high) / 2)[self.owner], ((high - low) / 2)[self.owner]
+        owner = Owner.of(self.sets.batch, self.owner)
+        self.block = Block(self.graph.output, Rows.full(self.C.view(-1, *self.graph.output_shape), owner))
+
+    def value(self, slopes: Params, planes: Tensor) -> Tensor:
+        """Lower bounds of the rows at given parameters."""
+        engine, node = self.engine, self.layer.node
+        source = self.graph.nodes[node].inputs[0]
+        sweep = engine.pull_to(self.block, node, slopes)
+        rows = sweep.pending.pop(node).as_full(self.graph.nodes[node].shape)
+        assert rows.A is not None
+        A = rows.A.flatten(1)
+        x = engine.intervals[source].map(lambda t: t.flatten(1)[self.owner])
+        open_ = (x.lower < 0) & (x.upper > 0)
+        slope = (x.lower >= 0).to(A)
+        if node in slopes:
+            columns = self.block.gathered[node, "layout"].columns
+            own = slopes[node][0].flatten(1)
+            own = own if columns is None else torch.zeros_like(A).index_copy(1, columns, own)
+            slope = torch.where(open_, own, slope)
+        leans = open_ & (A < 0)
+        through = torch.where(leans, torch.zeros_like(A), A * slope)
+        a = torch.where(leans, A, torch.zeros_like(A))[:, self.layer.neurons]
+        w = self.windows
+        free = -(planes * self.centre).sum(2) + (planes.abs() * self.radius).sum(2)
+        rest = w.weight - planes
+        above = (rest * self.centre).sum(2) + (rest.abs() * self.radius).sum(2) + w.bias
+        constant = (a * torch.maximum(free, above)).sum(1)
+        sweep.pending[source] = Rows.full(through.view_as(rows.A), rows.owner)
+        pulled = engine.pull_on(sweep, slopes)
+        at_input = input_rows(pulled, self.graph).flatten(1)
+        n = at_input.shape[1]
+        at_input = F.pad(at_input, (0, 1)).scatter_add(1, w.index.reshape(1, -1).expand(len(A), -1),
+                                                       (a.unsqueeze(2) * planes).flatten(1))[:, :n]
+        if self.D is not None:
+            at_input = at_input + self.D
+        low, high = engine.sets.lower.flatten(1)[self.owner], engine.sets.upper.flatten(1)[self.owner]
+        least = (at_input * ((low + high) / 2)).sum(1) - (at_input.abs() * ((high - low) / 2)).sum(1)
+        return least + constant + pulled.constant + self.offset
+
+    def run(self, target: Tensor) -> Tensor:
+        """Climb until every row is above its target, or no row will get there; the bounds in float64."""
+        settings = self.settings
+        best = torch.full_like(target, -torch.inf)
+        kept = [*self.slopes.values(), self.planes]
+        moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in kept]
+        now = [p.clone() for p in kept]
+        nearest = target.new_full(target.shape, torch.inf)
+        for k in range(settings.iterations):
+            value, gradients = self._evaluate(now)
+            better = value > best
+            best = torch.where(better, value, best)
+            kept = [torch.where(self._by_row(better, p), p, old) for p, old in zip(now, kept, strict=True)]
+            short = (target - best).clamp(min=0)
+            if settings.stop() or not bool((short > 0).any()):
+                break
+            if k % settings.patience == 0:
+                gain = nearest - short
+                left = (settings.iterations - k) / settings.patience
+                if not bool(((gain > LEAST_GAIN * nearest) & (short <= left * gain)).any()) and k:
+                    break
+                nearest = short
+            now = self._stepped(now, gradients, moments, k)
+        return self._in_float64(kept)
+
+    def _by_row(self, mask: Tensor, like: Tensor) -> Tensor:
+        """`mask` "R" along the rows' axis: the second one of slopes, the first one of planes."""
+        return mask.view(-1, 1, 1) if like.shape == self.planes.shape else mask.view(1, -1, *(1,) * (like.dim() - 2))
+
+    def _evaluate(self, parameters: list[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
+        leaves = [p.detach().requires_grad_(True) for p in parameters]
+        with torch.enable_grad():
+            value = self.value(dict(zip(self.slopes, leaves[:-1], strict=True)), leaves[-1])
+            gradients = torch.autograd.grad(value.sum(), leaves, allow_unused=True)
+        return value.detach().double(), list(gradients)
+
+    def _stepped(self, parameters: list[Tensor], gradients: list[Tensor | None],
+                 moments: list[tuple[Tensor, Tensor]], k: int) -> list[Tensor]:
+        settings, out = self.settings, []
+        size = settings.last ** (k / settings.iterations) * (1 - SECOND ** (k + 1)) ** 0.5 / (1 - FIRST ** (k + 1))
+        for i, p, g, (m, v) in zip([*self.slopes, None], parameters, gradients, moments, strict=True):
+            if g is None:
+                out.append(p)
+                continue
+            m.mul_(FIRST).add_(g, alpha=1 - FIRST)
+            v.mul_(SECOND).addcmul_(g, g, value=1 - SECOND)
+            along = size * m / (v.sqrt() + NOISE)
+            if i is None:
+                out.append(p + settings.plane_step * self.unit * along)
+            else:
+                moved = p + settings.slope_step * (self.high[i] - self.low[i]) * along
+                out.append(torch.minimum(torch.maximum(moved, self.low[i]), self.high[i]))
+        return out
+
+    @torch.no_grad()
+    def _in_float64(self, parameters: list[Tensor]) -> Tensor:
+        self._prepare(torch.float64)
+        self.engine.pull(self.block)
+        _, low, high = initial(self.engine, self.block)
+        slopes = {i: torch.minimum(torch.maximum(p.double(), low[i]), high[i])
+                  for i, p in zip(self.slopes, parameters[:-1], strict=True)}
+        return self.value(slopes, parameters[-1].double())

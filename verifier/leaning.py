@@ -1,0 +1,37 @@
+"""The stage that bounds rows with leaning planes (`bounds.leaning`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from bounds.bounds import LinearRows
+from bounds.leaning import Leaning
+from verifier.best_rows import CLEAR_PLACES, below, open_rows
+from verifier.problem import Problem, State
+
+FINISH_S = 0.5
+
+
+@dataclass(frozen=True)
+class LeaningStage:
+    """Lower bounds of the best row of every open branch, in at most `share` of the time that is left."""
+
+    name: str = "leaning"
+    leaning: Leaning = field(default_factory=Leaning)
+    share: float = 0.1
+
+    def run(self, problem: Problem, state: State) -> None:
+        tensors, graph = problem.tensors, problem.graph
+        rows = open_rows(problem, state)
+        if not len(rows) or not set(graph.relaxed_inputs) <= set(state.intervals):
+            return
+        end = max(problem.deadline.left() * (1 - self.share), FINISH_S)
+        regions, owner = tensors.region[rows].unique(return_inverse=True)
+        asked = LinearRows(tensors.C[rows], owner, None if tensors.D is None else tensors.D[rows], -tensors.bound[rows])
+        given = {i: state.intervals[i].map(lambda t: t[regions]) for i in graph.relaxed_inputs}
+        target = CLEAR_PLACES * tensors.last_places[rows]
+        method = replace(self.leaning, stop=lambda: problem.deadline.left() < end)
+        lower = method.bound(graph, tensors.sets.index(regions), asked, target, given)
+        if lower is not None:
+            state.domains += len(regions)
+            state.improve(rows, below(lower, tensors.bound))
