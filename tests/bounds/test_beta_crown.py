@@ -104,6 +104,33 @@ def test_multipliers_of_any_sign_on_any_neuron_are_valid(kind: str, activation: 
         assert_below(lower, engine, combined_values(graph, groups, weights, points), inside)
 
 
+def test_large_multipliers_prove_no_more_in_float32_than_they_do_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their terms cancel: what rounding makes of them is charged, and the charge is needed."""
+    def excess(seed: int) -> float:
+        graph = random_graph(seed, "dense", "Relu")
+        engine, _, _ = split_domains(graph, seed)
+        groups = random_groups(graph, 1, seed, inputs=False)
+        generator = torch.Generator().manual_seed(seed)
+        s = {i: torch.randn(DOMAINS, *graph.nodes[i].shape, generator=generator, dtype=graph.dtype) * 1e6
+             for i in graph.relaxed_inputs}
+        narrow = graph.to(dtype=torch.float32)
+        single = Backward(narrow, InputSet(engine.sets.lower.float(), engine.sets.upper.float()))
+        double = Backward(narrow.to(dtype=torch.float64), single.sets.to(dtype=torch.float64))
+        lower = []
+        for one in (single, double):
+            dtype = one.graph.dtype
+            for i in graph.relaxed_inputs:
+                one.enclose(i, engine.intervals[i].map(lambda t, d=dtype: t.float().to(d)))
+            g = Groups(groups.C.float().to(dtype), groups.offset.float().to(dtype), groups.mask, groups.owner)
+            at = Start({}, {i: t.float().to(dtype) for i, t in s.items()}, torch.ones(DOMAINS, 1, dtype=dtype))
+            target = torch.full((DOMAINS,), NO_TARGET, dtype=dtype)
+            lower.append(BetaCrown().evaluate(one, g, target, at).lower.double())
+        return float((lower[0] - lower[1]).max())
+    assert max(excess(seed) for seed in range(12)) <= 0
+    monkeypatch.setattr("bounds.beta_crown.MULTIPLIER_ULPS", 0)
+    assert max(excess(seed) for seed in range(12)) > 1e-3
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ascent", ["signs", "level"])
 @pytest.mark.parametrize("seed", range(4))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -162,8 +163,9 @@ class Bounder:
         return replace(domains, **{n: getattr(domains, n).index_copy(0, alone, getattr(part, n)) for n in names}), gone
 
     def bound_leaves(self, domains: Domains) -> Bounded:
-        """As `bound`, with linear programmes for what stays open; boxes and choices stay."""
-        programmes = self.programmes or Planet(self.graph)
+        """As `bound`, with linear programmes for what stays open (where their solver is installed: a machine that only
+        computes bounds may lack it); boxes and choices stay."""
+        programmes = self.programmes or (Planet(self.graph) if find_spec("highspy") is not None else None)
         return replace(self, programmes=programmes, clips=False).bound(domains)
 
     @torch.no_grad()
