@@ -240,15 +240,18 @@ def check_method(method: str, branching: str) -> None:
     """Refuse what is no method's or no rule's name."""
     if branching not in BRANCHING:
         raise ValueError(f"branching must be one of {', '.join(BRANCHING)}, got {branching!r}")
-    if method not in ("auto", "bab", *METHODS):
-        raise ValueError(f"method must be auto, bab or one of {', '.join(METHODS)}, got {method!r}")
+    if method not in ("auto", "bab", "milp", *METHODS):
+        raise ValueError(f"method must be auto, bab, milp or one of {', '.join(METHODS)}, got {method!r}")
 
 
 def stages_for(method: str, problem: Problem, branching: str = BRANCHING[0]) -> Sequence[Stage]:
-    """The strategy of a method name: "auto", "bab" (branch and bound after CROWN), or one bound method alone (then no
-    attack either)."""
+    """The strategy of a method name: "auto", "bab" (branch and bound after CROWN), "milp" (after alpha-CROWN), or one
+    bound method alone (then no attack either)."""
     if method in METHODS:
         return (BoundStage(method),)
+    if method == "milp":
+        from verifier.milp_stage import MilpStage  # scipy's sparse matrices take their time to import
+        return BoundStage("crown", keep=True), BoundStage("alpha-crown", keep=True), MilpStage()
     plan = plan_for(problem, branching)
     search = BranchAndBoundStage(plan)
     if method == "bab":

@@ -26,8 +26,9 @@ from verifier.cli.startup import load_torch
 if TYPE_CHECKING:
     from verifier.strategy import Result
 
-LATER_METHODS = ("lp", "sdp", "milp")
-METHODS = ("auto", "ibp", "zonotope", "fastlin", "crown-ibp", "crown", "alpha-crown", "meet", "bab", *LATER_METHODS)
+LATER_METHODS = ("lp", "sdp")
+METHODS = ("auto", "ibp", "zonotope", "fastlin", "crown-ibp", "crown", "alpha-crown", "meet", "bab", "milp",
+           *LATER_METHODS)
 SEED = click.IntRange(0, 2**63 - 1)
 EXIT_CODES = {"verified": 0, "falsified": 1, "unknown": EXIT_UNKNOWN}
 
@@ -47,7 +48,7 @@ Exit codes: 0 verified, 1 falsified, 2 wrong use or unreadable input, 3 unknown.
               help="Seconds from process start.")
 @click.option("--method", type=click.Choice(METHODS), default="auto", show_default=True,
               help="auto: attack, ever tighter bounds, then branch and bound; else that method alone "
-                   "(lp, sdp, milp: not built yet).")
+                   "(lp, sdp: not built yet).")
 @click.option("--branching", type=click.Choice(BRANCHING), default=BRANCHING[0], show_default=True,
               help="How branch and bound chooses splits; babsr and kfsb split neurons only.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where to compute [cpu].")

@@ -1,0 +1,99 @@
+"""A mixed-integer linear programme, and what a solver answers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from milp.problem import Floats
+
+
+class MixedStatus(Enum):
+    """How a solver ended. No status proves anything that its point or its bound does not."""
+
+    OPTIMAL = "optimal"
+    INFEASIBLE = "infeasible"
+    TARGET = "target reached"     # the sign that was asked for is known
+    TIME_LIMIT = "time limit"
+    INACCURATE = "inaccurate"     # an optimum outside of the solver's own tolerances
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, eq=False)
+class MixedProgram:
+    """Minimise `cost v + offset` over `lower <= v <= upper`, `row_lower <= rows v <= row_upper`, v integer at `integer`
+    (all such columns are binary). Columns "V", rows "N V"."""
+
+    cost: Floats
+    lower: Floats
+    upper: Floats
+    integer: NDArray[np.bool_]
+    rows: sparse.csr_matrix
+    row_lower: Floats
+    row_upper: Floats
+    offset: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class MixedAnswer:
+    """status; value of the best point found (inf: none) and the point "V"; bound: no point is lower, says the solver
+    (-inf: it says nothing); seconds and nodes of the search."""
+
+    status: MixedStatus
+    value: float = math.inf
+    bound: float = -math.inf
+    point: Floats | None = None
+    seconds: float = 0.0
+    nodes: int = 0
+
+
+@dataclass
+class Builder:
+    """Columns and rows as they are found."""
+
+    lower: list[Floats] = field(default_factory=list)
+    upper: list[Floats] = field(default_factory=list)
+    integer: list[NDArray[np.bool_]] = field(default_factory=list)
+    blocks: list[tuple[sparse.coo_matrix, Floats, Floats]] = field(default_factory=list)
+    columns: int = 0
+
+    def add_columns(self, lower: Floats, upper: Floats, *, integer: bool = False) -> NDArray[np.int64]:
+        """The numbers of new columns with these ends."""
+        first, self.columns = self.columns, self.columns + len(lower)
+        self.lower.append(np.array(lower, dtype=np.float64))
+        self.upper.append(np.array(upper, dtype=np.float64))
+        self.integer.append(np.full(len(lower), integer))
+        return np.arange(first, self.columns)
+
+    def add_rows(self, terms: list[tuple[NDArray[np.int64], Floats | float]], lower: Floats | float,
+                 upper: Floats | float) -> None:
+        """Rows `lower <= sum of value * column <= upper`, one for each entry of the terms (columns, values)."""
+        count = len(terms[0][0])
+        if not count:
+            return
+        row = np.concatenate([np.arange(count)] * len(terms))
+        column = np.concatenate([c for c, _ in terms])
+        value = np.concatenate([np.broadcast_to(np.asarray(v, dtype=np.float64), (count,)) for _, v in terms])
+        self.add_matrix(sparse.coo_matrix((value, (row, column)), shape=(count, self.columns)), lower, upper)
+
+    def add_matrix(self, matrix: sparse.spmatrix, lower: Floats | float, upper: Floats | float) -> None:
+        """Rows given as a matrix over the first columns."""
+        ends = (np.broadcast_to(np.asarray(e, dtype=np.float64), (matrix.shape[0],)) for e in (lower, upper))
+        self.blocks.append((sparse.coo_matrix(matrix), *ends))
+
+    def program(self, cost: dict[int, float]) -> MixedProgram:
+        """The programme that minimises the sum of `cost` by column."""
+        c = np.zeros(self.columns)
+        c[list(cost)] = list(cost.values())
+        starts = np.cumsum([0, *(m.shape[0] for m, _, _ in self.blocks)])
+        row, column, value = (np.concatenate(parts) for parts in zip(
+            *((m.row + s, m.col, m.data) for (m, _, _), s in zip(self.blocks, starts, strict=False)), strict=True))
+        rows = sparse.csr_matrix((value, (row, column)), shape=(int(starts[-1]), self.columns))
+        lower, upper = (np.concatenate([b[k] for b in self.blocks]) for k in (1, 2))
+        return MixedProgram(c, np.concatenate(self.lower), np.concatenate(self.upper), np.concatenate(self.integer),
+                            rows, lower, upper)

@@ -1,0 +1,217 @@
+"""The mixed-integer encoding: every operator on numbers and as rows, and optima against an exact oracle."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bounds.backward import Backward
+from bounds.graph import Graph, UnsupportedOperator
+from bounds.intermediate import refine
+from bounds.interval import Interval
+from bounds.ops.base import Affine
+from bounds.ops.clip import Clip
+from bounds.ops.leaky_relu import LeakyRelu
+from bounds.ops.linear import Linear
+from bounds.ops.max_pool import MaxPool
+from bounds.ops.prelu import PRelu
+from bounds.ops.relu import Relu
+from bounds.sets import InputSet
+from milp.affine_matrix import affine_matrices
+from milp.certificate import UnsafeRows
+from milp.encoder import Encoding
+from milp.mixed import MixedStatus
+from milp.questions import extreme, least_margin, nearest
+from milp.solvers.highs_mixed import HighsMixed
+from tests.bounds.networks import KINDS, GraphBuilder, random_box, random_graph
+from tests.verifier.test_oracle import draw_graph, draw_property
+from verifier.property import Branch
+
+ATOL = 1e-5
+SOLVER = HighsMixed()
+
+
+def proved(graph: Graph, sets: InputSet) -> dict[int, Interval]:
+    engine = Backward(graph, sets)
+    refine(engine, row_bound=engine.lower)
+    return {i: engine.intervals[i] for i in graph.relaxed_inputs}
+
+
+def held_at(graph: Graph, sets: InputSet, x: Tensor) -> None:
+    """With the input fixed, nothing but the network's values satisfies the rows."""
+    intervals = proved(graph, sets)
+    y = graph(x).flatten()
+    for sign in (1.0, -1.0):
+        for k in range(min(3, len(y))):
+            encoding = Encoding(graph, sets, intervals)
+            for ends in (encoding.rows.lower[0], encoding.rows.upper[0]):
+                ends[:] = x.flatten().numpy()
+            out = encoding.free_column(-1e6, 1e6)
+            form = encoding.output
+            encoding.rows.add_matrix(form.over(encoding.rows.columns)[[k]] - _unit(out, encoding.rows.columns),
+                                     -form.constant[[k]], -form.constant[[k]])
+            answer = SOLVER.solve(encoding.rows.program({out: sign}))
+            assert answer.status is MixedStatus.OPTIMAL
+            assert sign * answer.value == pytest.approx(float(y[k]), abs=ATOL * (1 + abs(float(y[k]))))
+
+
+def _unit(column: int, columns: int):  # type: ignore[no-untyped-def]
+    from scipy import sparse
+    return sparse.csr_matrix(([1.0], ([0], [column])), shape=(1, columns))
+
+
+OPERATORS = {
+    "Relu": Relu(), "LeakyRelu": LeakyRelu(0.1), "steep": LeakyRelu(2.0), "negative": LeakyRelu(-0.5),
+    "PRelu": PRelu(torch.tensor([0.25, -0.5, 1.0, 3.0]).double()), "Clip": Clip(-0.25, 0.5), "Clip low": Clip(0.25),
+    "Clip high": Clip(high=-0.25), "ReLU6": Clip(0.0, 6.0),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_operator_is_its_encoding(name: str) -> None:
+    """Intervals on each side of the kinks, across one, across both; values at the ends, at kinks and between."""
+    for low, high in ((-1.0, 1.0), (-2.0, -0.5), (0.6, 2.0), (-0.3, 0.1), (-0.25, 0.5), (0.0, 1.0), (-1.0, 0.0)):
+        build = GraphBuilder((4,), torch.float64)
+        build.add(Linear(torch.eye(4).double(), torch.zeros(4).double()))
+        build.add(OPERATORS[name])
+        graph = build.graph(name)
+        sets = InputSet(torch.full((1, 4), low).double(), torch.full((1, 4), high).double())
+        points = torch.tensor([low, high, (low + high) / 2, *(k for k in (-0.25, 0.0, 0.25, 0.5) if low <= k <= high)])
+        for first in points.tolist():
+            held_at(graph, sets, torch.tensor([[first, low, high, (low + high) / 2]]).double())
+
+
+@pytest.mark.parametrize("settings", [((2, 2), (2, 2), (0, 0), (1, 1)), ((2, 2), (1, 1), (1, 1), (1, 1)),
+                                      ((3, 2), (2, 1), (1, 0), (1, 1))])
+def test_max_pools_are_their_encoding(settings: tuple[tuple[int, int], ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    build = GraphBuilder((2, 3, 4), torch.float64)
+    build.add(MaxPool(*settings))
+    graph = build.graph("pool")
+    centre = torch.randn(1, 2, 3, 4, generator=generator).double()
+    sets = InputSet(centre - 0.7, centre + 0.7)
+    for _ in range(4):
+        held_at(graph, sets, centre + (torch.rand(centre.shape, generator=generator).double() * 2 - 1) * 0.7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("activation", ["Relu", "LeakyRelu", "Clip"])
+@pytest.mark.parametrize("seed", range(2))
+def test_whole_networks_are_their_encoding(kind: str, activation: str, seed: int) -> None:
+    graph = random_graph(seed, kind, activation)
+    if any(not isinstance(n.op, Affine | Relu | LeakyRelu | Clip | MaxPool) for n in graph.nodes[1:]):
+        pytest.skip("a kind of network with other operators")
+    sets = random_box(graph, seed)
+    generator = torch.Generator().manual_seed(seed)
+    t = torch.rand(sets.lower.shape, generator=generator, dtype=torch.float64)
+    held_at(graph, sets, sets.lower + t * (sets.upper - sets.lower))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_matrices_of_affine_operators(kind: str) -> None:
+    graph = random_graph(1, kind, "Relu")
+    generator = torch.Generator().manual_seed(0)
+    for node in graph.nodes[1:]:
+        if isinstance(node.op, Affine):
+            shapes = [graph.nodes[j].shape for j in node.inputs]
+            matrices, constant = affine_matrices(node.op, shapes)
+            x = [torch.randn(1, *s, generator=generator, dtype=torch.float64) for s in shapes]
+            got = constant + sum(m @ v.flatten().numpy() for m, v in zip(matrices, x, strict=True))
+            np.testing.assert_allclose(got, node.op.forward(*x).flatten().numpy(), atol=1e-9)
+
+
+# ---------------------------------------------------------------------- questions
+
+
+def asked(graph: Graph, branch: Branch) -> tuple[InputSet, UnsafeRows]:
+    region = branch.region
+    sets = InputSet(*(torch.tensor([[float(v) for v in ends]], dtype=torch.float64).view(1, *graph.input_shape)
+                      for ends in (region.exact_lower, region.exact_upper)))
+    m, n = math.prod(graph.output_shape), math.prod(graph.input_shape)
+    C, D = torch.zeros(1, len(branch.rows), m).double(), torch.zeros(1, len(branch.rows), n).double()
+    for r, row in enumerate(branch.rows):
+        for i, c in row.y:
+            C[0, r, i] += float(c)
+        for j, c in row.x:
+            D[0, r, j] += float(c)
+    return sets, UnsafeRows(C, torch.tensor([[float(row.bound) for row in branch.rows]]).double(), D)
+
+
+@pytest.mark.parametrize("kind", ["dense", "residual", "conv", "pooling"])
+@pytest.mark.parametrize("seed", range(8))
+def test_margins_are_those_of_the_rational_oracle(kind: str, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    graph = draw_graph(random, kind).simplify()
+    prop, truths = draw_property(random, graph)
+    for branch in prop.branches:
+        sets, rows = asked(graph, branch)
+        true = float(truths[branch.region].margin(branch.rows))
+        found = least_margin(graph, sets, proved(graph, sets), rows, SOLVER)
+        assert found.answer.status is MixedStatus.OPTIMAL and found.x is not None
+        assert found.answer.value == pytest.approx(true, abs=ATOL)
+        assert found.answer.bound <= true + ATOL
+        sign = least_margin(graph, sets, proved(graph, sets), rows, SOLVER, sign_only=True).answer
+        assert sign.bound <= true + ATOL and sign.value >= true - ATOL
+        if abs(true) > ATOL:
+            assert (sign.value <= 0) if true < 0 else (sign.bound > 0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_extremes_of_outputs(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    graph = draw_graph(random, "dense").simplify()
+    prop, _ = draw_property(random, graph)
+    sets, _ = asked(graph, prop.branches[0])
+    t = torch.rand(500, *graph.input_shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    y = graph(sets.lower + t * (sets.upper - sets.lower)).flatten(1)
+    for k in range(y.shape[1]):
+        low = extreme(graph, sets, proved(graph, sets), k, SOLVER)
+        high = extreme(graph, sets, proved(graph, sets), k, SOLVER, largest=True)
+        assert low.answer.value <= float(y[:, k].min()) + ATOL and -high.answer.value >= float(y[:, k].max()) - ATOL
+        for found, value in ((low, low.answer.value), (high, -high.answer.value)):
+            assert found.x is not None
+            assert float(graph(found.x.unsqueeze(0)).flatten()[k]) == pytest.approx(value, abs=ATOL)
+
+
+@pytest.mark.parametrize("norm", ["inf", "1"])
+@pytest.mark.parametrize("seed", [1, 2, 3, 6, 7])
+def test_nearest_points_are_nearest(norm: str, seed: int) -> None:
+    """No sampled unsafe point is nearer, the point found is unsafe, and for l_inf a smaller ball is safe."""
+    graph = random_graph(seed, "dense", "Relu")
+    sets = random_box(graph, seed, 1, 2.0)
+    x = sets.sample(4000, torch.Generator().manual_seed(seed))[0]
+    y, centre = graph(x).flatten(1)[:, 0], sets.centre_point[0]
+    C = torch.zeros(1, 1, math.prod(graph.output_shape)).double()
+    C[0, 0, 0] = 1.0
+    at_centre = float(graph(centre.unsqueeze(0)).flatten()[0])
+    threshold = (float(y.min()) + at_centre) / 2
+    assert threshold < at_centre - 1e-3, "the centre is safe and something is not"
+    rows = UnsafeRows(C, torch.tensor([[threshold]]).double())
+    found = nearest(graph, sets, proved(graph, sets), rows, centre, norm, SOLVER)  # type: ignore[arg-type]
+    assert found.answer.status is MixedStatus.OPTIMAL and found.x is not None
+
+    def size(moved: Tensor) -> Tensor:
+        return moved.flatten(1).abs().amax(1) if norm == "inf" else moved.flatten(1).abs().sum(1)
+    far = float(size((found.x - centre).unsqueeze(0)))
+    assert far == pytest.approx(found.answer.value, abs=ATOL)
+    assert float(graph(found.x.unsqueeze(0)).flatten()[0]) <= threshold + ATOL
+    assert far <= float(size(x[y <= threshold] - centre).min()) + ATOL
+    if norm == "inf":
+        ball = InputSet(torch.maximum(sets.lower, centre - 0.98 * far), torch.minimum(sets.upper, centre + 0.98 * far))
+        assert least_margin(graph, ball, proved(graph, ball), rows, SOLVER).answer.value > 0
+
+
+def test_what_is_not_piecewise_linear_is_refused_by_name() -> None:
+    graph = random_graph(0, "dense", "Sigmoid")
+    sets = random_box(graph, 0)
+    with pytest.raises(UnsupportedOperator, match=r"Sigmoid \("):
+        Encoding(graph, sets, proved(graph, sets))
+    relu = random_graph(0, "dense", "Relu")
+    with pytest.raises(ValueError, match="proved bounds of node"):
+        Encoding(relu, random_box(relu, 0), {})
+    with pytest.raises(ValueError, match="one box"):
+        Encoding(relu, random_box(relu, 0, 2), proved(relu, random_box(relu, 0, 2)))
