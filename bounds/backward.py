@@ -132,6 +132,21 @@ class Backward:
         columns = matters.any(0).nonzero().squeeze(1)
         return columns if columns.numel() < COLUMNS_SHARE * matters.shape[1] else None
 
+    @cached_property
+    def magnitudes(self) -> dict[int, Tensor]:
+        """The size of the terms that make up each node that relaxations read, "B *shape": of an affine one the sum of
+        the sizes of its weighted inputs and of its constant."""
+        graph, found = self.graph, dict[int, Tensor]()
+        found[0] = torch.maximum(self.sets.lower.abs(), self.sets.upper.abs())
+        for i, node in enumerate(graph.nodes[1:], 1):
+            if isinstance(node.op, Affine):
+                zeros = (found[j].new_zeros(1, *graph.nodes[j].shape) for j in node.inputs)
+                found[i] = node.op.magnitude(*(found[j] for j in node.inputs)) + node.op.forward(*zeros).abs()
+            else:
+                x = self.enclosures.get(i) or node.op.interval(*(self.intervals[j] for j in node.inputs))
+                found[i] = torch.maximum(x.lower.abs(), x.upper.abs())
+        return {i: found[i] for i in graph.relaxed_inputs}
+
     # ------------------------------------------------------------------ pulling rows back
 
     def pull(self, block: Block, params: Params | None = None, multipliers: Multipliers | None = None,

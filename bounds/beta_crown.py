@@ -42,7 +42,9 @@ Ascent = Literal["signs", "level"]
 
 BLOCK_COEFFICIENTS = 1 << 20  # slopes and gradients of a block, a few MB
 DONE_SHARE = 0.2              # groups that reached the target leave when they are this share
-MULTIPLIER_ULPS = 64          # of the terms of multipliers: large ones cancel, and rounding of that is not proved
+# Large multipliers cancel. What their terms amount to by rounding is charged: so many units in the last place of the
+# size that the terms of a neuron have, which may be far larger than the neuron itself.
+MULTIPLIER_ULPS = 8
 AHEAD = 1.0                   # the level lies as far beyond the target as this share of what the bound is short of it
 LEAST_AHEAD = 1e-3            # and further by this share of the bound
 
@@ -256,9 +258,8 @@ class _Climb:
         return self.weights.new_ones(ones)
 
     def _ends(self, node: int) -> Tensor:
-        """The largest size of each neuron that a multiplier may stand on, "N *shape"."""
-        x = self.engine.intervals[node]
-        ends = torch.maximum(x.lower.abs(), x.upper.abs())[self.groups.owner]
+        """The size of the terms of each neuron that a multiplier may stand on, "N *shape"."""
+        ends = self.engine.magnitudes[node][self.groups.owner]
         return torch.where(self.split[node], ends, torch.zeros_like(ends)) if node in self.split else ends
 
     def _rounding(self, multipliers: Multipliers) -> Tensor | float:
@@ -364,13 +365,14 @@ class _Climb:
                     raise ValueError("slopes of the groups must be their own")
                 slopes[i] = g
                 square = square + g.square().transpose(0, 1).flatten(1).sum(1)
-        for i in self.multipliers:
+        for i, s in self.multipliers.items():
             g = next(gradients)
             if g is not None:
-                multipliers[i] = g = g * self.split[i] * self.scale[i]
+                multipliers[i] = g = self._ascent(i, s, g) * self.split[i] * self.scale[i]
                 square = square + g.square().flatten(1).sum(1)
         level = (1 + AHEAD) * (target - now).clamp(min=0) + LEAST_AHEAD * now.abs()
-        length = level / square.clamp(min=torch.finfo(now.dtype).tiny)
+        flat = ~(square > torch.finfo(now.dtype).tiny) | ~torch.isfinite(level)
+        length = torch.where(flat, 0.0, level / torch.where(flat, 1.0, square))
         for i, g in slopes.items():
             moved = self.slopes[i] + g * (self.high[i] - self.low[i]) * _along(length, g, 1)
             moved = torch.minimum(torch.maximum(moved, self.low[i]), self.high[i])
@@ -378,6 +380,13 @@ class _Climb:
         for i, g in multipliers.items():
             self.multipliers[i] = self.multipliers[i] + g * self.scale[i] * _along(length, g, 0)
         self._step_weights(next(gradients, None), weight)
+
+    def _ascent(self, node: int, s: Tensor, g: Tensor) -> Tensor:
+        """The derivatives of multipliers. At zero, where the bound they stand on changes from upper to lower, autograd
+        adds both sides up; any between them would do, and the nearest to zero does not lead away from an optimum."""
+        x = self.engine.intervals[node]
+        lower, upper = x.lower[self.groups.owner], x.upper[self.groups.owner]
+        return torch.where(s == 0, (g - upper).clamp(min=0) + (g - lower).clamp(max=0), g)
 
     def _step_weights(self, g: Tensor | None, weight: float) -> None:
         if self.rows_of_one or g is None:

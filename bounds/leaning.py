@@ -99,12 +99,21 @@ class Leaning:
         if layer is None or not sets.is_box or not set(graph.relaxed_inputs) <= set(given):
             return None
         owner = torch.arange(len(rows.C), device=target.device) % sets.batch if rows.owner is None else rows.owner
-        size = max(1, MOST_NUMBERS // max(1, layer.windows.index.numel()))
+        numbers = max(1, layer.windows.index.numel())
+        if numbers > MOST_NUMBERS:
+            return None
+        double = graph.to(dtype=torch.float64)
         parts = []
-        for chosen in torch.arange(len(owner), device=target.device).split(size):
-            part = LinearRows(rows.C[chosen], owner[chosen], None if rows.D is None else rows.D[chosen],
+        for chosen in torch.arange(len(owner), device=target.device).split(MOST_NUMBERS // numbers):
+            if self.stop():
+                parts.append(torch.full_like(target[chosen], -torch.inf, dtype=torch.float64))
+                continue
+            regions, own = owner[chosen].unique(return_inverse=True)
+            part = LinearRows(rows.C[chosen], own, None if rows.D is None else rows.D[chosen],
                               None if rows.offset is None else rows.offset[chosen])
-            parts.append(_Climb(self, layer, graph, sets, part, given).run(target[chosen].double()))
+            here = {i: x.map(lambda t, r=regions: t[r]) for i, x in given.items()}
+            climb = _Climb(self, layer, graph, double, sets.index(regions), part, here)
+            parts.append(climb.run(target[chosen].double()))
         return torch.cat(parts)
 
 
@@ -136,11 +145,11 @@ def first_layer(graph: Graph, given: Mapping[int, Interval]) -> FirstLayer | Non
 class _Climb:
     """Some rows while they climb."""
 
-    def __init__(self, settings: Leaning, layer: FirstLayer, graph: Graph, sets: InputSet, rows: LinearRows,
-                 given: Mapping[int, Interval]) -> None:
-        self.settings, self.layer, self.graph, self.sets, self.given = settings, layer, graph, sets, given
-        self.rows = rows
-        self._prepare(graph.dtype)
+    def __init__(self, settings: Leaning, layer: FirstLayer, graph: Graph, double: Graph, sets: InputSet,
+                 rows: LinearRows, given: Mapping[int, Interval]) -> None:
+        self.settings, self.layer, self.graph, self.double = settings, layer, graph, double
+        self.sets, self.given, self.rows = sets, given, rows
+        self._prepare(graph)
         with torch.no_grad():
             self.engine.pull(self.block)
             self.slopes, self.low, self.high = initial(self.engine, self.block)
@@ -150,11 +159,10 @@ class _Climb:
         self.planes = chord.unsqueeze(2) * layer.windows.weight
         self.unit = layer.windows.weight.abs().amax(1).view(1, -1, 1)
 
-    def _prepare(self, dtype: torch.dtype) -> None:
-        """Everything that does not climb, in a dtype."""
-        sets = self.sets
-        self.engine = Backward(self.graph if dtype == self.graph.dtype else self.graph.to(dtype=dtype),
-                               InputSet(sets.lower.to(dtype), sets.upper.to(dtype)))
+    def _prepare(self, graph: Graph) -> None:
+        """Everything that does not climb, in the dtype of `graph`."""
+        sets, dtype = self.sets, graph.dtype
+        self.engine = Backward(graph, InputSet(sets.lower.to(dtype), sets.upper.to(dtype)))
         for i, x in self.given.items():
             self.engine.enclose(i, x.map(lambda t: t.to(dtype)))
         self.windows = self.layer.windows.to(dtype)
@@ -215,7 +223,9 @@ class _Climb:
             value, gradients = self._evaluate(now)
             better = value > best
             best = torch.where(better, value, best)
-            kept = [torch.where(self._by_row(better, p), p, old) for p, old in zip(now, kept, strict=True)]
+            kept = [*(torch.where(better.view(1, -1, *(1,) * (p.dim() - 2)), p, old)
+                      for p, old in zip(now[:-1], kept[:-1], strict=True)),
+                    torch.where(better.view(-1, 1, 1), now[-1], kept[-1])]
             short = (target - best).clamp(min=0)
             if settings.stop() or not bool((short > 0).any()):
                 break
@@ -227,10 +237,6 @@ class _Climb:
                 nearest = short
             now = self._stepped(now, gradients, moments, k)
         return self._in_float64(kept)
-
-    def _by_row(self, mask: Tensor, like: Tensor) -> Tensor:
-        """`mask` "R" along the rows' axis: the second one of slopes, the first one of planes."""
-        return mask.view(-1, 1, 1) if like.shape == self.planes.shape else mask.view(1, -1, *(1,) * (like.dim() - 2))
 
     def _evaluate(self, parameters: list[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
         leaves = [p.detach().requires_grad_(True) for p in parameters]
@@ -259,9 +265,12 @@ class _Climb:
 
     @torch.no_grad()
     def _in_float64(self, parameters: list[Tensor]) -> Tensor:
-        self._prepare(torch.float64)
+        self._prepare(self.double)
         self.engine.pull(self.block)
-        _, low, high = initial(self.engine, self.block)
+        start, low, high = initial(self.engine, self.block)
+        if any(p.shape != start[i].shape for i, p in zip(self.slopes, parameters[:-1], strict=True)):
+            # In float64 other neurons count as dead, where numbers vanished.
+            return torch.full_like(self.offset, -torch.inf)
         slopes = {i: torch.minimum(torch.maximum(p.double(), low[i]), high[i])
                   for i, p in zip(self.slopes, parameters[:-1], strict=True)}
         return self.value(slopes, parameters[-1].double())

@@ -337,7 +337,7 @@ class _Climb:
                     continue
             if self.settings.stop():
                 break
-            if k == self.checked + self.settings.patience:
+            if k >= self.checked + self.settings.patience:
                 promising = self._promising(k, target[alive] - now)
                 if not bool(promising.all()):
                     self._leave((~promising).nonzero().squeeze(1), alive, target, found)

@@ -124,7 +124,9 @@ class BoundStage:
         usable = ~(nan | crossed[owner])
         state.improve(rows[usable], bounds.lower[usable].detach())
         if self.keep:
-            _keep_intervals(problem, state, regions, bounds.intervals)
+            rest = (~crossed).nonzero().squeeze(1)
+            _keep_intervals(problem, state, regions[rest],
+                            {i: x.map(lambda t: t[rest]) for i, x in bounds.intervals.items()})
 
 
 def _chunks(problem: Problem, state: State) -> Iterator[tuple[Tensor, Tensor]]:

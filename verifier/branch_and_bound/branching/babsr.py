@@ -32,6 +32,8 @@ class Babsr:
     def choose(self, bounder: Bounder, bounded: Bounded, domains: Domains, group: Tensor) -> tuple[Tensor, Tensor]:
         """As `Rule.choose`."""
         found = Scores.of(bounder, bounded, domains, group)
+        if not found.estimate.shape[1]:
+            return torch.full_like(group, NO_CHOICE), torch.zeros_like(domains.lower)
         best, at = found.estimate.max(1)
         backup, instead = found.backup.max(1)
         at = torch.where(best > LEAST_SCORE * backup, at, instead)
