@@ -28,6 +28,7 @@ from bounds.ops.one_kink import OneKink
 from bounds.ops.relu import Relu
 from bounds.sets import InputSet
 from milp.affine_matrix import affine_matrices
+from milp.loosened import loosened
 from milp.mixed import Builder
 from milp.problem import Floats
 
@@ -63,7 +64,7 @@ class Encoding:
         self.graph = graph = graph.to(dtype=torch.float64, device="cpu")
         self.rows = Builder()
         self.intervals = intervals
-        self.inputs = self.rows.add_columns(_flat(sets.lower), _flat(sets.upper))
+        self.inputs = self.rows.add_columns(flat(sets.lower), flat(sets.upper))
         self.forms: list[Form | None] = [None] * len(graph.nodes)
         self.forms[0] = Form(sparse.identity(len(self.inputs), format="csr"), np.zeros(len(self.inputs)))
         self._columns: dict[int, tuple[Columns, Floats, Floats]] = {}
@@ -100,11 +101,11 @@ class Encoding:
         if i not in self._columns:
             if i not in self.intervals:
                 raise ValueError(f"proved bounds of node {i} ({self.graph.nodes[i].name}) are missing")
-            x = self.intervals[i]
-            lower, upper = _flat(x.lower), np.maximum(_flat(x.lower), _flat(x.upper))
             if i == 0:
-                self._columns[i] = self.inputs, lower, upper
+                self._columns[i] = self.inputs, self.rows.lower[0], self.rows.upper[0]
                 return self._columns[i]
+            x = loosened(self.intervals[i])
+            lower, upper = flat(x.lower), np.maximum(flat(x.lower), flat(x.upper))
             self._columns[i] = self._held(self.form(i), lower, upper), lower, upper
         return self._columns[i]
 
@@ -126,7 +127,7 @@ class Encoding:
         left = np.zeros(len(z))
         if isinstance(node.op, OneKink):
             slope = node.op.left_slope(self.intervals[node.inputs[0]].lower)
-            left = _flat(slope.expand(1, *node.shape))
+            left = flat(slope.expand(1, *node.shape))
         return self._one_kink(z, lower, upper, left, np.ones(len(z)), np.zeros(len(z)))[0]
 
     def _one_kink(self, z: Columns, lower: Floats, upper: Floats, left: Floats, right: Floats, at: Floats
@@ -199,7 +200,8 @@ class Encoding:
         return self._form(column, np.ones(len(out)), np.zeros(len(out)))
 
 
-def _flat(t: Tensor) -> Floats:
+def flat(t: Tensor) -> Floats:
+    """The numbers of a tensor, in float64."""
     return t.detach().to("cpu", torch.float64).flatten().numpy()
 
 

@@ -34,14 +34,12 @@ from bounds.ops.base import Affine, Elementwise, Input, Relaxed
 from bounds.sets import InputSet
 from milp.certificate import Certificate, UnsafeRows, certified_value
 from milp.columns import NARROWEST_ROW, Form, RowBlock, RowBlocks
+from milp.loosened import rounding, ulps_of
 from milp.problem import Floats, LinearPrograms, Status
 from milp.relaxed_node import Encoded, EncodedElementwise, EncodedRelaxed
 from milp.solvers.highs import Highs
 
 IMPLIED = 1e-9                # relative: a bound that the box of the variables all but implies is no row
-# Units in the last place, of their own dtype, by which proved bounds may be wrong: as rows they are loosened by that
-# much, for two bounds that contradict each other by rounding would empty a domain. A split's zero is exact.
-BOUND_ULPS = 16
 NO_WEIGHT = 1e-6              # row weights in all below which multipliers are a ray
 FORM_ENTRIES = 1 << 23        # coefficients of all nodes' forms that one batch of domains may hold (64 MB)
 
@@ -97,7 +95,7 @@ class Planet:
         sets = sets.to(dtype=torch.float64, device=torch.device("cpu"))
         rows = rows.double()
         given = [intervals[i].lower.dtype for i in self.graph.relaxed_inputs if i in intervals]
-        ulps = BOUND_ULPS * max((torch.finfo(dtype).eps for dtype in given), default=0.0)
+        ulps = max((ulps_of(dtype) for dtype in given), default=0.0)
         known = {i: self._interval(i, intervals, sets.batch) for i in self.graph.relaxed_inputs}
         if constrained is not None:
             constrained = {i: mask.cpu().expand(known[i].lower.shape) for i, mask in constrained.items()}
@@ -203,11 +201,11 @@ class _Programme:
     def _encode_proved(self, j: int, form: Form) -> None:
         """Rows for the proved bounds of a node, once all that read it are encoded."""
         x, radius = self.intervals[j], form.radius
-        loose_lower, loose_upper = (torch.where(t == 0, 0, self._rounding(t)) for t in (x.lower, x.upper))
+        loose_lower, loose_upper = (torch.where(t == 0, 0, rounding(t, self.ulps)) for t in (x.lower, x.upper))
         reach = radius * (1 - IMPLIED)
         moves = radius > self.ulps  # what stands still is the network's own rounding, zero or not
-        lower = form.constant - reach < x.lower - torch.where(moves, loose_lower, self._rounding(x.lower))
-        upper = form.constant + reach > x.upper + torch.where(moves, loose_upper, self._rounding(x.upper))
+        lower = form.constant - reach < x.lower - torch.where(moves, loose_lower, rounding(x.lower, self.ulps))
+        upper = form.constant + reach > x.upper + torch.where(moves, loose_upper, rounding(x.upper, self.ulps))
         if self.constrained is not None:
             mask = self.constrained.get(j)
             if mask is None:
@@ -227,9 +225,6 @@ class _Programme:
                          torch.where(lower[domain, index], low, -torch.inf),
                          torch.where(upper[domain, index], high, torch.inf))
         self.proved[j] = self.rows.add(block), domain, index
-
-    def _rounding(self, bound: Tensor) -> Tensor:
-        return self.ulps * (1 + bound.abs())
 
     # ------------------------------------------------------------------ the rows of the branch
 

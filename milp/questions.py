@@ -17,7 +17,7 @@ from bounds.graph import Graph
 from bounds.interval import Interval
 from bounds.sets import InputSet
 from milp.certificate import UnsafeRows
-from milp.encoder import Encoding
+from milp.encoder import Encoding, flat
 from milp.mixed import MixedAnswer, MixedProgram
 from milp.problem import Floats
 
@@ -43,8 +43,9 @@ class Found:
 
 
 def least_margin(graph: Graph, sets: InputSet, intervals: Mapping[int, Interval], rows: UnsafeRows, solver: MixedSolver,
-                 *, time_limit_s: float = math.inf, sign_only: bool = False) -> Found:
-    """The minimum over the box of the largest of one branch's rows; `sign_only`: end once its sign is known."""
+                 *, time_limit_s: float = math.inf, below: float = -math.inf, above: float = math.inf) -> Found:
+    """The minimum over the box of the largest of one branch's rows; the search may end once a point is at most `below`,
+    or none can be as low as `above`."""
     encoding = Encoding(graph, sets, intervals)
     matrix, constant = _row_forms(encoding, rows)
     low, high = _ends(encoding, matrix, constant)
@@ -53,8 +54,7 @@ def least_margin(graph: Graph, sets: InputSet, intervals: Mapping[int, Interval]
     unit = sparse.csr_matrix((np.ones(len(constant)), (np.arange(len(constant)), np.full(len(constant), margin))),
                              shape=matrix.shape)
     encoding.rows.add_matrix(matrix - unit, -np.inf, -constant)
-    answer = solver.solve(encoding.rows.program({margin: 1.0}), time_limit_s=time_limit_s,
-                          below=0.0 if sign_only else -math.inf, above=0.0 if sign_only else math.inf)
+    answer = solver.solve(encoding.rows.program({margin: 1.0}), time_limit_s=time_limit_s, below=below, above=above)
     return Found(answer, _input(encoding, sets, answer))
 
 
@@ -65,7 +65,7 @@ def nearest(graph: Graph, sets: InputSet, intervals: Mapping[int, Interval], row
     matrix, constant = _row_forms(encoding, rows)
     encoding.rows.add_matrix(matrix, -np.inf, -constant)
     centre = x.detach().to("cpu", torch.float64).flatten().numpy()
-    reach = np.maximum(_flat(sets.upper) - centre, centre - _flat(sets.lower)).clip(min=0)
+    reach = np.maximum(flat(sets.upper) - centre, centre - flat(sets.lower)).clip(min=0)
     moved = np.array([encoding.free_column(0.0, float(reach.max()))]) if norm == "inf" \
         else encoding.rows.add_columns(np.zeros(len(centre)), reach)
     each = np.broadcast_to(moved, (len(centre),)) if norm == "inf" else moved
@@ -111,7 +111,3 @@ def _input(encoding: Encoding, sets: InputSet, answer: MixedAnswer) -> Tensor | 
         return None
     x = torch.from_numpy(answer.point[encoding.inputs]).view(sets.lower.shape[1:])
     return torch.minimum(torch.maximum(x, sets.lower[0].double().cpu()), sets.upper[0].double().cpu())
-
-
-def _flat(t: Tensor) -> Floats:
-    return t.detach().to("cpu", torch.float64).flatten().numpy()

@@ -45,8 +45,10 @@ class MilpStage:
             intervals = {i: x.map(lambda t, r=region: t[r]) for i, x in state.intervals.items()}
             unsafe = UnsafeRows(tensors.C[rows].unsqueeze(0), tensors.bound[rows].unsqueeze(0),
                                 None if tensors.D is None else tensors.D[rows].unsqueeze(0))
+            clear = CLEAR * (1 + float(tensors.bound[rows].abs().max()))
+            # The search goes on until its bound is clear: one that ended at zero would prove nothing.
             found = least_margin(problem.graph, tensors.sets.index(region), intervals, unsafe, solver,
-                                 time_limit_s=left, sign_only=True)
+                                 time_limit_s=left, below=0.0, above=2 * clear)
             state.domains += max(1, found.answer.nodes)
             if found.x is not None:
                 state.upper = min(state.upper, found.answer.value)
@@ -56,6 +58,6 @@ class MilpStage:
             if found.answer.status is MixedStatus.INFEASIBLE:
                 state.numerical = "the MILP solver finds no point at all, though every input is one"
                 continue
-            lower = found.answer.bound - CLEAR * (1 + float(tensors.bound[rows].abs().max()))
+            lower = found.answer.bound - clear
             state.branch_proved[branch] = torch.maximum(state.branch_proved[branch], tensors.bound.new_tensor(lower))
             state.branch_closed[branch] |= lower > 0

@@ -15,6 +15,10 @@ import numpy as np
 from milp.mixed import MixedAnswer, MixedProgram, MixedStatus
 from milp.problem import Floats
 
+ABSOLUTE_GAP = 1e-9  # margins near zero are the ones that matter, where a relative gap ends nothing
+INTEGRALITY = 1e-7   # a tenth of the default: times a big M of ten it is still below what a margin must clear
+FEASIBILITY = 1e-8   # of rows, by the same reasoning
+
 
 @dataclass(frozen=True)
 class HighsMixed:
@@ -32,18 +36,20 @@ class HighsMixed:
 
         solver = highspy.Highs()
         for option, value in (("output_flag", False), ("threads", self.threads), ("mip_rel_gap", self.gap),
-                              ("mip_abs_gap", 1e-9), ("mip_feasibility_tolerance", 1e-7),
-                              ("primal_feasibility_tolerance", 1e-8)):
+                              ("mip_abs_gap", ABSOLUTE_GAP), ("mip_feasibility_tolerance", INTEGRALITY),
+                              ("primal_feasibility_tolerance", FEASIBILITY)):
             solver.setOptionValue(option, value)
         if time_limit_s < math.inf:
             solver.setOptionValue("time_limit", max(0.0, time_limit_s))
         if below > -math.inf:
             solver.setOptionValue("objective_target", below - program.offset)
         rows = program.rows.tocsr()
-        solver.passModel(
+        accepted = solver.passModel(
             program.rows.shape[1], rows.shape[0], rows.nnz, 2, 1, program.offset, program.cost, program.lower,
             program.upper, program.row_lower, program.row_upper, rows.indptr.astype(np.int32),
             rows.indices.astype(np.int32), rows.data, program.integer.astype(np.int32))
+        if accepted == highspy.HighsStatus.kError:
+            return MixedAnswer(MixedStatus.FAILED)
         if start is not None:
             known = highspy.HighsSolution()
             known.col_value = start.tolist()
@@ -57,11 +63,14 @@ class HighsMixed:
 
 
 def _answer(solver: Any, program: MixedProgram, highspy: Any, below: float, above: float) -> MixedAnswer:
+    """What the solver says, where it ended in a way in which its bound means something; else FAILED, with no bound."""
     outcome, info = solver.getModelStatus(), solver.getInfo()
     ended = highspy.HighsModelStatus
     seconds, nodes = float(solver.getRunTime()), max(0, int(info.mip_node_count))
     if outcome == ended.kInfeasible:
         return MixedAnswer(MixedStatus.INFEASIBLE, bound=math.inf, seconds=seconds, nodes=nodes)
+    if outcome not in (ended.kOptimal, ended.kTimeLimit, ended.kInterrupt, ended.kObjectiveTarget):
+        return MixedAnswer(MixedStatus.FAILED, seconds=seconds, nodes=nodes)
     has_point = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
     point = np.array(solver.getSolution().col_value) if has_point else None
     value = float(program.cost @ point + program.offset) if point is not None else math.inf
@@ -70,10 +79,11 @@ def _answer(solver: Any, program: MixedProgram, highspy: Any, below: float, abov
     if not math.isfinite(bound):
         bound = -math.inf
     if outcome == ended.kOptimal:
-        return MixedAnswer(MixedStatus.OPTIMAL, value, bound, point, seconds, nodes)
-    if value <= below or bound > above:
-        return MixedAnswer(MixedStatus.TARGET, value, bound, point, seconds, nodes)
-    if outcome == ended.kTimeLimit:
-        return MixedAnswer(MixedStatus.TIME_LIMIT, value, bound, point, seconds, nodes)
-    status = MixedStatus.INACCURATE if point is not None else MixedStatus.FAILED
+        status = MixedStatus.OPTIMAL if point is not None else MixedStatus.INACCURATE
+    elif value <= below or bound > above:
+        status = MixedStatus.TARGET
+    else:
+        status = MixedStatus.TIME_LIMIT
+    if status is MixedStatus.INACCURATE:
+        bound = -math.inf
     return MixedAnswer(status, value, bound, point, seconds, nodes)

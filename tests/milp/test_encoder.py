@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
+import highspy
 import numpy as np
 import pytest
 import torch
@@ -26,7 +28,7 @@ from milp.certificate import UnsafeRows
 from milp.encoder import Encoding
 from milp.mixed import MixedStatus
 from milp.questions import extreme, least_margin, nearest
-from milp.solvers.highs_mixed import HighsMixed
+from milp.solvers.highs_mixed import HighsMixed, _answer
 from tests.bounds.networks import KINDS, GraphBuilder, random_box, random_graph
 from tests.verifier.test_oracle import draw_graph, draw_property
 from verifier.property import Branch
@@ -154,7 +156,7 @@ def test_margins_are_those_of_the_rational_oracle(kind: str, seed: int) -> None:
         assert found.answer.status is MixedStatus.OPTIMAL and found.x is not None
         assert found.answer.value == pytest.approx(true, abs=ATOL)
         assert found.answer.bound <= true + ATOL
-        sign = least_margin(graph, sets, proved(graph, sets), rows, SOLVER, sign_only=True).answer
+        sign = least_margin(graph, sets, proved(graph, sets), rows, SOLVER, below=0.0, above=0.0).answer
         assert sign.bound <= true + ATOL and sign.value >= true - ATOL
         if abs(true) > ATOL:
             assert (sign.value <= 0) if true < 0 else (sign.bound > 0)
@@ -203,6 +205,34 @@ def test_nearest_points_are_nearest(norm: str, seed: int) -> None:
     if norm == "inf":
         ball = InputSet(torch.maximum(sets.lower, centre - 0.98 * far), torch.minimum(sets.upper, centre + 0.98 * far))
         assert least_margin(graph, ball, proved(graph, ball), rows, SOLVER).answer.value > 0
+
+
+@pytest.mark.parametrize("outcome", [o for o in highspy.HighsModelStatus.__members__.values()
+                                     if o.name not in ("kOptimal", "kTimeLimit", "kInterrupt", "kObjectiveTarget",
+                                                       "kInfeasible")], ids=lambda o: o.name)
+def test_no_other_end_of_a_solver_proves_anything(outcome: highspy.HighsModelStatus) -> None:
+    """Its numbers are left alone, whatever they are."""
+    graph = random_graph(0, "dense", "Relu")
+    sets = random_box(graph, 0)
+    program = Encoding(graph, sets, proved(graph, sets)).rows.program({0: 1.0})
+    info = SimpleNamespace(mip_node_count=1, mip_dual_bound=5.0, primal_solution_status=None)
+    solver = SimpleNamespace(getModelStatus=lambda: outcome, getInfo=lambda: info, getRunTime=lambda: 1.0,
+                             getSolution=lambda: SimpleNamespace(col_value=[0.0] * len(program.cost)))
+    answer = _answer(solver, program, highspy, 0.0, 0.0)
+    assert answer.status is MixedStatus.FAILED and answer.bound == -math.inf and answer.point is None
+
+
+def test_bounds_that_are_wrong_by_rounding_cut_nothing_off() -> None:
+    """An interval in float32 whose ends lie a few units in the last place too far in."""
+    build = GraphBuilder((1,), torch.float64)
+    build.add(Linear(torch.eye(1).double(), torch.zeros(1).double()))
+    build.add(Relu())
+    graph, eps = build.graph("one"), torch.finfo(torch.float32).eps
+    sets = InputSet(torch.full((1, 1), -1.0).double(), torch.full((1, 1), 1.0).double())
+    given = {1: Interval(torch.full((1, 1), -1 + 4 * eps), torch.full((1, 1), 1 - 4 * eps))}
+    assert -extreme(graph, sets, given, 0, SOLVER, largest=True).answer.value >= 1 - 1e-9
+    fixed = InputSet(sets.upper, sets.upper)
+    assert extreme(graph, fixed, given, 0, SOLVER).answer.status is MixedStatus.OPTIMAL
 
 
 def test_what_is_not_piecewise_linear_is_refused_by_name() -> None:
