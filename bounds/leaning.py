@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bounds.adam import Moments
 from bounds.alpha_crown import initial
 from bounds.backward import Backward, Block, Params, input_rows
 from bounds.bounds import LinearRows
@@ -36,9 +37,7 @@ from bounds.sets import InputSet
 from bounds.window import Owner
 
 MOST_NUMBERS = 1 << 24   # coefficients of the planes of all rows that are climbed together
-FIRST, SECOND = 0.9, 0.99   # Adam's averages
-NOISE = 1e-8                # of gradients
-LEAST_GAIN = 0.05
+LEAST_GAIN = 0.05        # of what a row is short of: with less a stretch it would take the whole climb for nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +65,8 @@ class Windows:
             return Windows(index, weight, weight.new_zeros(len(neurons)) if bias is None else bias[neurons])
         if not isinstance(op, Conv) or op.weight.dim() != 4 or op.groups != 1:
             return None
-        shape = graph.nodes[source[0]].shape
-        places = torch.arange(1, n + 1, dtype=torch.float64, device=op.weight.device).view(1, *shape)
-        seen = F.unfold(places, op.weight.shape[2:], op.dilation, op.padding, op.stride)[0].long() - 1
-        seen = torch.where(seen < 0, n, seen).T
+        seen = op.taps(graph.nodes[source[0]].shape).T
+        seen = torch.where(seen < 0, n, seen)
         channel = neurons // len(seen)
         bias = op.weight.new_zeros(len(op.weight)) if op.bias is None else op.bias
         return Windows(seen[neurons % len(seen)], op.weight.flatten(1)[channel], bias[channel])
@@ -216,7 +213,7 @@ class _Climb:
         settings = self.settings
         best = torch.full_like(target, -torch.inf)
         kept = [*self.slopes.values(), self.planes]
-        moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in kept]
+        moments = [Moments.of(p) for p in kept]
         now = [p.clone() for p in kept]
         nearest = target.new_full(target.shape, torch.inf)
         for k in range(settings.iterations):
@@ -246,16 +243,14 @@ class _Climb:
         return value.detach().double(), list(gradients)
 
     def _stepped(self, parameters: list[Tensor], gradients: list[Tensor | None],
-                 moments: list[tuple[Tensor, Tensor]], k: int) -> list[Tensor]:
+                 moments: list[Moments], k: int) -> list[Tensor]:
         settings, out = self.settings, []
-        size = settings.last ** (k / settings.iterations) * (1 - SECOND ** (k + 1)) ** 0.5 / (1 - FIRST ** (k + 1))
-        for i, p, g, (m, v) in zip([*self.slopes, None], parameters, gradients, moments, strict=True):
+        size = settings.last ** (k / settings.iterations)
+        for i, p, g, m in zip([*self.slopes, None], parameters, gradients, moments, strict=True):
             if g is None:
                 out.append(p)
                 continue
-            m.mul_(FIRST).add_(g, alpha=1 - FIRST)
-            v.mul_(SECOND).addcmul_(g, g, value=1 - SECOND)
-            along = size * m / (v.sqrt() + NOISE)
+            along = size * m.direction(g, k)
             if i is None:
                 out.append(p + settings.plane_step * self.unit * along)
             else:

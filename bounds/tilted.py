@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from bounds.adam import Moments
 from bounds.graph.reduce import Reduced
 from bounds.interval import Interval
 from bounds.ops.relu import Relu
@@ -261,7 +262,7 @@ class _Climb:
         self.parameters = {key: self._boxed(key, p) for key, p in self.parameters.items()}
         self.gradients: Parameters = {}
         self.mean: Tensor | None = None
-        self.moments = {key: (torch.zeros_like(p), torch.zeros_like(p)) for key, p in self.parameters.items()}
+        self.moments = {key: Moments.of(p) for key, p in self.parameters.items()}
 
     def _split(self) -> None:
         """Multipliers of the splits, zero at first."""
@@ -297,7 +298,7 @@ class _Climb:
 
     def _worth_tilting(self) -> dict[int, tuple[Tensor, Tensor]]:
         """By layer from the second on, the undecided neurons whose upper lines some row meets, and their w. (Those of
-        the first layer were seen to gain next to nothing.)"""
+        the first layer are `bounds.leaning`'s.)"""
         found = {}
         with torch.no_grad():
             self.tilts = {}
@@ -399,7 +400,7 @@ class _Climb:
         self.sides = [t[rest] for t in self.sides]
         self.units = {key: t[rest] for key, t in self.units.items()}
         self.parameters = {key: p[rest] for key, p in self.parameters.items()}
-        self.moments = {key: (m[rest], v[rest]) for key, (m, v) in self.moments.items()}
+        self.moments = {key: m.take(rest) for key, m in self.moments.items()}
         self.gradients = {key: g[rest] for key, g in self.gradients.items()}
 
     def _evaluate(self) -> Tensor:
@@ -417,15 +418,9 @@ class _Climb:
     def _step(self, k: int) -> None:
         settings = self.settings
         shrink = settings.last ** (k / settings.iterations)
-        first, second = 0.9, 0.99
         for key, p in self.parameters.items():
-            m, v = self.moments[key]
-            g = self.gradients[key]
-            m.mul_(first).add_(g, alpha=1 - first)
-            v.mul_(second).addcmul_(g, g, value=1 - second)
             size = shrink * (settings.tilt_step if key[0] == "tilt" else settings.slope_step)
-            scale = (1 - second ** (k + 1)) ** 0.5 / (1 - first ** (k + 1))
-            moved = size * scale * m / (v.sqrt() + 1e-12)
+            moved = size * self.moments[key].direction(self.gradients[key], k)
             self.parameters[key] = self._boxed(key, p + moved * self.units[key] if key in self.units else p + moved)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor
 
@@ -32,16 +32,14 @@ def affine_matrices(op: Affine, shapes: Sequence[Shape]) -> tuple[list[sparse.cs
 
 
 def _convolution(op: Conv, shape: Shape) -> sparse.csr_matrix:
-    size = torch.Size(shape).numel()
-    places = torch.arange(1, size + 1, dtype=torch.float64).view(1, *shape)
-    seen = F.unfold(places, op.weight.shape[2:], op.dilation, op.padding, op.stride)[0].long().numpy() - 1  # "k P"
+    seen = op.taps(shape).numpy()
     weight = op.weight.flatten(1).numpy()
     channels, count = len(weight), seen.shape[1]
     value = np.repeat(weight[:, :, None], count, 2)
     row = np.arange(channels)[:, None, None] * count + np.arange(count)[None, None, :]
     row, column = np.broadcast_to(row, value.shape), np.broadcast_to(seen[None], value.shape)
     keep = (column >= 0) & (value != 0)
-    return sparse.csr_matrix((value[keep], (row[keep], column[keep])), shape=(channels * count, size))
+    return sparse.csr_matrix((value[keep], (row[keep], column[keep])), shape=(channels * count, math.prod(shape)))
 
 
 def _pushed(op: Affine, zeros: list[Tensor], j: int, size: int) -> sparse.csr_matrix:

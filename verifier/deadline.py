@@ -23,6 +23,9 @@ def _seconds_since_process_start() -> float:
         return 0.0
 
 
+CLOSING_S = 0.5      # optimisers, whose steps may be long, stop this long before the end with what they have
+LAST_BATCH_S = 0.2   # and so do searches, whose batches are short
+
 PROCESS_START = time.monotonic() - _seconds_since_process_start()
 
 

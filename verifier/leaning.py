@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, replace
 from bounds.bounds import LinearRows
 from bounds.leaning import Leaning
 from verifier.best_rows import CLEAR_PLACES, below, open_rows
+from verifier.deadline import CLOSING_S
 from verifier.problem import Problem, State
-
-FINISH_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class LeaningStage:
         rows = open_rows(problem, state)
         if not len(rows) or not set(graph.relaxed_inputs) <= set(state.intervals):
             return
-        end = max(problem.deadline.left() * (1 - self.share), FINISH_S)
+        end = max(problem.deadline.left() * (1 - self.share), CLOSING_S)
         regions, owner = tensors.region[rows].unique(return_inverse=True)
         asked = LinearRows(tensors.C[rows], owner, None if tensors.D is None else tensors.D[rows], -tensors.bound[rows])
         given = {i: state.intervals[i].map(lambda t: t[regions]) for i in graph.relaxed_inputs}

@@ -14,10 +14,10 @@ import torch
 from milp.certificate import UnsafeRows
 from milp.mixed import MixedStatus
 from milp.questions import MixedSolver, least_margin
+from verifier.deadline import LAST_BATCH_S
 from verifier.problem import Problem, State
 from verifier.witness import confirm
 
-FINISH_S = 0.2
 CLEAR = 1e-5        # of one and the row's threshold: what a bound must exceed zero by, in tolerances of solvers
 
 
@@ -37,7 +37,7 @@ class MilpStage:
         tensors, solver = problem.tensors, self.solver()
         state.choices[self.name] = {"solver": solver.name}
         for branch in state.open_branches(tensors).nonzero().flatten().tolist():
-            left = problem.deadline.left() - FINISH_S
+            left = problem.deadline.left() - LAST_BATCH_S
             rows = (tensors.branch == branch).nonzero().flatten()
             if left <= 0 or not len(rows):
                 return

@@ -24,6 +24,7 @@ from verifier.attacks.pgd import Pgd
 from verifier.branch_and_bound.branching import BRANCHING
 from verifier.branch_and_bound.plan import plan_for
 from verifier.branch_and_bound.stage import BranchAndBoundStage
+from verifier.deadline import CLOSING_S
 from verifier.leaning import LeaningStage
 from verifier.problem import KEPT_INTERVAL_BYTES, Problem, State, only_branches
 from verifier.tilted import TiltedStage
@@ -36,7 +37,6 @@ ERROR_FACTOR = 8.0  # a bound's error against that of one evaluation
 DOUBLED_WEIGHTS = 50_000_000  # up to here sanity checks afford a float64 copy of the network
 SANITY_SAMPLES = 8
 NOTED_METHODS = ("crown", "alpha-crown")  # whose bounds of neurons a proof file can state
-FINISH_S = 0.5        # optimisation stops this long before the deadline and returns what it has
 
 
 class Stage(Protocol):
@@ -88,7 +88,7 @@ class BoundStage:
         name = self.method or self.name
         settings = dict(self.settings)
         if name == "alpha-crown":
-            settings |= {"stop": lambda: problem.deadline.left() < FINISH_S, "target": 0.0}
+            settings |= {"stop": lambda: problem.deadline.left() < CLOSING_S, "target": 0.0}
         method = method_named(name, **settings)
         for regions, rows in _chunks(problem, state):
             if problem.deadline.passed():

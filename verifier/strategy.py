@@ -22,7 +22,7 @@ from bounds.graph import Graph, UnsupportedOperator
 from bounds.precision import full_precision
 from verifier.branch_and_bound.branching import BRANCHING
 from verifier.branch_and_bound.recorder import ProofTarget, Recorder
-from verifier.deadline import Deadline
+from verifier.deadline import CLOSING_S, Deadline
 from verifier.out_of_memory import is_out_of_memory
 from verifier.problem import Problem, State, make_problem
 from verifier.proof import certified, named_twin, target_of
@@ -213,7 +213,7 @@ def _conclude(problem: Problem, state: State) -> Verdict:
         return Verified(lower, Evidence.FLOAT, Claim.REAL)
     if state.numerical:
         return Unknown(Reason.NUMERICAL, lower, state.upper, state.numerical)
-    reason = Reason.TIME_LIMIT if problem.deadline.passed() else Reason.INCOMPLETE
+    reason = Reason.TIME_LIMIT if problem.deadline.left() < CLOSING_S else Reason.INCOMPLETE
     return Unknown(reason, lower, state.upper)
 
 

@@ -22,14 +22,12 @@ from bounds.tilted import MOST_NUMBERS, Tilted
 from verifier.attacks.pgd import Pgd
 from verifier.best_rows import CLEAR_PLACES, below, open_rows
 from verifier.branch_and_bound.tilted_tree import TiltedTree
+from verifier.deadline import CLOSING_S
 from verifier.problem import Problem, State, only_branches
 from verifier.property import PropertyTensors
 from verifier.witness import confirm
 
 MOST_FOLDED = 1 << 25       # entries of the matrix over the input
-FINISH_S = 0.5
-
-
 ATTACK = Pgd(restarts=256, steps=200, rounds=2, samples=64, time_limit_s=10.0)
 ATTACK_SHARE = 0.15         # of the time that is left
 DESCENT_STEPS, FIRST_STEP, LAST_STEP = 40, 0.1, 0.002
@@ -56,11 +54,11 @@ class TiltedStage:
         end = problem.deadline.left() * (1 - self.share)
 
         def over() -> bool:
-            return problem.deadline.left() < max(end, FINISH_S)
+            return problem.deadline.left() < max(end, CLOSING_S)
         tree_end = problem.deadline.left() * (1 - self.tree_share)
 
         def tree_over() -> bool:
-            return problem.deadline.left() < max(tree_end, FINISH_S)
+            return problem.deadline.left() < max(tree_end, CLOSING_S)
         method = replace(self.tilted, stop=over)
         rows = open_rows(problem, state)
         for region in tensors.region[rows].unique().tolist():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -43,6 +44,14 @@ class Conv(Affine):
 
     def magnitude(self, *radii: Tensor) -> Tensor:
         return self._apply(radii[0], self.weight.abs(), None)
+
+    def taps(self, shape: Shape) -> Tensor:
+        """The flat inputs, of a map of `shape` "Cin h w", that each output position reads, in the order of a kernel's
+        weights: "Cin*k P" (long; -1: padding). Two axes and one group only."""
+        assert self.weight.dim() == 4 and self.groups == 1, "two axes and one group"
+        count = math.prod(shape)  # float64 holds them all exactly
+        places = torch.arange(1, count + 1, dtype=torch.float64, device=self.weight.device).view(1, *shape)
+        return F.unfold(places, self.weight.shape[2:], self.dilation, self.padding, self.stride)[0].long() - 1
 
     def pull_back(self, A: Tensor, input_shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
         axes = self.weight.dim() - 2

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from bounds.graph import Graph
 from milp.mixed import MixedAnswer, MixedProgram, MixedStatus
 from tests.verifier.test_oracle import GraphReplayer, assert_agrees, draw_graph, draw_property
 from verifier import verify
+from verifier.deadline import Deadline
 from verifier.milp_stage import MilpStage
+from verifier.property import robustness
 from verifier.stages import BoundStage
+from verifier.verdict import Reason
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "verifier" / "examples"
 
 CLOSE = 1e-3  # margins nearer to zero may stay undecided
 
@@ -50,3 +59,13 @@ def test_infeasible_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
                         lambda *_: [BoundStage("ibp", keep=True), MilpStage(solver=Liar)])
     result = verify(graph, prop, replayer=GraphReplayer(graph), time_limit_s=20)
     assert result.name == "unknown" and "no point at all" in result.detail
+
+
+@pytest.mark.parametrize("method", ["milp", "bab", "alpha-crown"])
+def test_what_ends_for_want_of_time_says_so(method: str) -> None:
+    """Optimisers and searches stop a little before the deadline, which is not the same as bounds that are too loose."""
+    net, digits = EXAMPLES / "digits_mlp.onnx", np.load(EXAMPLES / "digits.npz")
+    asked = robustness(digits["x"][0], int(digits["y"][0]), 0.2, classes=10, clip=(0.0, 1.0))
+    almost_over = Deadline(limit_s=100, start=time.monotonic() - 99.79)
+    result = verify(Graph.from_onnx(net), asked, replayer=net, method=method, deadline=almost_over)
+    assert result.reason is Reason.TIME_LIMIT

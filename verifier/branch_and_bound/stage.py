@@ -22,12 +22,12 @@ from verifier.branch_and_bound.cut import AffineNeurons
 from verifier.branch_and_bound.domains import NO_CHOICE, Domains, Layout
 from verifier.branch_and_bound.plan import Plan, recordable
 from verifier.branch_and_bound.search import Search
+from verifier.deadline import LAST_BATCH_S
 from verifier.problem import Problem, State
 from verifier.witness import confirm
 
 progress_log = logging.getLogger("verifier.progress")
 
-FINISH_S = 0.2       # the search ends this long before the deadline
 REPORT_S = 2.0       # seconds between lines of progress
 
 
@@ -55,7 +55,7 @@ class BranchAndBoundStage:
                 recorder = None
             problem = expanded
         layout = Layout.of(problem.graph)
-        method = BetaCrown(iterations=plan.iterations, stop=lambda: problem.deadline.left() < FINISH_S,
+        method = BetaCrown(iterations=plan.iterations, stop=lambda: problem.deadline.left() < LAST_BATCH_S,
                            notes=recorder is not None)
         affine = AffineNeurons.of(problem.graph, layout)
         if affine is not None and recorder is not None:
@@ -72,7 +72,7 @@ class BranchAndBoundStage:
             state.witness = confirm(x, problem.property, problem.replayer)
             return state.witness is not None
         search = Search(bounder, rule_of(plan, affine), plan.batch, gate,
-                        lambda: problem.deadline.left() < FINISH_S, progress, plan)
+                        lambda: problem.deadline.left() < LAST_BATCH_S, progress, plan)
         before = state.domains
         try:
             chosen = recorder.not_proved() if self.certify and recorder is not None else None

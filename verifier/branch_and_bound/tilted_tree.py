@@ -71,7 +71,7 @@ class TiltedTree:
                 break
             found = self._bound(method, children, start)
             domains += len(children.lower)
-            lower = torch.maximum(found.lower, children.lower)
+            lower = torch.fmax(found.lower, children.lower)  # a bound that is not a number adds nothing
             if self.offer(found.x):
                 break
             children = replace(children, lower=lower, gaps=found.gaps)

@@ -119,6 +119,8 @@ def swing(graph: Graph, layout: Layout, domains: Domains, weights: Tensor) -> Te
     the centre, as a share of their interval."""
     B, n = domains.low.shape
     free = is_free(domains.low, domains.high).any(0).nonzero().squeeze(1)
+    if not len(free):
+        return weights.new_zeros(B, n)
     centre = (domains.low + domains.high) / 2
     share = weights / (domains.z_high - domains.z_low).clamp(min=torch.finfo(weights.dtype).tiny)
     out = centre.new_zeros(B, n)
