@@ -100,7 +100,7 @@ class Question:
     data: str
     eps: str = EPS
     clip: tuple[float, float] | None = CLIP
-    time_limit_s: float = 60.0
+    time_limit_s: float = 120.0
     method: str = "auto"
     device: str | None = None
     seed: int = 0
@@ -455,7 +455,7 @@ def parser() -> argparse.ArgumentParser:
                    help="valid inputs, or none [0,1]")
     p.add_argument("--start", type=int, default=0, help="the first image [0]")
     p.add_argument("--limit", type=int, help="how many images [all]")
-    p.add_argument("--time-limit", type=float, default=60.0, metavar="S", help="seconds an image asked alone [60]; "
+    p.add_argument("--time-limit", type=float, default=120.0, metavar="S", help="seconds an image asked alone [120]; "
                    "0 leaves these images open")
     p.add_argument("--method", default="auto", help="of the images asked alone [auto]")
     p.add_argument("--device", choices=["cpu", "cuda"])
@@ -496,7 +496,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"skipped: {path} not found; {flag} names another", file=sys.stderr)
             return 0
     question = Question(str(net.resolve()), str(data.resolve()), arguments.eps, arguments.clip,
-                        arguments.time_limit or 60.0, arguments.method, arguments.device, arguments.seed)
+                        arguments.time_limit or 120.0, arguments.method, arguments.device, arguments.seed)
     x, _ = read_images(data)
     indices = range(arguments.start, min(len(x), arguments.start + (arguments.limit or len(x))))
     if not indices:

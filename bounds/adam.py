@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 FIRST, SECOND = 0.9, 0.99   # the averages' memories
-NOISE = 1e-8                # gradients of this size are rounding
+NOISE = 1e-12               # below this a gradient counts as zero
 
 
 @dataclass(eq=False)

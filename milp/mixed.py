@@ -25,9 +25,20 @@ class MixedStatus(Enum):
 
 
 @dataclass(frozen=True, eq=False)
+class SquaredNorm:
+    """The convex row `sum_i ((v[columns_i] - centre_i) / scale_i)^2 <= limit + v[column]` (column None: `<= limit`)."""
+
+    columns: NDArray[np.int64]
+    centre: Floats
+    scale: Floats
+    limit: float
+    column: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class MixedProgram:
     """Minimise `cost v + offset` over `lower <= v <= upper`, `row_lower <= rows v <= row_upper`, v integer at `integer`
-    (all such columns are binary). Columns "V", rows "N V"."""
+    (all such columns are binary), and every row of `squares`, which few solvers have. Columns "V", rows "N V"."""
 
     cost: Floats
     lower: Floats
@@ -37,6 +48,7 @@ class MixedProgram:
     row_lower: Floats
     row_upper: Floats
     offset: float = 0.0
+    squares: tuple[SquaredNorm, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +72,7 @@ class Builder:
     upper: list[Floats] = field(default_factory=list)
     integer: list[NDArray[np.bool_]] = field(default_factory=list)
     blocks: list[tuple[sparse.coo_matrix, Floats, Floats]] = field(default_factory=list)
+    squares: list[SquaredNorm] = field(default_factory=list)
     columns: int = 0
 
     def add_columns(self, lower: Floats, upper: Floats, *, integer: bool = False) -> NDArray[np.int64]:
@@ -96,4 +109,4 @@ class Builder:
         rows = sparse.csr_matrix((value, (row, column)), shape=(int(starts[-1]), self.columns))
         lower, upper = (np.concatenate([b[k] for b in self.blocks]) for k in (1, 2))
         return MixedProgram(c, np.concatenate(self.lower), np.concatenate(self.upper), np.concatenate(self.integer),
-                            rows, lower, upper)
+                            rows, lower, upper, squares=tuple(self.squares))
