@@ -1,77 +1,75 @@
-"""A piecewise-linear network over a box as rows with binaries (Lomuscio and Maganti, arXiv:1706.07351; Tjeng, Xiao and
-Tedrake, arXiv:1711.07356).
+"""A piecewise-linear network over an input set as rows with binaries (Lomuscio and Maganti, arXiv:1706.07351; Tjeng,
+Xiao and Tedrake, arXiv:1711.07356).
 
 A column for each input, each value that a non-affine operator reads (with its proved bounds, which are the big M), and
-each output of a neuron that these leave undecided, with one binary a kink. Decided neurons are affine and cost nothing.
+each output of a neuron that these leave undecided, with its binaries. Decided neurons are affine and cost nothing.
 Every encoding is an equality: at an integer point the columns are the values of the network, up to the tolerance of
-whoever solves it.
+whoever solves it. (A sign is the exception: at zero it may be anything.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
 from bounds.graph import Graph, UnsupportedOperator
 from bounds.graph.graph import Node
 from bounds.interval import Interval
-from bounds.ops.base import Affine
+from bounds.ops.base import Affine, Operator
 from bounds.ops.clip import Clip
 from bounds.ops.max_pool import MaxPool
 from bounds.ops.one_kink import OneKink
 from bounds.ops.relu import Relu
+from bounds.ops.sign import Sign
 from bounds.sets import InputSet
 from milp.affine_matrix import affine_matrices
+from milp.encoders import clip, max_pool, one_kink, sign
+from milp.encoders.form import Columns, Form
 from milp.loosened import loosened
-from milp.mixed import Builder
+from milp.mixed import Builder, SquaredNorm
 from milp.problem import Floats
 
-Columns = NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Form:
-    """The values of a node: `matrix "size V" v + constant "size"`."""
-
-    matrix: sparse.csr_matrix
-    constant: Floats
-
-    def over(self, columns: int) -> sparse.csr_matrix:
-        """The matrix over so many columns."""
-        m = self.matrix
-        return sparse.csr_matrix((m.data, m.indices, m.indptr), shape=(m.shape[0], columns))
+ENCODERS: dict[type[Operator], Callable[[Encoding, Node], Form]] = {
+    Relu: one_kink.encode, OneKink: one_kink.encode, Clip: clip.encode, MaxPool: max_pool.encode, Sign: sign.encode}
+OUTWARD = 1 + 1e-12  # of a squared radius: what its rounding may lose
 
 
 class Encoding:
-    """A graph over one box, with `intervals` "1 *shape" of the nodes that non-affine operators read.
+    """A graph over one input set, with `intervals` "1 *shape" of the nodes that non-affine operators read.
 
-    Raises UnsupportedOperator by name for what is not piecewise linear, and ValueError where an interval is missing.
+    An l_1 ball becomes rows, an l_2 ball one convex quadratic row (`MixedProgram.squares`). Raises UnsupportedOperator
+    by name for what is not piecewise linear, and ValueError where an interval is missing. `fills`: what each block of
+    columns is worth where those before it are given, in order.
     """
 
     def __init__(self, graph: Graph, sets: InputSet, intervals: Mapping[int, Interval]) -> None:
-        if not sets.is_box or sets.batch != 1:
-            raise ValueError("one box is encoded at a time")
-        for node in graph.nodes[1:]:
-            if not isinstance(node.op, Affine | Relu | OneKink | Clip | MaxPool):
-                raise UnsupportedOperator(f"{graph.source}: {node.op.kind} ({node.name}) is not piecewise linear "
-                                          "and cannot be encoded with binaries")
+        if sets.batch != 1:
+            raise ValueError("one input set is encoded at a time")
+        encoders = [_encoder(graph, node) for node in graph.nodes[1:]]
         self.graph = graph = graph.to(dtype=torch.float64, device="cpu")
         self.rows = Builder()
         self.intervals = intervals
-        self.inputs = self.rows.add_columns(flat(sets.lower), flat(sets.upper))
+        self.fills: list[Callable[[Floats], None]] = []
+        self.inputs = self.rows.add_columns(self.numbers(sets.lower), self.numbers(sets.upper))
+        if not sets.is_box:
+            self._ball(sets)
         self.forms: list[Form | None] = [None] * len(graph.nodes)
         self.forms[0] = Form(sparse.identity(len(self.inputs), format="csr"), np.zeros(len(self.inputs)))
-        self._columns: dict[int, tuple[Columns, Floats, Floats]] = {}
-        for i, node in enumerate(graph.nodes[1:], 1):
-            self.forms[i] = self._affine(node) if isinstance(node.op, Affine) else self._bent(node)
+        self._read: dict[int, tuple[Columns, Floats, Floats]] = {}
+        for i, (node, encode) in enumerate(zip(graph.nodes[1:], encoders, strict=True), 1):
+            self.forms[i] = self._affine(node) if encode is None else encode(self, node)
+
+    @staticmethod
+    def numbers(t: Tensor) -> Floats:
+        """The numbers of a tensor, flat, in float64."""
+        return t.detach().to("cpu", torch.float64).flatten().numpy()
 
     def form(self, i: int) -> Form:
+        """The values of node i."""
         form = self.forms[i]
         assert form is not None
         return form
@@ -80,11 +78,75 @@ class Encoding:
     def output(self) -> Form:
         return self.form(self.graph.output)
 
-    def free_column(self, lower: float, upper: float) -> int:
-        """One more column."""
-        return int(self.rows.add_columns(np.array([lower]), np.array([upper]))[0])
+    def start(self, x: Tensor) -> Floats:
+        """All columns where the input is x "*input": a first point for a solver."""
+        v = np.zeros(self.rows.columns)
+        v[self.inputs] = self.numbers(x)
+        for fill in self.fills:
+            fill(v)
+        return np.clip(v, np.concatenate(self.rows.lower), np.concatenate(self.rows.upper))
 
-    # ------------------------------------------------------------------ affine nodes
+    # ------------------------------------------------------------------ columns
+
+    def read(self, i: int) -> tuple[Columns, Floats, Floats]:
+        """Columns that hold the values of node i, with their proved ends."""
+        if i not in self._read:
+            if i not in self.intervals:
+                raise ValueError(f"proved bounds of node {i} ({self.graph.nodes[i].name}) are missing")
+            if i == 0:
+                self._read[i] = self.inputs, self.rows.lower[0], self.rows.upper[0]
+                return self._read[i]
+            x = loosened(self.intervals[i])
+            lower, upper = self.numbers(x.lower), np.maximum(self.numbers(x.lower), self.numbers(x.upper))
+            self._read[i] = self.hold(self.form(i), lower, upper), lower, upper
+        return self._read[i]
+
+    def hold(self, form: Form, lower: Floats, upper: Floats) -> Columns:
+        """New columns that equal a form."""
+        z = self.rows.add_columns(lower, upper)
+        unit = Form.of_columns(z, np.ones(len(z)), form.constant, self.rows.columns)
+        self.rows.add_matrix(unit.matrix - form.over(self.rows.columns), form.constant, form.constant)
+
+        def fill(v: Floats) -> None:
+            v[z] = form.at(v)
+        self.fills.append(fill)
+        return z
+
+    def largest(self, form: Form, lower: float, upper: float) -> int:
+        """One more column, at least as large as each of a form's values."""
+        top = int(self.rows.add_columns(np.array([lower]), np.array([upper]))[0])
+        count = len(form.constant)
+        unit = Form.of_columns(np.full(count, top), np.ones(count), form.constant, self.rows.columns)
+        self.rows.add_matrix(form.over(self.rows.columns) - unit.matrix, -np.inf, -form.constant)
+
+        def fill(v: Floats) -> None:
+            v[top] = form.at(v).max()
+        self.fills.append(fill)
+        return top
+
+    def distances(self, centre: Floats, scale: Floats, reach: Floats) -> Columns:
+        """New columns, at most `reach`, at least as large as `|x - centre| / scale` of each input."""
+        d = self.rows.add_columns(np.zeros(len(centre)), reach)
+        self.rows.add_rows([(d, scale), (self.inputs, -1.0)], -centre, np.inf)
+        self.rows.add_rows([(d, scale), (self.inputs, 1.0)], centre, np.inf)
+
+        def fill(v: Floats) -> None:
+            v[d] = np.abs(v[self.inputs] - centre) / scale
+        self.fills.append(fill)
+        return d
+
+    def _ball(self, sets: InputSet) -> None:
+        assert sets.centre is not None and sets.radius is not None
+        centre, radius = self.numbers(sets.centre), float(sets.radius)
+        scale = np.ones(len(centre)) if sets.scale is None else self.numbers(sets.scale)
+        if sets.p == 2:
+            self.rows.squares.append(SquaredNorm(self.inputs, centre, scale, OUTWARD * radius ** 2))
+            return
+        d = self.distances(centre, scale, np.full(len(centre), radius))
+        self.rows.add_matrix(sparse.csr_matrix((np.ones(len(d)), (np.zeros(len(d), dtype=np.int64), d)),
+                                               shape=(1, self.rows.columns)), -np.inf, radius)
+
+    # ------------------------------------------------------------------ nodes
 
     def _affine(self, node: Node) -> Form:
         assert isinstance(node.op, Affine)
@@ -96,118 +158,13 @@ class Encoding:
             constant = constant + matrix @ form.constant
         return Form(sparse.csr_matrix(total), constant)
 
-    def _read(self, i: int) -> tuple[Columns, Floats, Floats]:
-        """Columns that hold the values of node i, with their proved ends."""
-        if i not in self._columns:
-            if i not in self.intervals:
-                raise ValueError(f"proved bounds of node {i} ({self.graph.nodes[i].name}) are missing")
-            if i == 0:
-                self._columns[i] = self.inputs, self.rows.lower[0], self.rows.upper[0]
-                return self._columns[i]
-            x = loosened(self.intervals[i])
-            lower, upper = flat(x.lower), np.maximum(flat(x.lower), flat(x.upper))
-            self._columns[i] = self._held(self.form(i), lower, upper), lower, upper
-        return self._columns[i]
 
-    def _held(self, form: Form, lower: Floats, upper: Floats) -> Columns:
-        """New columns that equal a form."""
-        z = self.rows.add_columns(lower, upper)
-        unit = self._form(z, np.ones(len(z)), form.constant)
-        self.rows.add_matrix(unit.matrix - form.over(self.rows.columns), form.constant, form.constant)
-        return z
-
-    # ------------------------------------------------------------------ bent nodes
-
-    def _bent(self, node: Node) -> Form:
-        z, lower, upper = self._read(node.inputs[0])
-        if isinstance(node.op, MaxPool):
-            return self._max_pool(node, z, lower, upper)
-        if isinstance(node.op, Clip):
-            return self._clip(node.op, z, lower, upper)
-        left = np.zeros(len(z))
-        if isinstance(node.op, OneKink):
-            slope = node.op.left_slope(self.intervals[node.inputs[0]].lower)
-            left = flat(slope.expand(1, *node.shape))
-        return self._one_kink(z, lower, upper, left, np.ones(len(z)), np.zeros(len(z)))[0]
-
-    def _one_kink(self, z: Columns, lower: Floats, upper: Floats, left: Floats, right: Floats, at: Floats
-                  ) -> tuple[Form, Floats, Floats]:
-        """(form, ends) of `at + left (z - at)` where z <= at, else `at + right (z - at)`: left, right, at "m"."""
-        def value(x: Floats) -> Floats:
-            return at + np.where(x >= at, right, left) * (x - at)
-        crosses = (lower < at) & (at < upper)
-        first, second = value(lower), value(upper)
-        low = np.where(crosses, np.minimum(np.minimum(first, second), at), np.minimum(first, second))
-        high = np.where(crosses, np.maximum(np.maximum(first, second), at), np.maximum(first, second))
-        column, slope = z.copy(), np.where(upper <= at, left, right)
-        constant = at - slope * at
-        bent = (crosses & (left != right)).nonzero()[0]
-        if len(bent):
-            v, l, u, a, b, k = (t[bent] for t in (z, lower, upper, left, right, at))
-            y = self.rows.add_columns(low[bent], high[bent])
-            pick = self.rows.add_columns(np.zeros(len(y)), np.ones(len(y)), integer=True)  # 1: z is right of the kink
-            # With s the sign of b - a, s y lies above both lines, and on the one that is picked.
-            s, far_left, far_right = np.sign(b - a), np.abs(b - a) * (k - l), np.abs(b - a) * (u - k)
-            on_left, on_right = s * (k - a * k), s * (k - b * k)
-            self.rows.add_rows([(y, s), (v, -s * a)], on_left, np.inf)
-            self.rows.add_rows([(y, s), (v, -s * b)], on_right, np.inf)
-            self.rows.add_rows([(y, s), (v, -s * a), (pick, -far_right)], -np.inf, on_left)
-            self.rows.add_rows([(y, s), (v, -s * b), (pick, far_left)], -np.inf, on_right + far_left)
-            column[bent], slope[bent], constant[bent] = y, 1.0, 0.0
-        return self._form(column, slope, constant), low, high
-
-    def _form(self, column: Columns, slope: Floats, constant: Floats) -> Form:
-        """Values that are each an affine function of one column."""
-        index = np.arange(len(column))
-        return Form(sparse.csr_matrix((slope, (index, column)), shape=(len(column), self.rows.columns)), constant)
-
-    def _clip(self, op: Clip, z: Columns, lower: Floats, upper: Floats) -> Form:
-        """The larger of z and the low end, and of that the smaller of it and the high end."""
-        zero, one = np.zeros(len(z)), np.ones(len(z))
-        form = self._form(z, one, zero)
-        if np.isfinite(op.low):
-            form, lower, upper = self._one_kink(z, lower, upper, zero, one, np.full(len(z), op.low))
-        if np.isfinite(op.high):
-            form, _, _ = self._one_kink(self._held(form, lower, upper), lower, upper, one, zero,
-                                        np.full(len(z), op.high))
-        return form
-
-    def _max_pool(self, node: Node, z: Columns, lower: Floats, upper: Floats) -> Form:
-        op = node.op
-        assert isinstance(op, MaxPool)
-        windows = _windows(op, self.graph.nodes[node.inputs[0]].shape)
-        low = np.where(windows >= 0, lower[windows], -np.inf)
-        high = np.where(windows >= 0, upper[windows], -np.inf)
-        best = low.max(1, keepdims=True)
-        out = np.arange(len(windows))
-        runs = (windows >= 0) & (high >= best)
-        leader = np.where(low == best, 0, 1).argmin(1)  # at least as large as everything that is out of the race
-        runs[out, leader] = True
-        alone = runs.sum(1) == 1
-        column = np.where(alone, z[windows[out, leader]], 0)
-        y_at = (~alone).nonzero()[0]
-        if len(y_at):
-            y = self.rows.add_columns(best[y_at, 0], high[y_at].max(1))
-            column[y_at] = y
-            row, slot = runs[y_at].nonzero()
-            v = z[windows[y_at[row], slot]]
-            pick = self.rows.add_columns(np.zeros(len(v)), np.ones(len(v)), integer=True)
-            reach = high[y_at].max(1)[row] - lower[windows[y_at[row], slot]]
-            self.rows.add_rows([(y[row], 1.0), (v, -1.0)], 0.0, np.inf)
-            self.rows.add_rows([(y[row], 1.0), (v, -1.0), (pick, reach)], -np.inf, reach)
-            one_of = sparse.csr_matrix((np.ones(len(pick)), (row, pick)), shape=(len(y), self.rows.columns))
-            self.rows.add_matrix(one_of, 1.0, 1.0)
-        return self._form(column, np.ones(len(out)), np.zeros(len(out)))
-
-
-def flat(t: Tensor) -> Floats:
-    """The numbers of a tensor, in float64."""
-    return t.detach().to("cpu", torch.float64).flatten().numpy()
-
-
-def _windows(op: MaxPool, shape: tuple[int, ...]) -> NDArray[np.int64]:
-    """The flat positions that each output reads, "out W" (-1: padding), over a map of `shape` "C *map"."""
-    windows = op.windows(torch.empty(1, *shape, device="cpu")).numpy()
-    size = int(np.prod(shape[1:]))
-    every = windows[None] + size * np.arange(shape[0])[:, None, None]
-    return np.where(windows[None] >= 0, every, -1).reshape(-1, windows.shape[1])
+def _encoder(graph: Graph, node: Node) -> Callable[[Encoding, Node], Form] | None:
+    """The function that encodes a node; None for affine ones."""
+    if isinstance(node.op, Affine):
+        return None
+    for kind, encode in ENCODERS.items():
+        if isinstance(node.op, kind):
+            return encode
+    raise UnsupportedOperator(f"{graph.source}: {node.op.kind} ({node.name}) is not piecewise linear "
+                              "and cannot be encoded with binaries")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from types import SimpleNamespace
 
 import highspy
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bounds.backward import Backward
@@ -22,12 +24,14 @@ from bounds.ops.linear import Linear
 from bounds.ops.max_pool import MaxPool
 from bounds.ops.prelu import PRelu
 from bounds.ops.relu import Relu
-from bounds.sets import InputSet
+from bounds.ops.sign import Sign
+from bounds.sets import InputSet, LpBall
 from milp.affine_matrix import affine_matrices
 from milp.certificate import UnsafeRows
 from milp.encoder import Encoding
-from milp.mixed import MixedStatus
-from milp.questions import extreme, least_margin, nearest
+from milp.encoders.form import Form
+from milp.mixed import MixedProgram, MixedStatus
+from milp.questions import extreme, least_margin, meets, nearest
 from milp.solvers.highs_mixed import HighsMixed, _answer
 from tests.bounds.networks import KINDS, GraphBuilder, random_box, random_graph
 from tests.verifier.test_oracle import draw_graph, draw_property
@@ -44,32 +48,36 @@ def proved(graph: Graph, sets: InputSet) -> dict[int, Interval]:
 
 
 def held_at(graph: Graph, sets: InputSet, x: Tensor) -> None:
-    """With the input fixed, nothing but the network's values satisfies the rows."""
+    """With the input fixed, the network's values satisfy the rows, and nothing else does."""
     intervals = proved(graph, sets)
     y = graph(x).flatten()
     for sign in (1.0, -1.0):
         for k in range(min(3, len(y))):
             encoding = Encoding(graph, sets, intervals)
-            for ends in (encoding.rows.lower[0], encoding.rows.upper[0]):
-                ends[:] = x.flatten().numpy()
-            out = encoding.free_column(-1e6, 1e6)
             form = encoding.output
-            encoding.rows.add_matrix(form.over(encoding.rows.columns)[[k]] - _unit(out, encoding.rows.columns),
-                                     -form.constant[[k]], -form.constant[[k]])
-            answer = SOLVER.solve(encoding.rows.program({out: sign}))
+            out = int(encoding.hold(Form(form.matrix[[k]], form.constant[[k]]), np.array([-1e6]), np.array([1e6]))[0])
+            program = encoding.rows.program({out: sign})
+            v = encoding.start(x)
+            assert is_a_point_of(program, v)
+            assert v[out] == pytest.approx(float(y[k]), abs=ATOL * (1 + abs(float(y[k]))))
+            program.lower[encoding.inputs] = program.upper[encoding.inputs] = x.flatten().numpy()
+            answer = SOLVER.solve(program)
             assert answer.status is MixedStatus.OPTIMAL
             assert sign * answer.value == pytest.approx(float(y[k]), abs=ATOL * (1 + abs(float(y[k]))))
 
 
-def _unit(column: int, columns: int):  # type: ignore[no-untyped-def]
-    from scipy import sparse
-    return sparse.csr_matrix(([1.0], ([0], [column])), shape=(1, columns))
+def is_a_point_of(program: MixedProgram, v: NDArray[np.float64]) -> bool:
+    """Whether all columns keep to their ends and all rows to theirs."""
+    reached = program.rows @ v
+    whole = np.isin(v[program.integer], (0.0, 1.0)).all()
+    return bool(whole and (program.lower <= v).all() and (v <= program.upper).all()
+                and (reached >= program.row_lower - 1e-9).all() and (reached <= program.row_upper + 1e-9).all())
 
 
 OPERATORS = {
     "Relu": Relu(), "LeakyRelu": LeakyRelu(0.1), "steep": LeakyRelu(2.0), "negative": LeakyRelu(-0.5),
     "PRelu": PRelu(torch.tensor([0.25, -0.5, 1.0, 3.0]).double()), "Clip": Clip(-0.25, 0.5), "Clip low": Clip(0.25),
-    "Clip high": Clip(high=-0.25), "ReLU6": Clip(0.0, 6.0),
+    "Clip high": Clip(high=-0.25), "ReLU6": Clip(0.0, 6.0), "Sign": Sign(),
 }
 
 
@@ -82,9 +90,13 @@ def test_every_operator_is_its_encoding(name: str) -> None:
         build.add(OPERATORS[name])
         graph = build.graph(name)
         sets = InputSet(torch.full((1, 4), low).double(), torch.full((1, 4), high).double())
-        points = torch.tensor([low, high, (low + high) / 2, *(k for k in (-0.25, 0.0, 0.25, 0.5) if low <= k <= high)])
-        for first in points.tolist():
-            held_at(graph, sets, torch.tensor([[first, low, high, (low + high) / 2]]).double())
+        middle = (low + high) / 2 or 0.125
+        points = [low, high, middle, *(k for k in (-0.25, 0.0, 0.25, 0.5) if low <= k <= high)]
+        others = [low, high, middle]
+        if name == "Sign":  # at zero its rows allow all three values
+            points, others = [v or middle for v in points], [v or middle for v in others]
+        for first in points:
+            held_at(graph, sets, torch.tensor([[first, *others]]).double())
 
 
 @pytest.mark.parametrize("settings", [((2, 2), (2, 2), (0, 0), (1, 1)), ((2, 2), (1, 1), (1, 1), (1, 1)),
@@ -180,31 +192,51 @@ def test_extremes_of_outputs(seed: int) -> None:
 
 
 @pytest.mark.parametrize("norm", ["inf", "1"])
-@pytest.mark.parametrize("seed", [1, 2, 3, 6, 7])
-def test_nearest_points_are_nearest(norm: str, seed: int) -> None:
-    """No sampled unsafe point is nearer, the point found is unsafe, and for l_inf a smaller ball is safe."""
-    graph = random_graph(seed, "dense", "Relu")
-    sets = random_box(graph, seed, 1, 2.0)
-    x = sets.sample(4000, torch.Generator().manual_seed(seed))[0]
-    y, centre = graph(x).flatten(1)[:, 0], sets.centre_point[0]
-    C = torch.zeros(1, 1, math.prod(graph.output_shape)).double()
-    C[0, 0, 0] = 1.0
-    at_centre = float(graph(centre.unsqueeze(0)).flatten()[0])
-    threshold = (float(y.min()) + at_centre) / 2
-    assert threshold < at_centre - 1e-3, "the centre is safe and something is not"
-    rows = UnsafeRows(C, torch.tensor([[threshold]]).double())
-    found = nearest(graph, sets, proved(graph, sets), rows, centre, norm, SOLVER)  # type: ignore[arg-type]
-    assert found.answer.status is MixedStatus.OPTIMAL and found.x is not None
+@pytest.mark.parametrize("kind", ["dense", "residual", "conv", "pooling"])
+@pytest.mark.parametrize("seed", range(4))
+def test_distances_are_those_of_the_rational_oracle(kind: str, norm: str, seed: int) -> None:
+    random = np.random.default_rng(50 + seed)
+    graph = draw_graph(random, kind).simplify()
+    prop, truths = draw_property(random, graph)
+    for branch in prop.branches:
+        sets, rows = asked(graph, branch)
+        x = sets.centre_point[0]
+        far = truths[branch.region].distance(branch.rows, [Fraction(v) for v in x.flatten().tolist()], norm)
+        if abs(truths[branch.region].margin(branch.rows)) < ATOL:
+            continue  # a solver's tolerance decides whether any point counts
+        found = nearest(graph, sets, proved(graph, sets), rows, x, norm, SOLVER)  # type: ignore[arg-type]
+        if far == math.inf:
+            assert found.answer.status is MixedStatus.INFEASIBLE
+            continue
+        assert found.answer.status is MixedStatus.OPTIMAL and found.x is not None
+        assert found.answer.value == pytest.approx(far, abs=10 * ATOL) and found.answer.bound <= far + ATOL
+        moved = (found.x - x).flatten().abs()
+        assert float(moved.max() if norm == "inf" else moved.sum()) == pytest.approx(found.answer.value, abs=ATOL)
+        assert meets(graph, sets, proved(graph, sets), rows, SOLVER).answer.status is MixedStatus.OPTIMAL
 
-    def size(moved: Tensor) -> Tensor:
-        return moved.flatten(1).abs().amax(1) if norm == "inf" else moved.flatten(1).abs().sum(1)
-    far = float(size((found.x - centre).unsqueeze(0)))
-    assert far == pytest.approx(found.answer.value, abs=ATOL)
-    assert float(graph(found.x.unsqueeze(0)).flatten()[0]) <= threshold + ATOL
-    assert far <= float(size(x[y <= threshold] - centre).min()) + ATOL
-    if norm == "inf":
-        ball = InputSet(torch.maximum(sets.lower, centre - 0.98 * far), torch.minimum(sets.upper, centre + 0.98 * far))
-        assert least_margin(graph, ball, proved(graph, ball), rows, SOLVER).answer.value > 0
+
+def test_a_margin_over_an_l1_ball() -> None:
+    """A linear network against the closed form; a bent one against samples and at the point that was found."""
+    generator = torch.Generator().manual_seed(0)
+    centre = torch.rand(1, 4, generator=generator).double()
+    ball = LpBall(centre, 0.5, p=1.0, scale=torch.tensor([[1.0, 2.0, 0.5, 1.0]]).double(), clip=(0.1, 0.9))
+    build = GraphBuilder((4,), torch.float64)
+    build.add(Linear(torch.randn(2, 4, generator=generator).double()))
+    graph = build.graph("linear")
+    weight = graph.nodes[1].op.weight  # type: ignore[attr-defined]
+    for k in range(2):
+        found = extreme(graph, ball, {}, k, SOLVER)
+        assert found.answer.value == pytest.approx(float(ball.minimise(weight[k:k + 1])), abs=ATOL)
+    for seed in range(4):
+        graph = random_graph(seed, "dense", "Relu")
+        x = torch.randn(1, *graph.input_shape, generator=generator).double()
+        ball = LpBall(x, 0.6, p=1.0)
+        box = InputSet(x - 0.6, x + 0.6)
+        found = extreme(graph, ball, proved(graph, box), 0, SOLVER)
+        assert found.x is not None and float((found.x - x[0]).abs().sum()) <= 0.6 + ATOL
+        assert float(graph(found.x.unsqueeze(0)).flatten()[0]) == pytest.approx(found.answer.value, abs=ATOL)
+        samples = ball.sample(2000, generator)[0]
+        assert found.answer.value <= float(graph(samples).flatten(1)[:, 0].min()) + ATOL
 
 
 @pytest.mark.parametrize("outcome", [o for o in highspy.HighsModelStatus.__members__.values()
@@ -243,5 +275,5 @@ def test_what_is_not_piecewise_linear_is_refused_by_name() -> None:
     relu = random_graph(0, "dense", "Relu")
     with pytest.raises(ValueError, match="proved bounds of node"):
         Encoding(relu, random_box(relu, 0), {})
-    with pytest.raises(ValueError, match="one box"):
+    with pytest.raises(ValueError, match="one input set"):
         Encoding(relu, random_box(relu, 0, 2), proved(relu, random_box(relu, 0, 2)))

@@ -9,6 +9,7 @@ enters by its values at unit vectors.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations, pairwise, product
@@ -167,6 +168,45 @@ class Truth:
         assert best is not None
         return best
 
+    def distance(self, rows: tuple[Row, ...], centre: list[Fraction], norm: str) -> float:
+        """The distance from a centre to the nearest point of the region at which no row is violated (> 0); inf where
+        there is none. Norm "inf", "1" or "2"."""
+        best = math.inf
+        n, k = len(centre), len(rows)
+        bends = [(i,) for i in range(n)] if norm != "2" else []
+        if norm == "inf":
+            bends += [*combinations(range(n), 2)]
+        for piece in self.pieces:
+            parts: list[Piece] = [[[*(a - b for a, b in zip(x, centre, strict=True)),
+                                    *(violation(row, x, y) for row in rows)] for x, y in piece]]
+            for place in [(n + r,) for r in range(k)] + bends:
+                for sign in ((1, -1), (1, 1))[:len(place)]:
+                    parts = cut_all(parts, place, sign[:len(place)])
+            for part in parts:  # each row has one sign there: what meets it is a face
+                face = [corner[:n] for corner in part if max(corner[n:]) <= 0]
+                if face:
+                    best = min(best, _euclidean(face) if norm == "2" else float(min(
+                        max(map(abs, d)) if norm == "inf" else sum(map(abs, d)) for d in face)))
+        return best
+
+
+def _euclidean(face: list[Corner]) -> float:
+    """From the origin to a point, a segment or a polygon of at most two dimensions."""
+    least = min(sum((v * v for v in d), Fraction(0)) for d in face)
+    edges = list(pairwise([*face, face[0]] if len(face) > 2 else face))
+    for a, b in edges:
+        step = [q - p for p, q in zip(a, b, strict=True)]
+        length = sum((v * v for v in step), Fraction(0))
+        t = -sum((p * v for p, v in zip(a, step, strict=True)), Fraction(0)) / length if length else Fraction(0)
+        if 0 < t < 1:
+            least = min(least, sum(((p + t * v) ** 2 for p, v in zip(a, step, strict=True)), Fraction(0)))
+    i, j = ([k for k in range(len(face[0])) if len({d[k] for d in face}) > 1] + [0, 0])[:2]
+    turns = [a[i] * b[j] - a[j] * b[i] for a, b in edges]
+    # Where the polygon lies above or below the origin only the inputs that do not move count.
+    if len(face) > 2 and any(turns) and (min(turns) >= 0 or max(turns) <= 0):
+        least = min(least, sum((v * v for k, v in enumerate(face[0]) if k not in (i, j)), Fraction(0)))
+    return math.sqrt(least)
+
 
 def violation(row: Row, x: Corner, y: Corner) -> Fraction:
     return sum((c * y[i] for i, c in row.y), -row.bound) + sum((c * x[j] for j, c in row.x), Fraction(0))
@@ -304,6 +344,25 @@ def test_the_oracle_itself() -> None:
     pool.add(MaxPool((1, 2), (1, 1), (0, 0), (1, 1)))
     truth = Truth.of(pool.graph(), Region((-ONE, -ONE), (ONE, ONE)))
     assert truth.minimum(Row(((0, 2 * ONE),), ((0, -ONE), (1, -ONE)), Fraction(0))) == 0  # |x0 - x1|
+
+
+def test_distances_by_hand() -> None:
+    """To the half-plane x0 + x1 >= 1 in a square."""
+    build = GraphBuilder((2,), torch.float64)
+    build.add(Linear(torch.tensor([[-1.0, -1.0]], dtype=torch.float64), torch.tensor([1.0], dtype=torch.float64)))
+    build.add(Relu())
+    build.add(Linear(torch.ones(1, 1, dtype=torch.float64)))
+    graph, unsafe = build.graph(), (Row(((0, ONE),), (), Fraction(0)),)
+    square = Truth.of(graph, Region((-ONE, -ONE), (ONE, ONE)))
+    half = math.sqrt(0.5)
+    for centre, wanted in (([0, 0], (0.5, 1.0, half)), ([1, 1], (0.0, 0.0, 0.0)), ([2, 2], (1.0, 2.0, 2 * half)),
+                           ([-1, 1], (1.0, 1.0, 1.0)), ([3, 0], (2.0, 2.0, 2.0))):
+        for norm, far in zip(("inf", "1", "2"), wanted, strict=True):
+            assert square.distance(unsafe, [Fraction(v) for v in centre], norm) == pytest.approx(far)
+    small = Truth.of(graph, Region((-ONE, -ONE), (ONE / 2, ONE / 2)))
+    assert small.distance(unsafe, [Fraction(0)] * 2, "2") == pytest.approx(half)  # a corner alone
+    smaller = Truth.of(graph, Region((-ONE, -ONE), (ONE / 4, ONE / 2)))
+    assert smaller.distance(unsafe, [Fraction(0)] * 2, "1") == math.inf
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -58,6 +58,13 @@ def sigmoid(c: Call) -> Value:
     return c.builder.elementwise(Sigmoid(), c.value())
 
 
+@row("Sign")
+def sign(c: Call) -> Value:
+    from bounds.ops.sign import Sign
+
+    return c.builder.elementwise(Sign(), c.value())
+
+
 @row("Tanh")
 def tanh(c: Call) -> Value:
     from bounds.ops.tanh import Tanh

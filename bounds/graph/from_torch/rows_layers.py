@@ -258,6 +258,13 @@ def clamp(t: Trace, input: Value, min: Any = None, max: Any = None) -> Value:
     return _apply(t, Relu() if (low, high) == (0.0, math.inf) else Clip(low, high), input)
 
 
+@function(torch.sign, methods=("sign",))
+def sign(t: Trace, input: Value) -> Value:
+    from bounds.ops.sign import Sign
+
+    return _apply(t, Sign(), input)
+
+
 @function(torch.sigmoid, F.sigmoid, methods=("sigmoid",))
 def sigmoid(t: Trace, input: Value) -> Value:
     from bounds.ops.sigmoid import Sigmoid

@@ -150,6 +150,7 @@ CASES = [
     one("", "Softplus", "x", (1, 9)),
     one("", "Sigmoid", "x", (1, 9)),
     one("", "Tanh", "x", (1, 9)),
+    one("", "Sign", "x", (1, 9)),
     one("limits", "Clip", "x l h", (1, 9), {"l": number(-0.5), "h": number(0.25)}),
     one("lower limit left out", "Clip", "x - h", (1, 9), {"h": number(0.25)}),
     one("at zero", "Clip", "x l", (1, 9), {"l": number(0)}),

@@ -1,0 +1,1 @@
+"""Non-affine operators as rows with binaries, one file each: `encode(encoding, node) -> Form`."""

@@ -1,0 +1,36 @@
+"""Values as affine functions of a programme's columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from milp.problem import Floats
+
+Columns = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """The values of a node: `matrix "size V" v + constant "size"`."""
+
+    matrix: sparse.csr_matrix
+    constant: Floats
+
+    @staticmethod
+    def of_columns(column: Columns, slope: Floats, constant: Floats, columns: int) -> Form:
+        """Values that are each an affine function of one of so many columns."""
+        index = np.arange(len(column))
+        return Form(sparse.csr_matrix((slope, (index, column)), shape=(len(column), columns)), constant)
+
+    def over(self, columns: int) -> sparse.csr_matrix:
+        """The matrix over so many columns."""
+        m = self.matrix
+        return sparse.csr_matrix((m.data, m.indices, m.indptr), shape=(m.shape[0], columns))
+
+    def at(self, v: Floats) -> Floats:
+        """The values where the first columns have the values v."""
+        return self.matrix @ v[:self.matrix.shape[1]] + self.constant
