@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -12,6 +12,15 @@ from bounds.bounds import Bounds, LinearRows
 from bounds.graph.graph import Graph
 from bounds.precision import full_precision
 from bounds.sets import InputSet
+
+
+class BoundMethod(Protocol):
+    """What a bound method offers."""
+
+    def bound(self, graph: Graph, sets: InputSet, rows: LinearRows) -> Bounds:
+        """Lower bounds of rows over sets (methods have further keywords of their own)."""
+        ...
+
 
 METHODS = ("ibp", "zonotope", "fastlin", "crown-ibp", "crown", "alpha-crown", "meet")
 
@@ -29,14 +38,15 @@ def method_named(name: str, **settings: Any) -> Any:
 
 
 @full_precision()
-def compute_bounds(graph: Graph, sets: InputSet, rows: LinearRows | None = None, method: str = "crown",
+def compute_bounds(graph: Graph, sets: InputSet, rows: LinearRows | None = None, method: str | BoundMethod = "crown",
                    **settings: Any) -> Bounds:
     """Bounds over each set: of the asked rows from below, or (rows None) of every output from both sides.
 
     Without rows `lower` and `upper` are "B m" over the flat outputs; with rows `lower` is "N".
-    Valid up to floating-point rounding of the sets' dtype.
+    `method` is a name or an object with `bound`; settings are for a name. Valid up to floating-point rounding of the
+    sets' dtype.
     """
-    chosen = method_named(method, **settings)
+    chosen = method_named(method, **settings) if isinstance(method, str) else method
     if rows is not None:
         return chosen.bound(graph, sets, rows)
     outputs = 1

@@ -73,6 +73,11 @@ class Certificate:
     params: Mapping[int, Tensor]
     multipliers: Mapping[int, Tensor]
 
+    def take(self, chosen: slice) -> Certificate:
+        """Those of some of the domains."""
+        return Certificate(self.weights[chosen], {i: p[:, chosen] for i, p in self.params.items()},
+                           {i: s[chosen] for i, s in self.multipliers.items()})
+
 
 def certified_value(graph: Graph, sets: InputSet, intervals: Mapping[int, Interval], rows: UnsafeRows,
                     certificate: Certificate) -> Tensor:
@@ -83,8 +88,9 @@ def certified_value(graph: Graph, sets: InputSet, intervals: Mapping[int, Interv
     """
     graph, rows = graph.to(dtype=torch.float64, device="cpu"), rows.double()
     sets = sets.to(dtype=torch.float64, device=torch.device("cpu"))
-    intervals = {i: x.map(lambda t: t.to("cpu", torch.float64)) for i, x in intervals.items()}
     batch = sets.batch
+    intervals = {i: x.map(lambda t: t.to("cpu", torch.float64).expand(batch, *t.shape[1:]))
+                 for i, x in intervals.items()}
     weights = certificate.weights.clamp(min=0)
     if rows.present is not None:
         weights = weights * rows.present

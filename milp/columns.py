@@ -66,6 +66,9 @@ class RowBlocks:
     def programmes(self, cost: Tensor) -> tuple[LinearPrograms, Tensor, Tensor]:
         """(programmes with rows scaled to radius one, the scale "N" of each found row, where each one went "N")."""
         batch, variables = cost.shape
+        if not self.blocks:
+            self.add(RowBlock(torch.zeros(0, dtype=torch.long), cost.new_zeros(0, 1), cost.new_zeros(0),
+                              cost.new_zeros(0)))
         domain = torch.cat([block.domain for block in self.blocks])
         A = cost.new_zeros(domain.shape[0], variables)
         begin = 0

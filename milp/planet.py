@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from bounds.sets import InputSet
 from milp.certificate import Certificate, UnsafeRows, certified_value
 from milp.columns import NARROWEST_ROW, Form, RowBlock, RowBlocks
 from milp.loosened import rounding, ulps_of
-from milp.problem import Floats, LinearPrograms, Status
+from milp.problem import Floats, LinearPrograms, Solutions, Status
 from milp.relaxed_node import Encoded, EncodedElementwise, EncodedRelaxed
 from milp.solvers.highs import Highs
 
@@ -92,11 +92,8 @@ class Planet:
         (measured on ACAS Xu with 70 undecided neurons: 1 ms for 3 ms).
         """
         deadline = time.monotonic() + time_limit_s
-        sets = sets.to(dtype=torch.float64, device=torch.device("cpu"))
+        sets, known, ulps = self._prepared(sets, intervals)
         rows = rows.double()
-        given = [intervals[i].lower.dtype for i in self.graph.relaxed_inputs if i in intervals]
-        ulps = max((ulps_of(dtype) for dtype in given), default=0.0)
-        known = {i: self._interval(i, intervals, sets.batch) for i in self.graph.relaxed_inputs}
         if constrained is not None:
             constrained = {i: mask.cpu().expand(known[i].lower.shape) for i, mask in constrained.items()}
         size = self._batch_size(sets, known)
@@ -109,6 +106,25 @@ class Planet:
                 None if constrained is None else {i: mask[chosen] for i, mask in constrained.items()}, ulps, cutoff)
             parts.append(programme.solve(self.solver, deadline - time.monotonic()))
         return Answers.joined(parts)
+
+    def minima(self, sets: InputSet, intervals: Mapping[int, Interval], rows: UnsafeRows, *,
+               time_limit_s: float = math.inf) -> Answers:
+        """The least values of R rows, "R 1 m" each a branch of its own, over one domain: as `solve` of R copies of the
+        domain, which is encoded once and solved for one row from the basis of the one before."""
+        if sets.batch != 1 or rows.bound.shape[1] != 1:
+            raise ValueError(f"expected one domain and one row a branch, got {sets.batch} and {rows.bound.shape[1]}")
+        sets, known, ulps = self._prepared(sets, intervals)
+        box, rows = InputSet(sets.lower, sets.upper), rows.double()
+        programme = _Programme(self.graph, box, known, rows.take(slice(0, 1)), None, ulps, math.inf)
+        return programme.minima(self.solver, rows, time_limit_s)
+
+    def _prepared(self, sets: InputSet, intervals: Mapping[int, Interval]
+                  ) -> tuple[InputSet, dict[int, Interval], float]:
+        """Sets and intervals in float64 on the CPU, and what these intervals may be wrong by."""
+        sets = sets.to(dtype=torch.float64, device=torch.device("cpu"))
+        given = [intervals[i].lower.dtype for i in self.graph.relaxed_inputs if i in intervals]
+        ulps = max((ulps_of(dtype) for dtype in given), default=0.0)
+        return sets, {i: self._interval(i, intervals, sets.batch) for i in self.graph.relaxed_inputs}, ulps
 
     def _interval(self, i: int, intervals: Mapping[int, Interval], batch: int) -> Interval:
         if i not in intervals:
@@ -280,15 +296,38 @@ class _Programme:
     # ------------------------------------------------------------------ solving and translating
 
     def solve(self, solver: Highs, time_limit_s: float) -> Answers:
-        size = self.cost.abs().sum(1)
-        size = torch.where(size > 0, size, torch.ones_like(size))
-        if not self.rows.blocks:
-            self.rows.add(RowBlock(torch.zeros(0, dtype=torch.long), self.cost.new_zeros(0, 1), self.cost.new_zeros(0),
-                                   self.cost.new_zeros(0)))
+        size = self._size()
         programmes, scale, place = self.rows.programmes(self.cost / size.unsqueeze(1))
         limit = None if self.cutoff == math.inf else ((self.cutoff - self.offset) / size).numpy()
         solutions = solver.solve(programmes, cutoff=limit, time_limit_s=time_limit_s)
-        status = torch.from_numpy(solutions.status)
+        return self._answers(programmes, scale, place, solutions)
+
+    def minima(self, solver: Highs, rows: UnsafeRows, time_limit_s: float) -> Answers:
+        """Of rows "R 1 m", over the one domain."""
+        each = [rows.take(slice(r, r + 1)) for r in range(rows.bound.shape[0])]
+        costs = []
+        for row in each:
+            self.unsafe = row
+            self._encode_rows()
+            costs.append(self.cost / self._size().unsqueeze(1))
+        programmes, scale, place = self.rows.programmes(costs[0])
+        found = solver.solve_costs(programmes, torch.cat(costs).numpy(), time_limit_s=time_limit_s)
+        dual = found.dual.reshape(len(each), -1)
+        answers = []
+        for r, row in enumerate(each):
+            self.unsafe = row
+            self._encode_rows()
+            one = Solutions(found.status[r:r + 1], found.point[r:r + 1], dual[r])
+            answers.append(self._answers(replace(programmes, cost=costs[r].numpy()), scale, place, one))
+        return Answers.joined(answers)
+
+    def _size(self) -> Tensor:
+        """What costs are divided by, "B"."""
+        size = self.cost.abs().sum(1)
+        return torch.where(size > 0, size, torch.ones_like(size))
+
+    def _answers(self, programmes: LinearPrograms, scale: Tensor, place: Tensor, solutions: Solutions) -> Answers:
+        size, status = self._size(), torch.from_numpy(solutions.status)
         asked = torch.zeros_like(place, dtype=torch.bool)  # the rows of the branch, as the solver has them
         if self.rows_block is not None:
             asked[place[-self.rows.blocks[-1].domain.shape[0]:]] = True
@@ -343,6 +382,8 @@ class _Programme:
             for j, s in zip(self.graph.nodes[i].inputs, translation.multipliers, strict=True):
                 multipliers[j] = multipliers[j] + s if j in multipliers else s
         for j, (block, domain, index) in self.proved.items():
+            if j not in multipliers:  # what reads it is no ancestor of the output
+                multipliers[j] = self.cost.new_zeros(self.batch, *self.graph.nodes[j].shape)
             multipliers[j].view(self.batch, -1).index_put_((domain, index), duals[block], accumulate=True)
         scaled = {j: s * factor.view(-1, *(1,) * (s.dim() - 1)) for j, s in multipliers.items()}
         return Certificate(weights, params, scaled)

@@ -19,9 +19,3 @@ def open_rows(problem: Problem, state: State) -> Tensor:
         if len(rows):
             chosen.append(rows[state.row_lower[rows].argmax()])
     return torch.stack(chosen) if chosen else torch.zeros(0, dtype=torch.long, device=tensors.bound.device)
-
-
-def below(lower: Tensor, like: Tensor) -> Tensor:
-    """Bounds in another dtype, rounded down: a bound must not grow."""
-    out = lower.to(like)
-    return torch.where(out > lower, torch.nextafter(out, torch.full_like(out, -torch.inf)), out)

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from bounds.bounds import LinearRows
 from bounds.leaning import Leaning
-from verifier.best_rows import CLEAR_PLACES, below, open_rows
+from bounds.precision import rounded_down
+from verifier.best_rows import CLEAR_PLACES, open_rows
 from verifier.deadline import CLOSING_S
 from verifier.problem import Problem, State
 
@@ -33,4 +34,4 @@ class LeaningStage:
         lower = method.bound(graph, tensors.sets.index(regions), asked, target, given)
         if lower is not None:
             state.domains += len(regions)
-            state.improve(rows, below(lower, tensors.bound))
+            state.improve(rows, rounded_down(lower, tensors.bound.dtype))

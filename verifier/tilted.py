@@ -17,10 +17,11 @@ from bounds.graph import Graph
 from bounds.graph.reduce import Layer, can_reduce, reduce_to, undecided
 from bounds.interval import Interval
 from bounds.ops.relu import Relu
+from bounds.precision import rounded_down
 from bounds.sets import InputSet
 from bounds.tilted import MOST_NUMBERS, Tilted
 from verifier.attacks.pgd import Pgd
-from verifier.best_rows import CLEAR_PLACES, below, open_rows
+from verifier.best_rows import CLEAR_PLACES, open_rows
 from verifier.branch_and_bound.tilted_tree import TiltedTree
 from verifier.deadline import CLOSING_S
 from verifier.problem import Problem, State, only_branches
@@ -83,7 +84,7 @@ class TiltedStage:
             return
         before = state.row_lower[rows].tolist()
         state.domains += len(rows)
-        state.improve(rows, below(found.lower, tensors.bound))
+        state.improve(rows, rounded_down(found.lower, tensors.bound.dtype))
         for k, row in enumerate(rows.tolist()):
             if k in found.starts and self._offer(problem, state, reduced.graph, box, row, found.x[k:k + 1]):
                 return
@@ -103,7 +104,8 @@ class TiltedStage:
                 partial(self._offer, problem, state, reduced.graph, box, row), over)
             lower, domains = tree.decide(found.take(k), start)
             state.domains += domains
-            state.improve(rows[k:k + 1], below(tensors.bound.new_tensor([lower], dtype=torch.float64), tensors.bound))
+            proved = tensors.bound.new_tensor([lower], dtype=torch.float64)
+            state.improve(rows[k:k + 1], rounded_down(proved, tensors.bound.dtype))
 
     def _offer(self, problem: Problem, state: State, graph: Graph, box: InputSet, row: int, x: Tensor) -> bool:
         """Let points "P n" descend along the row and offer the best to the gate."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,9 +36,7 @@ class Highs:
         status = np.full(problem.count, Status.TIME_LIMIT, dtype=np.int8)
         point = np.zeros_like(problem.cost)
         dual = np.zeros_like(problem.row_lower)
-        below, above = -np.ones(problem.columns), np.ones(problem.columns)
-        continuous = np.zeros(problem.columns, dtype=np.int32)
-        first_row, first_entry = problem.first_row.tolist(), problem.first_entry
+        first_row = problem.first_row.tolist()
         alone = _unreachable_rows(problem)
         for b in range(problem.count):
             begin, end = first_row[b], first_row[b + 1]
@@ -58,14 +56,44 @@ class Highs:
                 solver.setOptionValue("time_limit", solver.getRunTime() + left)  # its clock runs on over models
             if cutoff is not None:
                 solver.setOptionValue("objective_bound", float(cutoff[b]))
-            entries = slice(int(first_entry[begin]), int(first_entry[end]))
-            solver.passModel(
-                problem.columns, end - begin, entries.stop - entries.start, ROW_WISE, MINIMISE, 0.0, problem.cost[b],
-                below, above, problem.row_lower[begin:end], problem.row_upper[begin:end],
-                first_entry[begin:end + 1] - first_entry[begin], problem.column[entries], problem.value[entries],
-                continuous)
+            self._pass(solver, problem, begin, end, problem.cost[b])
             status[b] = self._run(solver, point[b], dual[begin:end])
         return Solutions(status, point, dual)
+
+    def solve_costs(self, problem: LinearPrograms, costs: Floats, *, time_limit_s: float = math.inf) -> Solutions:
+        """One programme with several costs "R V", each from the basis that the one before ended with: the Solutions of
+        R programmes with the same rows."""
+        if problem.count != 1:
+            raise ValueError(f"expected one programme, got {problem.count}")
+        if not problem.row_lower.shape[0] or _unreachable_rows(problem).any():
+            every = [self.solve(replace(problem, cost=cost[None]), time_limit_s=time_limit_s) for cost in costs]
+            return Solutions(*(np.concatenate(parts) for parts in zip(*((s.status, s.point, s.dual) for s in every),
+                                                                      strict=True)))
+        deadline = time.monotonic() + time_limit_s
+        solver, rows = self._solver(), problem.row_lower.shape[0]
+        status = np.full(len(costs), Status.TIME_LIMIT, dtype=np.int8)
+        point, dual = np.zeros_like(costs), np.zeros((len(costs), rows))
+        self._pass(solver, problem, 0, rows, costs[0] if len(costs) else problem.cost[0])
+        columns = np.arange(problem.columns, dtype=np.int32)
+        for r, cost in enumerate(costs):
+            if time_limit_s < math.inf:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                solver.setOptionValue("time_limit", solver.getRunTime() + left)
+            solver.changeColsCost(problem.columns, columns, np.ascontiguousarray(cost))
+            status[r] = self._run(solver, point[r], dual[r])
+        return Solutions(status, point, dual.reshape(-1))
+
+    @staticmethod
+    def _pass(solver: Any, problem: LinearPrograms, begin: int, end: int, cost: Floats) -> None:
+        """Hand over the programme with the rows `begin` to `end`."""
+        entries = slice(int(problem.first_entry[begin]), int(problem.first_entry[end]))
+        solver.passModel(
+            problem.columns, end - begin, entries.stop - entries.start, ROW_WISE, MINIMISE, 0.0, cost,
+            -np.ones(problem.columns), np.ones(problem.columns), problem.row_lower[begin:end],
+            problem.row_upper[begin:end], problem.first_entry[begin:end + 1] - problem.first_entry[begin],
+            problem.column[entries], problem.value[entries], np.zeros(problem.columns, dtype=np.int32))
 
     def _solver(self) -> Any:
         from highspy._core import _Highs

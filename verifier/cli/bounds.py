@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import click
 from verifier.cli.errors import BadInput, writing
 from verifier.cli.question import PropertyFlags, check_device, check_writable, read_network, read_property
 from verifier.cli.startup import load_torch
+from verifier.cli.verify import BOUND_METHODS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,21 +32,24 @@ Examples
 @click.argument("net", metavar="NET.onnx")
 @click.argument("spec", metavar="SPEC.vnnlib")
 @click.option("--method", "methods", default="ibp,crown,alpha-crown", show_default=True, metavar="M[,M...]",
-              help="Bound methods: ibp, zonotope, fastlin, crown-ibp, crown, alpha-crown, meet.")
+              help=f"Bound methods: {', '.join(BOUND_METHODS)}.")
+@click.option("--time-limit", type=float, default=60.0, show_default=True, metavar="S",
+              help="Seconds of a method that needs a solver (lp-last, lp, sdp); after it bounds stay looser.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where to compute [cpu].")
 @click.option("--json", "json_out", metavar="OUT|-", help="Write one JSON object; - for stdout alone.")
-def command(net: str, spec: str, methods: str, device: str | None, json_out: str | None) -> None:
+def command(net: str, spec: str, methods: str, time_limit: float, device: str | None, json_out: str | None) -> None:
     """Bound every output over the property's input set, and the margin of the property: one row a method.
 
     Where the property has several input sets, the outputs are bounded over all of them together.
     """
     check_writable("--json", json_out)
     load_torch()
-    from bounds.compute import METHODS
     chosen = [name.strip() for name in methods.split(",") if name.strip()]
-    unknown = [name for name in chosen if name not in METHODS]
+    unknown = [name for name in chosen if name not in BOUND_METHODS]
     if unknown or not chosen:
-        raise BadInput(f"--method: expected names of {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}")
+        raise BadInput(f"--method: expected names of {', '.join(BOUND_METHODS)}, got {', '.join(unknown) or 'none'}")
+    if not time_limit > 0:
+        raise BadInput(f"--time-limit must be positive, got {time_limit}")
     check_device(device)
     network = read_network(net)
     property = read_property(PropertyFlags(spec, *[None] * 7), network)
@@ -53,9 +58,9 @@ def command(net: str, spec: str, methods: str, device: str | None, json_out: str
     from verifier.deadline import Deadline
     from verifier.problem import make_problem
     try:
-        problem = make_problem(network.graph, property, replayer=network.replayer, deadline=Deadline(),
+        problem = make_problem(network.graph, property, replayer=network.replayer, deadline=Deadline.starting_now(),
                                device=device, simplified=network.simplified)
-        rows = [_measure(problem, name) for name in chosen]
+        rows = [_measure(problem, name, time_limit) for name in chosen]
     except UnsupportedOperator as error:
         raise BadInput(str(error)) from error
     answer = {"network": net, "property": spec, "regions": problem.tensors.sets.batch, "methods": rows}
@@ -68,16 +73,20 @@ def command(net: str, spec: str, methods: str, device: str | None, json_out: str
     _print(rows)
 
 
-def _measure(problem: Problem, name: str) -> dict[str, Any]:
+def _measure(problem: Problem, name: str, time_limit: float) -> dict[str, Any]:
     """One method's bounds: of each output over all regions, and of the margin; with seconds."""
     from bounds.compute import compute_bounds
+    from milp.methods import TIMED, method_named
+    from verifier.deadline import Deadline
     from verifier.problem import State
     from verifier.stages import BoundStage
     start = time.perf_counter()
-    outputs = compute_bounds(problem.graph, problem.tensors.sets, None, name)
+    settings = {"time_limit_s": time_limit} if name in TIMED else {}
+    outputs = compute_bounds(problem.graph, problem.tensors.sets, None, method_named(name, **settings))
     output_s = time.perf_counter() - start
     assert outputs.upper is not None, "asked for both sides"
     start = time.perf_counter()
+    problem = replace(problem, deadline=Deadline.starting_now(time_limit)) if name in TIMED else problem
     state = State.of(problem)
     BoundStage(name).run(problem, state)
     margin = state.lower(problem.tensors)

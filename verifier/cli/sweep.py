@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from verifier.cli.errors import BadInput, not_built, reading
+from verifier.cli.errors import BadInput, reading
 from verifier.cli.question import check_device
 from verifier.cli.startup import load_torch
-from verifier.cli.verify import LATER_METHODS, METHODS, SEED
+from verifier.cli.verify import METHODS, SEED
 
 if TYPE_CHECKING:
     from verifier.store import Row
@@ -43,8 +43,6 @@ def command(instances: str, time_limit: float | None, out: str | None, resume: b
     Paths are relative to the CSV; each may lie there as PATH or PATH.gz. One bad instance does not end the run,
     and a killed run loses nothing that was finished.
     """
-    if method in LATER_METHODS:
-        raise not_built(f"--method {method}")
     if time_limit is not None and not time_limit > 0:
         raise BadInput(f"--time-limit must be positive, got {time_limit}")
     path = Path(instances)
