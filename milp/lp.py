@@ -28,6 +28,8 @@ from bounds.sets import InputSet
 from milp.certificate import UnsafeRows
 from milp.tighten import Tightening, lp_minima, polishing
 
+LAYERS_SHARE = 0.8   # of the time; what is left is the asked rows'
+
 
 @dataclass(frozen=True)
 class LpBounds:
@@ -43,7 +45,7 @@ class LpBounds:
         """Lower bounds of the rows; `given` nodes are not bounded again."""
         end = time.monotonic() + self.time_limit_s
         engine = Backward(graph, sets, adaptive)
-        with polishing(Tightening(time_limit_s=self.time_limit_s, jobs=self.jobs), engine) as polish:
+        with polishing(Tightening(time_limit_s=LAYERS_SHARE * self.time_limit_s, jobs=self.jobs), engine) as polish:
             intervals = refine(engine, given=given, row_bound=engine.lower, polish=polish if self.layers else None)
         found = final_bounds(engine, rows, intervals)
         lower = found.lower.clone()

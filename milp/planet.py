@@ -108,9 +108,10 @@ class Planet:
         return Answers.joined(parts)
 
     def minima(self, sets: InputSet, intervals: Mapping[int, Interval], rows: UnsafeRows, *,
-               time_limit_s: float = math.inf) -> Answers:
+               time_limit_s: float = math.inf) -> Answers | None:
         """The least values of R rows, "R 1 m" each a branch of its own, over one domain: as `solve` of R copies of the
-        domain, which is encoded once and solved for one row from the basis of the one before."""
+        domain, which is encoded once and solved for one row from the basis of the one before. Of the first rows only
+        where the time does not suffice for all, None where it suffices for none."""
         if sets.batch != 1 or rows.bound.shape[1] != 1:
             raise ValueError(f"expected one domain and one row a branch, got {sets.batch} and {rows.bound.shape[1]}")
         sets, known, ulps = self._prepared(sets, intervals)
@@ -302,7 +303,7 @@ class _Programme:
         solutions = solver.solve(programmes, cutoff=limit, time_limit_s=time_limit_s)
         return self._answers(programmes, scale, place, solutions)
 
-    def minima(self, solver: Highs, rows: UnsafeRows, time_limit_s: float) -> Answers:
+    def minima(self, solver: Highs, rows: UnsafeRows, time_limit_s: float) -> Answers | None:
         """Of rows "R 1 m", over the one domain."""
         each = [rows.take(slice(r, r + 1)) for r in range(rows.bound.shape[0])]
         costs = []
@@ -315,11 +316,13 @@ class _Programme:
         dual = found.dual.reshape(len(each), -1)
         answers = []
         for r, row in enumerate(each):
+            if found.status[r] == Status.TIME_LIMIT:
+                break
             self.unsafe = row
             self._encode_rows()
             one = Solutions(found.status[r:r + 1], found.point[r:r + 1], dual[r])
             answers.append(self._answers(replace(programmes, cost=costs[r].numpy()), scale, place, one))
-        return Answers.joined(answers)
+        return Answers.joined(answers) if answers else None
 
     def _size(self) -> Tensor:
         """What costs are divided by, "B"."""

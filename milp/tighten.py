@@ -119,13 +119,13 @@ def lp_minima(graph: Graph, sets: InputSet, intervals: Mapping[int, Interval], r
               time_limit_s: float = math.inf) -> Tensor:
     """Lower bounds "R" in float64 of rows "R 1 m" over one set, by linear programmes: what their certificates are worth
     on the network. -inf where the time did not suffice."""
+    value = torch.full((len(rows.bound),), -torch.inf, dtype=torch.float64)
     answers = Planet(graph).minima(sets, intervals, rows, time_limit_s=time_limit_s)
-    parts = []
-    for chosen in torch.arange(len(rows.bound)).split(EVALUATED):
+    for chosen in torch.arange(0 if answers is None else len(answers.value)).split(EVALUATED):
+        assert answers is not None
         one = slice(int(chosen[0]), int(chosen[-1]) + 1)
-        parts.append(certified_value(graph, sets.index(torch.zeros_like(chosen)), intervals, rows.take(one),
-                                     answers.certificate.take(one)))
-    value = torch.cat(parts)
+        value[one] = certified_value(graph, sets.index(torch.zeros_like(chosen)), intervals, rows.take(one),
+                                     answers.certificate.take(one))
     return torch.where(torch.isfinite(value), value, torch.full_like(value, -torch.inf))
 
 

@@ -88,6 +88,7 @@ def test_minima_over_one_domain_are_those_of_its_copies(kind: str, inputs: bool)
         once = Planet(graph).minima(sets, intervals, rows)
         copies = sets.index(torch.zeros(6, dtype=torch.long))
         many = {i: x.map(lambda t: t.expand(6, *t.shape[1:])) for i, x in intervals.items()}
+        assert once is not None
         each = Planet(graph).solve(copies, many, rows)
         torch.testing.assert_close(once.value, each.value, atol=ATOL, rtol=ATOL)
         worth = certified_value(graph, copies, intervals, rows, once.certificate)
