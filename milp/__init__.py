@@ -8,6 +8,7 @@ from typing import Any
 _WHERE = {
     "Planet": "milp.planet", "Answers": "milp.planet",
     "Certificate": "milp.certificate", "UnsafeRows": "milp.certificate", "certified_value": "milp.certificate",
+    "SdpBounds": "milp.sdp", "SdpTooLarge": "milp.sdp",
     "LinearPrograms": "milp.problem", "Solutions": "milp.problem", "Status": "milp.problem",
 }
 __all__ = sorted(_WHERE)

@@ -37,6 +37,7 @@ from milp.loosened import loosened
 from milp.problem import Floats
 
 IMPLIED = 1e-9         # relative: a proved end that the box of the variables all but implies is no row
+STANDS_STILL = 1e-9    # relative: what moves no more than this has no rows, for they would hold its rounding, scaled up
 BALL_LOOSENED = 1e-12  # relative: of a squared radius, for the rounding of its own row
 
 
@@ -55,15 +56,17 @@ class QuadraticRows:
 class Lifted:
     """The rows of a graph over one set, and the affine forms "size n" over v of its input and output.
 
-    `intervals` "1 *shape" are proved enclosures of the nodes that non-affine operators read.
+    `intervals` "1 *shape" are proved enclosures of the nodes that non-affine operators read. With `both_parts` the rows
+    hold, too, that y - z and y - a z lie in ranges (`_add_range`); the paper has this for y alone.
     """
 
-    def __init__(self, graph: Graph, sets: InputSet, intervals: Mapping[int, Interval]) -> None:
+    def __init__(self, graph: Graph, sets: InputSet, intervals: Mapping[int, Interval], *, both_parts: bool = False
+                 ) -> None:
         if sets.batch != 1:
             raise ValueError("one set is lifted at a time")
         self.graph = graph = graph.to(dtype=torch.float64, device="cpu")
         self.sets = sets.to(dtype=torch.float64, device=torch.device("cpu"))
-        self.intervals = intervals
+        self.intervals, self.both_parts = intervals, both_parts
         self.size = variables_of(graph, sets, intervals)
         self.used = 1
         self._entries: list[tuple[NDArray[np.int64], Floats]] = []
@@ -79,8 +82,8 @@ class Lifted:
     def rows(self) -> QuadraticRows:
         """All rows."""
         counts = [len(places) for places, _ in self._entries]
-        places, values = (np.concatenate(t) if t else np.zeros(0) for t in zip(*self._entries, strict=True)) \
-            if self._entries else (np.zeros(0), np.zeros(0))
+        places = np.concatenate([np.zeros(0, dtype=np.int64), *(p for p, _ in self._entries)])
+        values = np.concatenate([np.zeros(0), *(v for _, v in self._entries)])
         column = np.repeat(np.arange(len(counts)), counts)
         matrix = sparse.csc_matrix((values, (places, column)), shape=(self.size * self.size, len(counts)))
         return QuadraticRows(self.size, matrix, np.array(self._equal, dtype=bool))
@@ -100,6 +103,12 @@ class Lifted:
         """`form v >= 0`."""
         matrix = np.zeros((self.size, self.size))
         matrix[0] = -form
+        self._add(matrix)
+
+    def _add_range(self, form: Floats, most: float) -> None:
+        """`form v (form v - most) <= 0`: the form lies in [0, most]."""
+        matrix = np.outer(form, form)
+        matrix[0] -= most * form
         self._add(matrix)
 
     def _variables(self, lower: Floats, upper: Floats) -> Floats:
@@ -162,9 +171,10 @@ class Lifted:
     def _keep_ends(self, z: Floats, lower: Floats, upper: Floats) -> None:
         """`lower <= z <= upper`, where the box of the variables does not imply it."""
         reach = np.abs(z[:, 1:]).sum(1) * (1 - IMPLIED)
+        moves = reach > STANDS_STILL * (1 + np.abs(z[:, 0]))
         first = np.eye(1, self.size)
-        for form in (*(z - lower[:, None] * first)[z[:, 0] - reach < lower],
-                     *(upper[:, None] * first - z)[z[:, 0] + reach > upper]):
+        for form in (*(z - lower[:, None] * first)[moves & (z[:, 0] - reach < lower)],
+                     *(upper[:, None] * first - z)[moves & (z[:, 0] + reach > upper)]):
             self._add_linear(form)
 
     def _kinks(self, z: Floats, a: Floats, lower: Floats, upper: Floats) -> Floats:
@@ -175,11 +185,14 @@ class Lifted:
         chord = slope[:, None] * z
         chord[:, 0] += upper - slope * upper
         above = np.where(a < 1, 1.0, -1.0)[:, None]  # the function lies above both of its lines
-        for first, second, third in zip(above * (y - z), above * (y - a[:, None] * z), above * (chord - y),
-                                        strict=True):
-            self._add(np.outer(first, second), equal=True)
-            for form in (first, second, third):
+        first, second, third = above * (y - z), above * (y - a[:, None] * z), above * (chord - y)
+        for k in (upper - lower > STANDS_STILL * (1 + np.abs(z[:, 0]))).nonzero()[0]:
+            self._add(np.outer(first[k], second[k]), equal=True)
+            for form in (first[k], second[k], third[k]):
                 self._add_linear(form)
+            if self.both_parts:
+                self._add_range(first[k], -abs(1 - a[k]) * lower[k])
+                self._add_range(second[k], abs(1 - a[k]) * upper[k])
         return y
 
 
