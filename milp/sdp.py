@@ -151,15 +151,18 @@ def safe_value(rows: QuadraticRows, form: Floats, multipliers: Floats) -> float:
         size[0, 1:] += np.abs(form)
         if not np.isfinite(np.linalg.norm(S) + np.linalg.norm(size)):
             return -np.inf
-        t, shift = best_shift(S)
-        S[np.arange(1, n), np.arange(1, n)] += shift
-        S[0, 0] -= (n - 1) * shift + t
-        size[np.arange(n), np.arange(n)] += n * shift + abs(t)
-        # Entries are sums of at most K + 3 rounded products: what they and the eigenvalue may be wrong by.
-        error = EPS * (len(m) + 8) * np.linalg.norm(size) + EIGENVALUE_ULPS * n * EPS * np.linalg.norm(S)
-        least = min(0.0, float(np.linalg.eigvalsh(S)[0]) - float(error))
+        try:
+            t, shift = best_shift(S)
+            S[np.arange(1, n), np.arange(1, n)] += shift
+            S[0, 0] -= (n - 1) * shift + t
+            size[np.arange(n), np.arange(n)] += n * shift + abs(t)
+            # Entries are sums of at most K + 3 rounded products: what they and the eigenvalue may be wrong by.
+            error = EPS * (len(m) + 8) * np.linalg.norm(size) + EIGENVALUE_ULPS * n * EPS * np.linalg.norm(S)
+            least = min(0.0, float(np.linalg.eigvalsh(S)[0]) - float(error))
+        except np.linalg.LinAlgError:  # no eigenvalues, no bound
+            return -np.inf
         value = t + float(n) * least * (1 + 8 * EPS)
-    return float(value) if np.isfinite(value) else -np.inf
+    return float(value) if np.isfinite(value) and shift >= 0 else -np.inf
 
 
 def best_shift(S: Floats) -> tuple[float, float]:

@@ -12,12 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from torch import Tensor
 
+import milp.sdp
 from bounds import crown
 from bounds.bounds import LinearRows
 from bounds.graph import Graph, UnsupportedOperator
 from bounds.interval import Interval
+from bounds.ops.base import Operator
+from bounds.ops.leaky_relu import LeakyRelu
 from bounds.ops.linear import Linear
 from bounds.ops.relu import Relu
 from bounds.sets import InputSet, LpBall
@@ -110,6 +114,24 @@ def test_points_of_the_network_satisfy_every_row(kind: str, activation: str, bot
         assert value[:, ~rows.equal].max() <= ROUNDING
         assert not rows.equal.any() or np.abs(value[:, rows.equal]).max() <= ROUNDING
         assert abs(rows.matrix).max() <= 1
+
+
+@pytest.mark.parametrize("both_parts", [False, True])
+@pytest.mark.parametrize("op", [Relu(), LeakyRelu(0.1), LeakyRelu(2.0), LeakyRelu(-0.5)], ids=repr)
+def test_rows_of_one_neuron_hold_at_its_ends_and_its_kink_and_are_tight_there(op: Operator, both_parts: bool) -> None:
+    for low, high in ((-1.0, 1.0), (-0.1, 2.0), (-3.0, 0.2)):
+        build = GraphBuilder((1,), torch.float64)
+        build.add(op)
+        graph = build.graph("neuron")
+        sets = InputSet(torch.full((1, 1), low).double(), torch.full((1, 1), high).double())
+        lifted = Lifted(graph, sets, {0: Interval(sets.lower, sets.upper)}, both_parts=both_parts)
+        rows = lifted.rows()
+        x = torch.cat([torch.linspace(low, high, 41), torch.zeros(1)]).double().view(-1, 1)
+        v = points_of(lifted, graph, x)
+        value = (v[:, :, None] * v[:, None, :]).reshape(len(v), -1) @ rows.matrix
+        assert rows.equal.sum() == 1 and np.abs(value[:, rows.equal]).max() <= 1e-14
+        assert value[:, ~rows.equal].max() <= 1e-14
+        assert value.max(0).min() >= -1e-13, "every row is met with equality somewhere"
 
 
 # ---------------------------------------------------------------------- bounds
@@ -285,19 +307,41 @@ def test_any_multipliers_give_a_valid_bound() -> None:
             assert safe_value(rows, form, values) <= least + ROUNDING
 
 
-def test_the_rounding_of_the_safe_value_is_accounted_for() -> None:
-    """No rows but w^2 <= 1, multipliers that are exact: the bound is -1, from below."""
-    square = np.zeros((4, 4))
-    form = np.array([0.5, -0.25, 0.25])
-    columns = []
-    for k in range(1, 4):
-        square[:] = 0
-        square[k, k], square[0, 0] = 1, -1
-        columns.append(square.flatten())
-    from scipy import sparse
-    rows = QuadraticRows(4, sparse.csc_matrix(np.stack(columns, 1)), np.zeros(3, dtype=bool))
-    value = safe_value(rows, form, np.abs(form) / 2)
-    assert -1 - 1e4 * EPS <= value <= -1
+def test_the_rounding_of_the_safe_value_is_accounted_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No rows but w^2 <= 1: the minimum is -1. Multipliers that are exact, and a t one unit too large."""
+    random = np.random.default_rng(0)
+    for n in range(2, 30):
+        form = 2.0 ** -np.minimum(np.arange(1, n), n - 2) * random.choice((-1, 1), n - 1)
+        assert np.abs(form).sum() == 1
+        for t in (-1.0, np.nextafter(-1.0, 0)):
+            with monkeypatch.context() as patch:
+                patch.setattr(milp.sdp, "best_shift", lambda S, t=t: (t, 0.0))
+                value = safe_value(box_rows(n), form, np.abs(form) / 2)
+            assert -1 - 1e4 * n * EPS <= value <= -1
+        assert -1 - 1e4 * n * EPS <= safe_value(box_rows(n), form, np.abs(form) / 2) <= -1
+
+
+def box_rows(n: int, linear: Floats | None = None) -> QuadraticRows:
+    """The rows `w^2 <= 1`, and `linear v >= 0`."""
+    matrices = np.zeros((n, n, n))
+    for k in range(1, n):
+        matrices[k, k, k], matrices[k, 0, 0] = 1, -1
+    if linear is not None:
+        matrices[0, 0] -= linear / 2
+        matrices[0, :, 0] -= linear / 2
+    chosen = matrices if linear is not None else matrices[1:]
+    return QuadraticRows(n, sparse.csc_matrix(chosen.reshape(len(chosen), -1).T), np.zeros(len(chosen), dtype=bool))
+
+
+def test_a_wrong_sign_is_clipped_and_a_wrong_shift_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minimise -w over 0 <= w <= 1: it is -1. A multiplier -1 of w >= 0 would cancel the form."""
+    rows, form = box_rows(2, np.array([0.0, 1.0])), np.array([-1.0])
+    assert safe_value(rows, form, np.array([-1.0, 0.5])) == pytest.approx(-1)
+    assert safe_value(rows, form, np.array([-1.0, 0.0])) == pytest.approx(-1)
+    assert safe_value(rows, -form, np.array([1.0, 0.0])) == pytest.approx(0)
+    for lie in ((1e9, 0.0), (0.0, 0.0), (0.0, 0.3), (-0.9, 0.5)):
+        monkeypatch.setattr(milp.sdp, "best_shift", lambda S, lie=lie: lie)
+        assert safe_value(rows, form, np.array([0.0, 0.0])) <= -1
 
 
 def test_the_best_shift_is_feasible_and_best() -> None:
