@@ -58,7 +58,7 @@ class SdpBounds:
     networks, but without effect on the digits network, where it took four times as long (the cone is no longer sparse).
 
     Clarabel's time grows with the sixth power of the variables where all neurons are undecided: 1 s for 50, 50 s for
-    100 (measured on one core); SCS took 0.4 s and 15 s and lost 0.1 %.
+    100 (measured on one core); SCS took 0.4 s and 15 s and lost up to 0.3 %.
     """
 
     solver: str = "clarabel"
