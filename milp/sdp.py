@@ -40,7 +40,7 @@ from milp.solvers.cones import SOLVERS, ConeProgram
 
 EPS = float(np.finfo(np.float64).eps)
 MOST_VARIABLES = 110   # Clarabel takes a minute and a half for a row, where nothing is sparse
-SCS_TOLERANCE = 1e-5    # its own default, 1e-4, cost up to 8 % of a bound for half the time
+SCS_TOLERANCE = 1e-5   # its own default, 1e-4, cost up to 8 % of a bound for half the time
 EIGENVALUE_ULPS = 4    # times n and the norm: the backward error of a symmetric eigenvalue solver (LAPACK)
 BISECTION_STEPS = 100  # for the shift: halves an interval until floats end
 
