@@ -14,6 +14,8 @@ import numpy as np
 
 from milp.mixed import MixedAnswer, MixedProgram, MixedStatus
 from milp.problem import Floats
+from milp.solvers.refusals import linear_only
+from milp.solvers.statuses import HIGHS, meaning
 
 ABSOLUTE_GAP = 1e-9  # margins near zero are the ones that matter, where a relative gap ends nothing
 INTEGRALITY = 1e-7   # a tenth of the default: times a big M of ten it is still below what a margin must clear
@@ -31,9 +33,10 @@ class HighsMixed:
     def solve(self, program: MixedProgram, *, time_limit_s: float = math.inf, below: float = -math.inf,
               above: float = math.inf, start: Floats | None = None) -> MixedAnswer:
         """The least value; ends early (TARGET) once a point is `below`, or no point can be below `above`. start: values
-        "V" of all columns to begin with."""
+        "V" of all columns to begin with. Raises SolverUnsuitable for quadratic rows."""
         import highspy
 
+        linear_only(program, self.name)
         solver = highspy.Highs()
         for option, value in (("output_flag", False), ("threads", self.threads), ("mip_rel_gap", self.gap),
                               ("mip_abs_gap", ABSOLUTE_GAP), ("mip_feasibility_tolerance", INTEGRALITY),
@@ -64,21 +67,20 @@ class HighsMixed:
 
 def _answer(solver: Any, program: MixedProgram, highspy: Any, below: float, above: float) -> MixedAnswer:
     """What the solver says, where it ended in a way in which its bound means something; else FAILED, with no bound."""
-    outcome, info = solver.getModelStatus(), solver.getInfo()
-    ended = highspy.HighsModelStatus
+    said, info = meaning(HIGHS, solver.getModelStatus().name), solver.getInfo()
     seconds, nodes = float(solver.getRunTime()), max(0, int(info.mip_node_count))
-    if outcome == ended.kInfeasible:
-        return MixedAnswer(MixedStatus.INFEASIBLE, bound=math.inf, seconds=seconds, nodes=nodes)
-    if outcome not in (ended.kOptimal, ended.kTimeLimit, ended.kInterrupt, ended.kObjectiveTarget):
-        return MixedAnswer(MixedStatus.FAILED, seconds=seconds, nodes=nodes)
+    if said is MixedStatus.INFEASIBLE:
+        return MixedAnswer(said, bound=math.inf, seconds=seconds, nodes=nodes)
+    if said is MixedStatus.FAILED:
+        return MixedAnswer(said, seconds=seconds, nodes=nodes)
     has_point = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
     point = np.array(solver.getSolution().col_value) if has_point else None
     value = float(program.cost @ point + program.offset) if point is not None else math.inf
     whole = program.integer.any()
-    bound = float(info.mip_dual_bound) if whole else (value if outcome == ended.kOptimal else -math.inf)
+    bound = float(info.mip_dual_bound) if whole else (value if said is MixedStatus.OPTIMAL else -math.inf)
     if not math.isfinite(bound):
         bound = -math.inf
-    if outcome == ended.kOptimal:
+    if said is MixedStatus.OPTIMAL:
         status = MixedStatus.OPTIMAL if point is not None else MixedStatus.INACCURATE
     elif value <= below or bound > above:
         status = MixedStatus.TARGET
