@@ -8,6 +8,7 @@ a point and where Gurobi or COPT cannot tell it from unbounded, and it has no bo
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import math
@@ -164,7 +165,10 @@ def _error(driver: Driver) -> type[Exception]:
     """The solver's own error, by its dotted name in its package."""
     if driver.error == "Exception":
         return RuntimeError
-    at: Any = importlib.import_module(driver.package)
+    try:
+        at: Any = importlib.import_module(driver.package)
+    except ImportError as error:
+        raise SolverMissing(f"the package {driver.package} is there but cannot be loaded: {error}") from error
     for part in driver.error.split("."):
         at = getattr(at, part)
     return at
