@@ -28,7 +28,7 @@ from bounds.ops.sign import Sign
 from bounds.sets import InputSet
 from milp.affine_matrix import affine_matrices
 from milp.encoders import clip, max_pool, one_kink, sign
-from milp.encoders.form import Columns, Form
+from milp.encoders.form import Columns, Form, flat
 from milp.loosened import loosened
 from milp.mixed import Builder, SquaredNorm
 from milp.problem import Floats
@@ -54,7 +54,7 @@ class Encoding:
         self.rows = Builder()
         self.intervals = intervals
         self.fills: list[Callable[[Floats], None]] = []
-        self.inputs = self.rows.add_columns(self.numbers(sets.lower), self.numbers(sets.upper))
+        self.inputs = self.rows.add_columns(flat(sets.lower), flat(sets.upper))
         if not sets.is_box:
             self._ball(sets)
         self.forms: list[Form | None] = [None] * len(graph.nodes)
@@ -62,11 +62,6 @@ class Encoding:
         self._read: dict[int, tuple[Columns, Floats, Floats]] = {}
         for i, (node, encode) in enumerate(zip(graph.nodes[1:], encoders, strict=True), 1):
             self.forms[i] = self._affine(node) if encode is None else encode(self, node)
-
-    @staticmethod
-    def numbers(t: Tensor) -> Floats:
-        """The numbers of a tensor, flat, in float64."""
-        return t.detach().to("cpu", torch.float64).flatten().numpy()
 
     def form(self, i: int) -> Form:
         """The values of node i."""
@@ -81,7 +76,7 @@ class Encoding:
     def start(self, x: Tensor) -> Floats:
         """All columns where the input is x "*input": a first point for a solver."""
         v = np.zeros(self.rows.columns)
-        v[self.inputs] = self.numbers(x)
+        v[self.inputs] = flat(x)
         for fill in self.fills:
             fill(v)
         return np.clip(v, np.concatenate(self.rows.lower), np.concatenate(self.rows.upper))
@@ -97,7 +92,7 @@ class Encoding:
                 self._read[i] = self.inputs, self.rows.lower[0], self.rows.upper[0]
                 return self._read[i]
             x = loosened(self.intervals[i])
-            lower, upper = self.numbers(x.lower), np.maximum(self.numbers(x.lower), self.numbers(x.upper))
+            lower, upper = flat(x.lower), np.maximum(flat(x.lower), flat(x.upper))
             self._read[i] = self.hold(self.form(i), lower, upper), lower, upper
         return self._read[i]
 
@@ -137,8 +132,8 @@ class Encoding:
 
     def _ball(self, sets: InputSet) -> None:
         assert sets.centre is not None and sets.radius is not None
-        centre, radius = self.numbers(sets.centre), float(sets.radius)
-        scale = np.ones(len(centre)) if sets.scale is None else self.numbers(sets.scale)
+        centre, radius = flat(sets.centre), float(sets.radius)
+        scale = np.ones(len(centre)) if sets.scale is None else flat(sets.scale)
         if sets.p == 2:
             self.rows.squares.append(SquaredNorm(self.inputs, centre, scale, OUTWARD * radius ** 2))
             return

@@ -27,12 +27,12 @@ from scipy import sparse
 from bounds.graph import Graph, UnsupportedOperator
 from bounds.graph.graph import Node
 from bounds.interval import Interval
-from bounds.ops.base import Affine, Elementwise, Input
+from bounds.ops.base import Affine, Elementwise
 from bounds.ops.one_kink import OneKink
 from bounds.ops.relu import Relu
 from bounds.sets import InputSet
 from milp.affine_matrix import affine_matrices
-from milp.encoder import flat
+from milp.encoders.form import flat
 from milp.loosened import loosened
 from milp.problem import Floats
 
@@ -71,7 +71,7 @@ class Lifted:
         self.used = 1
         self._entries: list[tuple[NDArray[np.int64], Floats]] = []
         self._equal: list[bool] = []
-        needed = ancestors(graph)
+        needed = graph.ancestors
         forms = {0: self._input()}
         for i, node in enumerate(graph.nodes):
             if i in needed and i:
@@ -206,18 +206,9 @@ def check_operators(graph: Graph) -> None:
 
 def variables_of(graph: Graph, sets: InputSet, intervals: Mapping[int, Interval]) -> int:
     """The size n of v: one, the inputs that can move, and the undecided neurons on which the output depends."""
-    needed = ancestors(graph)
+    needed = graph.ancestors
     count = 1 + int((sets.lower < sets.upper).sum())
     for i, node in enumerate(graph.nodes):
         if i in needed and isinstance(node.op, Elementwise):
             count += int((~node.op.is_linear_on(intervals[node.inputs[0]])).sum())
     return count
-
-
-def ancestors(graph: Graph) -> set[int]:
-    """The nodes on which the output depends, itself included."""
-    needed = {graph.output}
-    for i in range(graph.output, 0, -1):
-        if i in needed and not isinstance(graph.nodes[i].op, Input):
-            needed.update(graph.nodes[i].inputs)
-    return needed

@@ -171,7 +171,7 @@ class _Programme:
 
     def _encode_network(self) -> tuple[Form, Form]:
         graph = self.graph
-        needed = _ancestors(graph)
+        needed = {0, *graph.ancestors}
         last_use = {j: i for i, node in enumerate(graph.nodes) if i in needed for j in node.inputs}
         forms = {0: self._input_form()}
         first = forms[0]
@@ -414,12 +414,3 @@ class _Programme:
         factor = torch.where(infeasible, torch.where(empty, 1 / torch.where(empty, value, 1), 0), 1)
         scaled = {j: s * factor.view(-1, *(1,) * (s.dim() - 1)) for j, s in certificate.multipliers.items()}
         return Certificate(certificate.weights * ~empty.unsqueeze(1), certificate.params, scaled), empty
-
-
-def _ancestors(graph: Graph) -> set[int]:
-    """The nodes on which the output depends, and the input."""
-    needed = {graph.output, 0}
-    for i in range(graph.output, 0, -1):
-        if i in needed:
-            needed.update(graph.nodes[i].inputs)
-    return needed

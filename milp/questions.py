@@ -19,7 +19,7 @@ from bounds.interval import Interval
 from bounds.sets import InputSet
 from milp.certificate import UnsafeRows
 from milp.encoder import Encoding
-from milp.encoders.form import Form
+from milp.encoders.form import Form, flat
 from milp.mixed import MixedAnswer, MixedProgram, SquaredNorm
 from milp.problem import Floats
 
@@ -69,8 +69,8 @@ def nearest(graph: Graph, sets: InputSet, intervals: Mapping[int, Interval], row
     encoding = Encoding(graph, sets, intervals)
     forms = _row_forms(encoding, rows)
     encoding.rows.add_matrix(forms.matrix, -np.inf, -forms.constant)
-    centre = encoding.numbers(x)
-    reach = np.maximum(encoding.numbers(sets.upper) - centre, centre - encoding.numbers(sets.lower)).clip(min=0)
+    centre = flat(x)
+    reach = np.maximum(flat(sets.upper) - centre, centre - flat(sets.lower)).clip(min=0)
     one = np.ones(len(centre))
     if norm == "2":
         cost, above = {_squared_distance(encoding, centre, reach): 1.0}, above ** 2

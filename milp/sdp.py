@@ -18,6 +18,8 @@ Left out: a ball enters as its l_2 ball; max-pools, clips and smooth operators a
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,8 +34,9 @@ from bounds.final import owner_of
 from bounds.graph import Graph
 from bounds.intermediate import refine
 from bounds.interval import Interval
+from bounds.precision import rounded_down
 from bounds.sets import InputSet
-from milp.encoder import flat
+from milp.encoders.form import flat
 from milp.lifted import Lifted, QuadraticRows, check_operators, variables_of
 from milp.problem import Floats
 from milp.solvers.cones import SOLVERS, ConeProgram
@@ -52,7 +55,8 @@ class SdpTooLarge(MemoryError):
 @dataclass(frozen=True)
 class SdpBounds:
     """Settings: the solver ("clarabel": an interior-point method; "scs": first-order, less accurate and lighter), the
-    most variables a set may have, and the time that one row may take, after which it has what the solver got to.
+    most variables a set may have, and the time that one row and all rows together may take, after which a row has what
+    the solver got to, or its box bound.
 
     `both_parts` bounds the products of both parts of every neuron, not of its output alone: 0 to 7 % tighter on random
     networks, but without effect on the digits network, where it took four times as long (the cone is no longer sparse).
@@ -64,13 +68,15 @@ class SdpBounds:
     solver: str = "clarabel"
     most_variables: int = MOST_VARIABLES
     row_time_limit_s: float = 120.0
+    time_limit_s: float = math.inf
     both_parts: bool = False
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
             raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {self.solver!r}")
-        if not self.row_time_limit_s > 0:
-            raise ValueError(f"row_time_limit_s must be > 0, got {self.row_time_limit_s}")
+        if not (self.row_time_limit_s > 0 and self.time_limit_s >= 0):
+            raise ValueError(f"row_time_limit_s must be > 0 and time_limit_s >= 0, got {self.row_time_limit_s} and "
+                             f"{self.time_limit_s}")
 
     def bound(self, graph: Graph, sets: InputSet, rows: LinearRows, *, given: Mapping[int, Interval] | None = None,
               params: Any = None) -> Bounds:
@@ -78,6 +84,7 @@ class SdpBounds:
 
         Raises UnsupportedOperator by name, and SdpTooLarge before anything is solved.
         """
+        end = time.monotonic() + self.time_limit_s
         check_operators(graph)
         engine = Backward(graph, sets, adaptive)
         intervals = refine(engine, given=given, row_bound=engine.lower)
@@ -92,8 +99,8 @@ class SdpBounds:
             chosen = (owner == b).nonzero().squeeze(1)
             if len(chosen):
                 lifted = Lifted(graph, part, known, both_parts=self.both_parts)
-                lower[chosen] = self._one_set(lifted, rows, chosen)
-        return Bounds(_rounded_down(lower, rows.C), None, intervals)
+                lower[chosen] = self._one_set(lifted, rows, chosen, end)
+        return Bounds(rounded_down(lower, rows.C.dtype).to(rows.C.device), None, intervals)
 
     def _check_size(self, graph: Graph, size: int) -> None:
         if size - 1 > self.most_variables:
@@ -101,7 +108,7 @@ class SdpBounds:
                               f"and undecided neurons), more than {self.most_variables}; a smaller input set, tighter "
                               "intermediate bounds or a linear method may do")
 
-    def _one_set(self, lifted: Lifted, rows: LinearRows, chosen: Tensor) -> Tensor:
+    def _one_set(self, lifted: Lifted, rows: LinearRows, chosen: Tensor, end: float) -> Tensor:
         """Lower bounds of the rows of one set."""
         def taken(t: Tensor) -> Floats:
             return t.detach()[chosen.to(t.device)].to("cpu", torch.float64).flatten(1).numpy()
@@ -110,24 +117,29 @@ class SdpBounds:
             forms = forms + taken(rows.D) @ lifted.input
         if rows.offset is not None:
             forms[:, 0] += flat(rows.offset)[chosen.numpy()]
-        return torch.from_numpy(self.forms_lower(lifted.rows(), forms))
+        return torch.from_numpy(self.forms_lower(lifted.rows(), forms, end))
 
-    def forms_lower(self, rows: QuadraticRows, forms: Floats) -> Floats:
-        """Lower bounds "N" of affine forms "N n" of v."""
+    def forms_lower(self, rows: QuadraticRows, forms: Floats, end: float = math.inf) -> Floats:
+        """Lower bounds "N" of affine forms "N n" of v; none is begun after `end` (of `time.monotonic`)."""
         scale = np.abs(forms[:, 1:]).sum(1)
         lower = -scale  # |w| <= 1
         program: ConeProgram | None = None
         for k in range(len(forms)):
+            left = end - time.monotonic()
+            if left <= 0:
+                break
             if scale[k] > 0 and not is_box(rows):
-                program = program or ConeProgram(rows, self.solver, self._options())
+                program = program or ConeProgram(rows, self.solver)
                 unit = forms[k, 1:] / scale[k]
-                lower[k] = max(lower[k], scale[k] * safe_value(rows, unit, program.solve(unit).values))
+                found = program.solve(unit, self._options(left))
+                lower[k] = max(lower[k], scale[k] * safe_value(rows, unit, found.values))
         return forms[:, 0] + lower - EPS * (forms.shape[1] * scale + np.abs(forms[:, 0]) + np.abs(lower))
 
-    def _options(self) -> dict[str, Any]:
+    def _options(self, left: float) -> dict[str, Any]:
+        limit = min(left, self.row_time_limit_s)
         if self.solver == "scs":
-            return {"time_limit_secs": self.row_time_limit_s, "eps_abs": SCS_TOLERANCE, "eps_rel": SCS_TOLERANCE}
-        return {"time_limit": self.row_time_limit_s, "accept_unknown": True}
+            return {"time_limit_secs": limit, "eps_abs": SCS_TOLERANCE, "eps_rel": SCS_TOLERANCE}
+        return {"time_limit": limit, "accept_unknown": True}
 
 
 def is_box(rows: QuadraticRows) -> bool:
@@ -188,10 +200,3 @@ def intervals_of(intervals: Mapping[int, Interval], b: int, batch: int) -> dict[
     """Those of one set, in the CPU's memory."""
     return {i: x.map(lambda t: (t if t.shape[0] == 1 and batch > 1 else t[b:b + 1]).cpu())
             for i, x in intervals.items()}
-
-
-def _rounded_down(lower: Tensor, like: Tensor) -> Tensor:
-    """In the dtype and on the device of another tensor."""
-    value = lower.to(like.dtype)
-    return torch.where(value.double() > lower, torch.nextafter(value, value.new_tensor(-torch.inf)), value
-                       ).to(like.device)

@@ -125,6 +125,15 @@ class Graph:
         return tuple(sorted(found))
 
     @cached_property
+    def ancestors(self) -> frozenset[int]:
+        """The nodes on which the output depends, itself included."""
+        needed = {self.output}
+        for i in range(self.output, 0, -1):
+            if i in needed:
+                needed.update(self.nodes[i].inputs)
+        return frozenset(needed)
+
+    @cached_property
     def parameter_kinds(self) -> dict[int, int]:
         """How many relaxation parameters a neuron of each elementwise node has (nodes without are left out)."""
         found = {}

@@ -5,12 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import sparse
+from torch import Tensor
 
 from milp.problem import Floats
 
 Columns = NDArray[np.int64]
+
+
+def flat(t: Tensor) -> Floats:
+    """The numbers of a tensor, in float64."""
+    return t.detach().to("cpu", torch.float64).flatten().numpy()
 
 
 @dataclass(frozen=True, eq=False)

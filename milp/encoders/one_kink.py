@@ -8,7 +8,7 @@ import numpy as np
 
 from bounds.graph.graph import Node
 from bounds.ops.one_kink import OneKink
-from milp.encoders.form import Columns, Form
+from milp.encoders.form import Columns, Form, flat
 from milp.problem import Floats
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def encode(encoding: Encoding, node: Node) -> Form:
     z, lower, upper = encoding.read(node.inputs[0])
     left = np.zeros(len(z))
     if isinstance(node.op, OneKink):
-        left = encoding.numbers(node.op.left_slope(encoding.intervals[node.inputs[0]].lower).expand(1, *node.shape))
+        left = flat(node.op.left_slope(encoding.intervals[node.inputs[0]].lower).expand(1, *node.shape))
     return bend(encoding, z, lower, upper, left, np.ones(len(z)), np.zeros(len(z)))[0]
 
 

@@ -16,7 +16,9 @@ import numpy as np
 from scipy import sparse
 
 from milp.lifted import QuadraticRows
+from milp.mixed import MixedStatus
 from milp.problem import Floats
+from milp.solvers.statuses import CVXPY, meaning
 
 SOLVERS = ("clarabel", "scs")
 
@@ -27,17 +29,17 @@ class Multipliers:
 
     values: Floats
     claimed: float
-    status: str
+    status: MixedStatus
 
 
 class ConeProgram:
     """The programme of one set, modelled once; each form is a parameter of it."""
 
-    def __init__(self, rows: QuadraticRows, solver: str, options: dict[str, Any]) -> None:
+    def __init__(self, rows: QuadraticRows, solver: str) -> None:
         import cvxpy as cp
 
         n, count = rows.size, rows.matrix.shape[1]
-        self.solver, self.options, self.count = solver.upper(), options, count
+        self.solver, self.count = solver.upper(), count
         self.equal = rows.equal
         self.form = cp.Parameter(n - 1)
         self.free = cp.Variable(int(rows.equal.sum())) if rows.equal.any() else None
@@ -49,17 +51,17 @@ class ConeProgram:
                 slack = slack + rows.matrix[:, chosen] @ variable
         self.problem = cp.Problem(cp.Maximize(value), [cp.reshape(slack, (n, n), order="C") >> 0])
 
-    def solve(self, form: Floats) -> Multipliers:
-        """Multipliers for the form c "n-1"; zeros where the solver gives none."""
+    def solve(self, form: Floats, options: dict[str, Any]) -> Multipliers:
+        """Multipliers for the form c "n-1"; zeros where the solver, with its own options, gives none."""
         import cvxpy as cp
 
-        values, claimed, status = np.zeros(self.count), -np.inf, "failed"
+        values, claimed, status = np.zeros(self.count), -np.inf, MixedStatus.FAILED
         self.form.value = form
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an inaccurate solution is as good as any other multipliers
             try:
-                self.problem.solve(solver=self.solver, **self.options)
-                status = str(self.problem.status)
+                self.problem.solve(solver=self.solver, **options)
+                status = meaning(CVXPY, str(self.problem.status))
             except cp.error.SolverError:  # no multipliers: the caller has bounds without
                 return Multipliers(values, claimed, status)
         for variable, chosen in ((self.free, self.equal), (self.signed, ~self.equal)):

@@ -14,6 +14,7 @@ import numpy as np
 
 from milp.mixed import MixedAnswer, MixedProgram, MixedStatus
 from milp.problem import Floats
+from milp.solvers.closing import closing
 from milp.solvers.refusals import linear_only
 from milp.solvers.statuses import HIGHS, meaning
 
@@ -62,30 +63,19 @@ class HighsMixed:
                 event.data_in.user_interrupt = bool(event.data_out.mip_dual_bound > above)
             solver.cbMipInterrupt += interrupt
         solver.run()
-        return _answer(solver, program, highspy, below, above)
+        return _answer(solver, program, highspy, below=below, above=above, start=start)
 
 
-def _answer(solver: Any, program: MixedProgram, highspy: Any, below: float, above: float) -> MixedAnswer:
-    """What the solver says, where it ended in a way in which its bound means something; else FAILED, with no bound."""
+def _answer(solver: Any, program: MixedProgram, highspy: Any, *, below: float, above: float,
+            start: Floats | None = None) -> MixedAnswer:
+    """What the solver says, held against the programme."""
     said, info = meaning(HIGHS, solver.getModelStatus().name), solver.getInfo()
-    seconds, nodes = float(solver.getRunTime()), max(0, int(info.mip_node_count))
-    if said is MixedStatus.INFEASIBLE:
-        return MixedAnswer(said, bound=math.inf, seconds=seconds, nodes=nodes)
-    if said is MixedStatus.FAILED:
-        return MixedAnswer(said, seconds=seconds, nodes=nodes)
     has_point = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
     point = np.array(solver.getSolution().col_value) if has_point else None
-    value = float(program.cost @ point + program.offset) if point is not None else math.inf
-    whole = program.integer.any()
-    bound = float(info.mip_dual_bound) if whole else (value if said is MixedStatus.OPTIMAL else -math.inf)
-    if not math.isfinite(bound):
+    bound = float(info.mip_dual_bound)
+    if not program.integer.any():  # a linear programme has no such bound
         bound = -math.inf
-    if said is MixedStatus.OPTIMAL:
-        status = MixedStatus.OPTIMAL if point is not None else MixedStatus.INACCURATE
-    elif value <= below or bound > above:
-        status = MixedStatus.TARGET
-    else:
-        status = MixedStatus.TIME_LIMIT
-    if status is MixedStatus.INACCURATE:
-        bound = -math.inf
-    return MixedAnswer(status, value, bound, point, seconds, nodes)
+        if said is MixedStatus.OPTIMAL and point is not None:
+            bound = float(program.cost @ point + program.offset)
+    return closing(said, program, point, bound, below=below, above=above, seconds=float(solver.getRunTime()),
+                   nodes=max(0, int(info.mip_node_count)), start=start)

@@ -32,10 +32,11 @@ from milp.encoder import Encoding
 from milp.encoders.form import Form
 from milp.mixed import MixedProgram, MixedStatus
 from milp.questions import extreme, least_margin, meets, nearest
+from milp.solvers import mixed_solver
 from milp.solvers.highs_mixed import HighsMixed, _answer
 from tests.bounds.networks import KINDS, GraphBuilder, random_box, random_graph
 from tests.verifier.test_oracle import draw_graph, draw_property
-from verifier.property import Branch
+from verifier.property import Branch, Row
 
 ATOL = 1e-5
 SOLVER = HighsMixed()
@@ -174,27 +175,33 @@ def test_margins_are_those_of_the_rational_oracle(kind: str, seed: int) -> None:
             assert (sign.value <= 0) if true < 0 else (sign.bound > 0)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_extremes_of_outputs(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    graph = draw_graph(random, "dense").simplify()
-    prop, _ = draw_property(random, graph)
-    sets, _ = asked(graph, prop.branches[0])
-    t = torch.rand(500, *graph.input_shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    y = graph(sets.lower + t * (sets.upper - sets.lower)).flatten(1)
-    for k in range(y.shape[1]):
-        low = extreme(graph, sets, proved(graph, sets), k, SOLVER)
-        high = extreme(graph, sets, proved(graph, sets), k, SOLVER, largest=True)
-        assert low.answer.value <= float(y[:, k].min()) + ATOL and -high.answer.value >= float(y[:, k].max()) - ATOL
-        for found, value in ((low, low.answer.value), (high, -high.answer.value)):
-            assert found.x is not None
-            assert float(graph(found.x.unsqueeze(0)).flatten()[k]) == pytest.approx(value, abs=ATOL)
-
-
-@pytest.mark.parametrize("norm", ["inf", "1"])
+@pytest.mark.parametrize("solver", ["highs", "cbc"])
 @pytest.mark.parametrize("kind", ["dense", "residual", "conv", "pooling"])
-@pytest.mark.parametrize("seed", range(4))
-def test_distances_are_those_of_the_rational_oracle(kind: str, norm: str, seed: int) -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_reachable_outputs_are_those_of_the_rational_oracle(kind: str, solver: str, seed: int) -> None:
+    random = np.random.default_rng(70 + seed)
+    graph = draw_graph(random, kind).simplify()
+    prop, truths = draw_property(random, graph)
+    truth = truths[prop.branches[0].region]
+    sets, _ = asked(graph, prop.branches[0])
+    for k in range(2):
+        for largest in (False, True):
+            sign = Fraction(-1 if largest else 1)
+            true = float(truth.minimum(Row(((k, sign),), (), Fraction(0))))
+            found = extreme(graph, sets, proved(graph, sets), k, mixed_solver(solver), largest=largest)
+            assert found.answer.status is MixedStatus.OPTIMAL and found.x is not None
+            assert found.answer.value == pytest.approx(true, abs=ATOL) and found.answer.bound <= true + ATOL
+            assert float(graph(found.x.unsqueeze(0)).flatten()[k]) == pytest.approx(float(sign) * true, abs=ATOL)
+
+
+@pytest.mark.parametrize(("norm", "solver"), [("inf", "highs"), ("1", "highs"), ("inf", "cbc"), ("1", "cbc"),
+                                               ("2", "scip")])
+@pytest.mark.parametrize("kind", ["dense", "residual", "conv", "pooling"])
+@pytest.mark.parametrize("seed", range(3))
+def test_distances_are_those_of_the_rational_oracle(kind: str, norm: str, solver: str, seed: int) -> None:
+    if solver == "scip":
+        pytest.importorskip("pyscipopt")
+    chosen = mixed_solver(solver)
     random = np.random.default_rng(50 + seed)
     graph = draw_graph(random, kind).simplify()
     prop, truths = draw_property(random, graph)
@@ -204,15 +211,17 @@ def test_distances_are_those_of_the_rational_oracle(kind: str, norm: str, seed: 
         far = truths[branch.region].distance(branch.rows, [Fraction(v) for v in x.flatten().tolist()], norm)
         if abs(truths[branch.region].margin(branch.rows)) < ATOL:
             continue  # a solver's tolerance decides whether any point counts
-        found = nearest(graph, sets, proved(graph, sets), rows, x, norm, SOLVER)  # type: ignore[arg-type]
+        found = nearest(graph, sets, proved(graph, sets), rows, x, norm, chosen)  # type: ignore[arg-type]
         if far == math.inf:
             assert found.answer.status is MixedStatus.INFEASIBLE
             continue
         assert found.answer.status is MixedStatus.OPTIMAL and found.x is not None
-        assert found.answer.value == pytest.approx(far, abs=10 * ATOL) and found.answer.bound <= far + ATOL
-        moved = (found.x - x).flatten().abs()
-        assert float(moved.max() if norm == "inf" else moved.sum()) == pytest.approx(found.answer.value, abs=ATOL)
-        assert meets(graph, sets, proved(graph, sets), rows, SOLVER).answer.status is MixedStatus.OPTIMAL
+        close = 1e-3 if norm == "2" else 10 * ATOL  # of squares a millionth
+        assert found.answer.value == pytest.approx(far, abs=close) and found.answer.bound <= far + close
+        moved = (found.x - x).flatten()
+        order = {"inf": math.inf, "1": 1.0, "2": 2.0}[norm]
+        assert float(moved.norm(order)) == pytest.approx(found.answer.value, abs=close)
+        assert meets(graph, sets, proved(graph, sets), rows, chosen).answer.status is MixedStatus.OPTIMAL
 
 
 def test_a_margin_over_an_l1_ball() -> None:
@@ -250,7 +259,7 @@ def test_no_other_end_of_a_solver_proves_anything(outcome: highspy.HighsModelSta
     info = SimpleNamespace(mip_node_count=1, mip_dual_bound=5.0, primal_solution_status=None)
     solver = SimpleNamespace(getModelStatus=lambda: outcome, getInfo=lambda: info, getRunTime=lambda: 1.0,
                              getSolution=lambda: SimpleNamespace(col_value=[0.0] * len(program.cost)))
-    answer = _answer(solver, program, highspy, 0.0, 0.0)
+    answer = _answer(solver, program, highspy, below=0.0, above=0.0)
     assert answer.status is MixedStatus.FAILED and answer.bound == -math.inf and answer.point is None
 
 

@@ -27,6 +27,7 @@ from bounds.ops.relu import Relu
 from bounds.sets import InputSet, LpBall
 from milp import Planet, SdpBounds, SdpTooLarge, UnsafeRows
 from milp.lifted import Lifted, QuadraticRows
+from milp.mixed import MixedStatus
 from milp.problem import Floats
 from milp.sdp import EPS, best_shift, safe_value
 from milp.solvers.cones import SOLVERS, ConeProgram, Multipliers
@@ -275,8 +276,8 @@ def test_little_is_lost_from_what_the_solver_claims(solver: str) -> None:
         graph = random_graph(seed, "dense")
         lifted = lifted_of(graph, random_box(graph, seed, 1, 1.0))
         rows, form = lifted.rows(), unit_form(lifted)
-        found = ConeProgram(rows, solver, {}).solve(form)
-        assert found.status in ("optimal", "optimal_inaccurate")
+        found = ConeProgram(rows, solver).solve(form, {})
+        assert found.status in (MixedStatus.OPTIMAL, MixedStatus.INACCURATE)
         value = safe_value(rows, form, found.values)
         assert value <= found.claimed + 1e-4
         assert value >= found.claimed - (1e-6 if solver == "clarabel" else 1e-3)
@@ -302,7 +303,7 @@ def test_any_multipliers_give_a_valid_bound() -> None:
         lifted = lifted_of(graph, random_box(graph, seed, 1, 1.0))
         rows, form = lifted.rows(), unit_form(lifted)
         least = least_form(lifted, graph, form)
-        best = ConeProgram(rows, "clarabel", {}).solve(form).values
+        best = ConeProgram(rows, "clarabel").solve(form, {}).values
         for values in [best, *corruptions(best, rows)]:
             assert safe_value(rows, form, values) <= least + ROUNDING
 
@@ -369,7 +370,7 @@ class Liar:
         self.values = values
 
     def __call__(self, program: ConeProgram, form: Floats) -> Multipliers:
-        return Multipliers(np.full(program.count, self.values), 1e9, "optimal")
+        return Multipliers(np.full(program.count, self.values), 1e9, MixedStatus.OPTIMAL)
 
 
 @pytest.mark.parametrize("values", [0.0, 1.0, -1.0, 1e6, -1e300, math.nan, math.inf])
@@ -378,7 +379,7 @@ def test_a_solver_that_lies_proves_nothing_wrong(values: float, monkeypatch: pyt
     sets = random_box(graph, 2, 1, 1.0)
     rows = rows_of(graph, 2)
     liar = Liar(values)
-    monkeypatch.setattr(ConeProgram, "solve", lambda self, form: liar(self, form))
+    monkeypatch.setattr(ConeProgram, "solve", lambda self, form, options: liar(self, form))
     lower = SdpBounds().bound(graph, sets, rows).lower
     assert bool(torch.isfinite(lower).all())
     assert bool((lower <= values_of(graph, rows, samples(sets, 2000)[0]).amin(0) + ROUNDING).all())
