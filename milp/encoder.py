@@ -1,8 +1,9 @@
 """A piecewise-linear network over an input set as rows with binaries (Lomuscio and Maganti, arXiv:1706.07351; Tjeng,
 Xiao and Tedrake, arXiv:1711.07356).
 
-A column for each input, each value that a non-affine operator reads (with its proved bounds, which are the big M), and
-each output of a neuron that these leave undecided, with its binaries. Decided neurons are affine and cost nothing.
+A column for each input; two for each neuron that its proved bounds (the big M) leave undecided, what it reads and what
+it is worth, with its binaries. Decided neurons are affine forms of these columns, unless columns of their own make the
+rows after them shorter.
 Every encoding is an equality: at an integer point the columns are the values of the network, up to the tolerance of
 whoever solves it. (A sign is the exception: at zero it may be anything.)
 """
@@ -59,7 +60,6 @@ class Encoding:
             self._ball(sets)
         self.forms: list[Form | None] = [None] * len(graph.nodes)
         self.forms[0] = Form(sparse.identity(len(self.inputs), format="csr"), np.zeros(len(self.inputs)))
-        self._read: dict[int, tuple[Columns, Floats, Floats]] = {}
         for i, (node, encode) in enumerate(zip(graph.nodes[1:], encoders, strict=True), 1):
             self.forms[i] = self._affine(node) if encode is None else encode(self, node)
 
@@ -83,18 +83,23 @@ class Encoding:
 
     # ------------------------------------------------------------------ columns
 
-    def read(self, i: int) -> tuple[Columns, Floats, Floats]:
-        """Columns that hold the values of node i, with their proved ends."""
-        if i not in self._read:
-            if i not in self.intervals:
-                raise ValueError(f"proved bounds of node {i} ({self.graph.nodes[i].name}) are missing")
-            if i == 0:
-                self._read[i] = self.inputs, self.rows.lower[0], self.rows.upper[0]
-                return self._read[i]
-            x = loosened(self.intervals[i])
-            lower, upper = flat(x.lower), np.maximum(flat(x.lower), flat(x.upper))
-            self._read[i] = self.hold(self.form(i), lower, upper), lower, upper
-        return self._read[i]
+    def read(self, i: int) -> tuple[Form, Floats, Floats]:
+        """The values of node i, with their proved ends."""
+        if i == 0:
+            return self.form(0), self.rows.lower[0], self.rows.upper[0]
+        if i not in self.intervals:
+            raise ValueError(f"proved bounds of node {i} ({self.graph.nodes[i].name}) are missing")
+        x = loosened(self.intervals[i])
+        return self.form(i), flat(x.lower), np.maximum(flat(x.lower), flat(x.upper))
+
+    def sparser(self, form: Form, lower: Floats, upper: Floats) -> Form:
+        """The same values; those with more entries than there are values that vary become columns, for all that reads
+        them would have these entries too."""
+        entries = np.diff(form.matrix.indptr)
+        dense = (entries > max(1, int((entries > 0).sum()))).nonzero()[0]
+        if not len(dense):
+            return form
+        return form.replaced(dense, self.hold(form.take(dense), lower[dense], upper[dense]), self.rows.columns)
 
     def hold(self, form: Form, lower: Floats, upper: Floats) -> Columns:
         """New columns that equal a form."""

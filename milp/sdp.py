@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from bounds.backward import Backward, adaptive
 from bounds.bounds import Bounds, LinearRows
-from bounds.final import owner_of
+from bounds.final import final_bounds, owner_of
 from bounds.graph import Graph
 from bounds.intermediate import refine
 from bounds.interval import Interval
@@ -94,13 +94,14 @@ class SdpBounds:
                  for b in range(sets.batch)]
         for part, known in parts:
             self._check_size(graph, variables_of(graph, part, known))
-        lower = torch.empty(rows.C.shape[0], dtype=torch.float64)
+        found = final_bounds(engine, rows, intervals)  # CROWN's: the least that a row gets
+        lower = found.lower.to("cpu", torch.float64)
         for b, (part, known) in enumerate(parts):
             chosen = (owner == b).nonzero().squeeze(1)
             if len(chosen):
                 lifted = Lifted(graph, part, known, both_parts=self.both_parts)
-                lower[chosen] = self._one_set(lifted, rows, chosen, end)
-        return Bounds(rounded_down(lower, rows.C.dtype).to(rows.C.device), None, intervals)
+                lower[chosen] = torch.maximum(lower[chosen], self._one_set(lifted, rows, chosen, end))
+        return replace(found, lower=rounded_down(lower, rows.C.dtype).to(rows.C.device), A=None, b=None)
 
     def _check_size(self, graph: Graph, size: int) -> None:
         if size - 1 > self.most_variables:

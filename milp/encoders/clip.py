@@ -19,12 +19,10 @@ def encode(encoding: Encoding, node: Node) -> Form:
     """The form of a clip: two kinks, one after the other."""
     op = node.op
     assert isinstance(op, Clip)
-    z, lower, upper = encoding.read(node.inputs[0])
-    zero, one = np.zeros(len(z)), np.ones(len(z))
-    form = Form.of_columns(z, one, zero, encoding.rows.columns)
+    form, lower, upper = encoding.read(node.inputs[0])
+    zero, one = np.zeros(len(lower)), np.ones(len(lower))
     if np.isfinite(op.low):
-        form, lower, upper = bend(encoding, z, lower, upper, zero, one, np.full(len(z), op.low))
+        form, lower, upper = bend(encoding, form, lower, upper, zero, one, np.full(len(lower), op.low))
     if np.isfinite(op.high):
-        held = encoding.hold(form, lower, upper)
-        form, _, _ = bend(encoding, held, lower, upper, one, zero, np.full(len(z), op.high))
+        form, _, _ = bend(encoding, form, lower, upper, one, zero, np.full(len(lower), op.high))
     return form

@@ -33,6 +33,21 @@ class Form:
         index = np.arange(len(column))
         return Form(sparse.csr_matrix((slope, (index, column)), shape=(len(column), columns)), constant)
 
+    def take(self, index: Columns) -> Form:
+        """Some of the values."""
+        return Form(self.matrix[index], self.constant[index])
+
+    def scaled(self, slope: Floats, constant: Floats) -> Form:
+        """`slope * value + constant`."""
+        return Form(sparse.csr_matrix(sparse.diags(slope) @ self.matrix), slope * self.constant + constant)
+
+    def replaced(self, index: Columns, column: Columns, columns: int) -> Form:
+        """These values, but at `index` those of columns, of so many."""
+        kept = np.ones(len(self.constant))
+        kept[index] = 0.0
+        unit = sparse.csr_matrix((np.ones(len(index)), (index, column)), shape=(len(kept), columns))
+        return Form(sparse.csr_matrix(sparse.diags(kept) @ self.over(columns) + unit), kept * self.constant)
+
     def over(self, columns: int) -> sparse.csr_matrix:
         """The matrix over so many columns."""
         m = self.matrix

@@ -33,20 +33,20 @@ def encode(encoding: Encoding, node: Node) -> Form:
     runs = (windows >= 0) & (high >= best)
     leader = np.where(low == best, 0, 1).argmin(1)  # at least as large as everything that is out of the race
     runs[out, leader] = True
-    alone = runs.sum(1) == 1
-    column = np.where(alone, z[windows[out, leader]], 0)
-    open_ = (~alone).nonzero()[0]
+    form = z.take(windows[out, leader])
+    open_ = (runs.sum(1) > 1).nonzero()[0]
     if len(open_):
-        y = rows.add_columns(best[open_, 0], high[open_].max(1))
-        column[open_] = y
         row, slot = runs[open_].nonzero()
-        v = z[windows[open_[row], slot]]
+        entries, which = np.unique(windows[open_[row], slot], return_inverse=True)
+        v = encoding.hold(z.take(entries), lower[entries], upper[entries])[which]
+        y = rows.add_columns(best[open_, 0], high[open_].max(1))
         pick = rows.add_columns(np.zeros(len(v)), np.ones(len(v)), integer=True)
         reach = high[open_].max(1)[row] - lower[windows[open_[row], slot]]
         rows.add_rows([(y[row], 1.0), (v, -1.0)], 0.0, np.inf)
         rows.add_rows([(y[row], 1.0), (v, -1.0), (pick, reach)], -np.inf, reach)
         one_of = sparse.csr_matrix((np.ones(len(pick)), (row, pick)), shape=(len(y), rows.columns))
         rows.add_matrix(one_of, 1.0, 1.0)
+        form = form.replaced(open_, y, rows.columns)
 
         def fill(x: Floats) -> None:
             values = np.full(runs[open_].shape, -np.inf)
@@ -54,7 +54,7 @@ def encode(encoding: Encoding, node: Node) -> Form:
             x[y] = values.max(1)
             x[pick] = slot == values.argmax(1)[row]
         encoding.fills.append(fill)
-    return Form.of_columns(column, np.ones(len(out)), np.zeros(len(out)), rows.columns)
+    return encoding.sparser(form, low.max(1), high.max(1))
 
 
 def _windows(op: MaxPool, shape: tuple[int, ...]) -> NDArray[np.int64]:

@@ -18,21 +18,21 @@ def encode(encoding: Encoding, node: Node) -> Form:
     """The form of a sign: a constant where the bounds keep away from zero."""
     z, lower, upper = encoding.read(node.inputs[0])
     rows = encoding.rows
-    constant = np.where(lower > 0, 1.0, -1.0)
+    form = z.scaled(np.zeros(len(lower)), np.where(lower > 0, 1.0, -1.0))
     open_ = ((lower <= 0) & (upper >= 0)).nonzero()[0]
-    column, slope = np.zeros(len(z), dtype=np.int64), np.zeros(len(z))
     if len(open_):
+        low, high = lower[open_], upper[open_]
+        v = encoding.hold(z.take(open_), low, high)
         y = rows.add_columns(-np.ones(len(open_)), np.ones(len(open_)))
         above, beyond = (rows.add_columns(np.zeros(len(y)), np.ones(len(y)), integer=True) for _ in range(2))
-        v, low, high = z[open_], lower[open_], upper[open_]
         rows.add_rows([(y, 1.0), (above, -1.0), (beyond, -1.0)], -1.0, -1.0)
         rows.add_rows([(above, 1.0), (beyond, -1.0)], 0.0, np.inf)
         rows.add_rows([(v, 1.0), (beyond, -high)], -np.inf, 0.0)   # z > 0 needs both
         rows.add_rows([(v, 1.0), (above, low)], low, np.inf)       # z < 0 needs neither
-        column[open_], slope[open_], constant[open_] = y, 1.0, 0.0
+        form = form.replaced(open_, y, rows.columns)
 
         def fill(x: Floats) -> None:
             x[y] = np.sign(x[v])
             x[above], x[beyond] = x[v] >= 0, x[v] > 0
         encoding.fills.append(fill)
-    return Form.of_columns(column, slope, constant, rows.columns)
+    return form
