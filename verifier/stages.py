@@ -248,14 +248,18 @@ def check_method(method: str, branching: str) -> None:
         raise ValueError(f"method must be auto, bab, milp or one of {', '.join(METHODS)}, got {method!r}")
 
 
-def stages_for(method: str, problem: Problem, branching: str = BRANCHING[0]) -> Sequence[Stage]:
-    """The strategy of a method name: "auto", "bab" (branch and bound after CROWN), "milp" (after alpha-CROWN), or one
-    bound method alone (then no attack either)."""
+def stages_for(method: str, problem: Problem, branching: str = BRANCHING[0], solver: str = "highs"
+               ) -> Sequence[Stage]:
+    """The strategy of a method name: "auto", "bab" (branch and bound after CROWN), "milp" (after alpha-CROWN,
+    by `solver`), or one bound method alone (then no attack either)."""
     if method in METHODS:
         return (BoundStage(method),)
     if method == "milp":
+        from milp.solvers import mixed_solver
         from verifier.milp_stage import MilpStage  # scipy's sparse matrices take their time to import
-        return BoundStage("crown", keep=True), BoundStage("alpha-crown", keep=True), MilpStage()
+        stage = MilpStage(mixed_solver(solver))
+        return (AttackStage("pgd-brief", BRIEF, share=0.1), BoundStage("crown", keep=True),
+                BoundStage("alpha-crown", keep=True), stage)
     plan = plan_for(problem, branching)
     search = BranchAndBoundStage(plan)
     if method == "bab":

@@ -113,6 +113,7 @@ def verify(
     simplified: Graph | None = None,
     proof: ProofTarget | str | Path | None = None,
     branching: str = BRANCHING[0],
+    solver: str = "highs",
 ) -> Result:
     """Decide whether any input of the property reaches its unsafe set.
 
@@ -120,7 +121,8 @@ def verify(
     `Replayer`. `method` "auto" or one bound method alone. `deadline` replaces `time_limit_s` where the caller's
     clock already runs. `simplified` saves work where one network answers many questions. `proof`: a file for the
     recorded proof (`verifier.certificate`), written only where the property is verified; `choices["proof"]` says what
-    became of it. `branching`: the rule that chooses splits (`verifier.branch_and_bound.branching`).
+    became of it. `branching`: the rule that chooses splits (`verifier.branch_and_bound.branching`). `solver`: of method
+    "milp", one of `milp.solvers.MIXED_SOLVERS`.
 
     Verified: for every branch some row's violation stays > 0 (closed) or >= 0 (strict), in ordinary floating
     point. Falsified: the witness meets the unsafe set as written. Wrong use raises `ValueError` or
@@ -144,7 +146,7 @@ def verify(
                 problem = dataclasses.replace(problem, recorder=recorder)
                 recorder.problem = problem
             state = State.of(problem)
-            decided_by = _run(stages_for(method, problem, branching), problem, state, logs)
+            decided_by = _run(stages_for(method, problem, branching, solver), problem, state, logs)
             verdict = _conclude(problem, state)
             if recorder is not None and isinstance(verdict, Verified):
                 state.choices["proof"] = certified(recorder, problem, state)

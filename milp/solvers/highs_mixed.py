@@ -20,6 +20,7 @@ from milp.solvers.statuses import HIGHS, meaning
 
 ABSOLUTE_GAP = 1e-9  # margins near zero are the ones that matter, where a relative gap ends nothing
 INTEGRALITY = 1e-7   # a tenth of the default: times a big M of ten it is still below what a margin must clear
+INFINITE = 1e20
 FEASIBILITY = 1e-8   # of rows, by the same reasoning
 
 
@@ -60,7 +61,8 @@ class HighsMixed:
             solver.setSolution(known)
         if above < math.inf and program.integer.any():
             def interrupt(event: Any) -> None:
-                event.data_in.user_interrupt = bool(event.data_out.mip_dual_bound > above)
+                # An infinite bound is that of a search which is about to end by itself, and knows why.
+                event.data_in.user_interrupt = bool(above < event.data_out.mip_dual_bound < INFINITE)
             solver.cbMipInterrupt += interrupt
         solver.run()
         return _answer(solver, program, highspy, below=below, above=above, start=start)

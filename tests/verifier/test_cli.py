@@ -250,6 +250,7 @@ BAD_INPUT: list[tuple[str, list[str], list[str]]] = [
     ("norm 0", ["net.onnx", "--input", "x.npy", *BALL, "--norm", "0"], ["--norm 0", "not built"]),
     ("claim", ["net.onnx", "safe.vnnlib", "--claim", "float32"], ["--claim float32", "not built"]),
     ("evidence", ["net.onnx", "safe.vnnlib", "--evidence", "rounded"], ["--evidence rounded", "not built"]),
+    ("solver", ["net.onnx", "safe.vnnlib", "--method", "milp", "--solver", "gurobi"], ["--solver gurobi", "install"]),
     ("proof", ["net.onnx", "safe.vnnlib", "--proof", "no/p"], ["--proof", "does not exist"]),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ import pytest
 
 from bounds.graph import Graph
 from milp.mixed import MixedAnswer, MixedProgram, MixedStatus
+from milp.questions import MixedSolver
+from milp.solvers import mixed_solver
 from tests.verifier.test_oracle import GraphReplayer, assert_agrees, draw_graph, draw_property
 from verifier import verify
+from verifier.branch_and_bound.plan import plan_for
 from verifier.deadline import Deadline
 from verifier.milp_stage import MilpStage
 from verifier.property import robustness
@@ -23,9 +27,22 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "verifier" / "examples"
 CLOSE = 1e-3  # margins nearer to zero may stay undecided
 
 
+def only_milp(monkeypatch: pytest.MonkeyPatch, way: str, solver: MixedSolver | None = None) -> None:
+    """No attack before it, so that the solver decides: branches over whole sets, or pieces of some size."""
+    if way == "whole sets":
+        monkeypatch.setattr("verifier.milp_stage.plan_for", lambda problem: replace(plan_for(problem), inputs=False))
+    stage = MilpStage(solver or mixed_solver("highs"), most_undecided=3 if way == "small pieces" else 1000)
+    monkeypatch.setattr("verifier.strategy.stages_for", lambda *_: [BoundStage("ibp", keep=True), stage])
+
+
+WAYS = ["whole sets", "small pieces", "large pieces"]
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["dense", "residual", "conv", "pooling"])
-@pytest.mark.parametrize("seed", range(10))
-def test_verdicts_are_those_of_the_oracle(kind: str, seed: int) -> None:
+@pytest.mark.parametrize("seed", range(5))
+def test_verdicts_are_those_of_the_oracle(kind: str, seed: int, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    only_milp(monkeypatch, way)
     random = np.random.default_rng(100 + seed)
     graph = draw_graph(random, kind)
     prop, truths = draw_property(random, graph)
@@ -39,6 +56,7 @@ def test_verdicts_are_those_of_the_oracle(kind: str, seed: int) -> None:
         assert result.name == "verified" and result.lower <= least
     if result.method == "milp":
         assert result.choices["milp"]["solver"] == "highs"
+        assert way == "whole sets" or result.choices["milp"]["pieces"] >= 0
 
 
 class Liar:
@@ -50,15 +68,31 @@ class Liar:
         return MixedAnswer(MixedStatus.INFEASIBLE, bound=float("inf"))
 
 
-def test_infeasible_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A box is never empty: a solver that says so is wrong."""
-    random = np.random.default_rng(7)
+@pytest.mark.parametrize("way", WAYS)
+def test_infeasible_is_no_proof(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A box is never empty: a solver that says so is wrong. (Small pieces may all be closed by their bounds.)"""
+    only_milp(monkeypatch, way, Liar())
+    undecided = 0
+    for seed in range(6):
+        random = np.random.default_rng(seed)
+        graph = draw_graph(random, "dense")
+        prop, truths = draw_property(random, graph)
+        result = verify(graph, prop, replayer=GraphReplayer(graph), time_limit_s=20)
+        assert_agrees(result, prop, [truths[b.region].margin(b.rows) for b in prop.branches], graph)
+        undecided += result.name == "unknown"
+    assert undecided > 0
+
+
+@pytest.mark.parametrize("name", ["cbc", "scip"])
+def test_other_solvers_decide_the_same(name: str) -> None:
+    if name == "scip":
+        pytest.importorskip("pyscipopt")
+    random = np.random.default_rng(3)
     graph = draw_graph(random, "dense")
-    prop, _ = draw_property(random, graph)
-    monkeypatch.setattr("verifier.strategy.stages_for",
-                        lambda *_: [BoundStage("ibp", keep=True), MilpStage(solver=Liar)])
-    result = verify(graph, prop, replayer=GraphReplayer(graph), time_limit_s=20)
-    assert result.name == "unknown" and "no point at all" in result.detail
+    prop, truths = draw_property(random, graph)
+    result = verify(graph, prop, replayer=GraphReplayer(graph), method="milp", time_limit_s=20, solver=name)
+    assert_agrees(result, prop, [truths[b.region].margin(b.rows) for b in prop.branches], graph)
+    assert result.name != "unknown"
 
 
 @pytest.mark.parametrize("method", ["milp", "bab", "alpha-crown"])

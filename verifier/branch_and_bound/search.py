@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -52,10 +53,22 @@ class Tree:
     numerical: str = ""
 
 
+class Exact(Protocol):
+    """Something that decides small domains by itself."""
+
+    def takes(self, bounder: Bounder, domains: Domains) -> Tensor:
+        """bool "B": which domains it wants instead of a split."""
+        ...
+
+    def solve(self, bounder: Bounder, domain: Domains, branch: int) -> tuple[float, Tensor | None]:
+        """(a lower bound of the branch's margin over the one domain, a point "*input" to offer)."""
+        ...
+
+
 @dataclass(eq=False)
 class Search:
     """Branch and bound from the root domains. `gate` takes a candidate point and says whether it is a witness;
-    `stop` ends the search between batches."""
+    `stop` ends the search between batches; `exact` decides the domains that it takes."""
 
     bounder: Bounder
     rule: Rule
@@ -64,6 +77,7 @@ class Search:
     stop: Callable[[], bool]
     report: Callable[[Search], None]
     plan: Plan
+    exact: Exact | None = None
 
     def __post_init__(self) -> None:
         question, method = self.bounder.question, self.bounder.method
@@ -205,6 +219,12 @@ class Search:
             if self.found:
                 return
             domains = domains.take((~stuck).nonzero().squeeze(1))
+        if self.exact is not None:
+            taken = self.exact.takes(bounder, domains)
+            self._exactly(domains.take(taken.nonzero().squeeze(1)))
+            if self.found:
+                return
+            domains = domains.take((~taken).nonzero().squeeze(1))
         self.tree.depth = max(self.tree.depth, int(domains.depth.max()) if len(domains) else 0)
         self.pool.push(domains)
 
@@ -219,6 +239,23 @@ class Search:
         first = torch.full((len(bounded.domains),), len(order), dtype=torch.long, device=rest.device)
         first = first.scatter_reduce(0, owner[order], place, "amin")
         return order[first[rest]]
+
+    def _exactly(self, domains: Domains) -> None:
+        """Domains that `exact` takes, one after the other; those that the time does not reach stay as they are."""
+        assert self.exact is not None
+        tree, question = self.tree, self.bounder.question
+        for k in range(len(domains)):
+            domain = domains.take(torch.tensor([k], device=domains.node.device))
+            for slot in domain.open[0].nonzero().flatten().tolist():
+                branch = int(question.branches[domain.region[0], slot])
+                lower, x = (float(domain.lower[0]), None) if self.stop() else \
+                    self.exact.solve(self.bounder, domain, branch)
+                if x is not None and self.gate(x):
+                    self.found = True
+                    return
+                tree.floor[branch] = min(float(tree.floor[branch]), lower)
+                tree.stuck += int(not lower > float(question.target[branch]))
+                tree.leaves += 1
 
     def _leaves(self, leaves: Domains) -> None:
         """Domains with nothing left to split: linear programmes, exact where every neuron is linear."""

@@ -21,7 +21,7 @@ from verifier.branch_and_bound.contract import Contractor
 from verifier.branch_and_bound.cut import AffineNeurons
 from verifier.branch_and_bound.domains import NO_CHOICE, Domains, Layout
 from verifier.branch_and_bound.plan import Plan, recordable
-from verifier.branch_and_bound.search import Search
+from verifier.branch_and_bound.search import Exact, Search
 from verifier.deadline import LAST_BATCH_S
 from verifier.problem import Problem, State
 from verifier.witness import confirm
@@ -38,12 +38,16 @@ class BranchAndBoundStage:
     plan: Plan
     name: str = "branch-and-bound"
     certify: bool = False  # prove what other stages have decided once more, for the proof file
+    exact: Exact | None = None
 
     def run(self, problem: Problem, state: State) -> None:
         plan = self.plan if problem.recorder is None else recordable(self.plan)
         recorder = problem.recorder
         if not self.certify:
             state.choices[self.name] = plan.as_json()
+        if self.exact is not None and recorder is not None:
+            recorder.refuse("what a MILP solver decides is not covered by proof files")
+            recorder = None
         question = Question.of(problem.tensors, recorded=recorder is not None)
         if not bool(question.mask.any(1).all()):
             return  # a branch without rows is unsafe everywhere: a witness is all there is to find
@@ -72,7 +76,7 @@ class BranchAndBoundStage:
             state.witness = confirm(x, problem.property, problem.replayer)
             return state.witness is not None
         search = Search(bounder, rule_of(plan, affine), plan.batch, gate,
-                        lambda: problem.deadline.left() < LAST_BATCH_S, progress, plan)
+                        lambda: problem.deadline.left() < LAST_BATCH_S, progress, plan, self.exact)
         before = state.domains
         try:
             chosen = recorder.not_proved() if self.certify and recorder is not None else None

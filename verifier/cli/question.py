@@ -151,6 +151,15 @@ def check_device(device: str | None) -> str | None:
     return device
 
 
+def check_solver(name: str) -> None:
+    """A solver that is not installed is told before the work."""
+    from milp.solvers import SolverMissing, mixed_solver
+    try:
+        mixed_solver(name)
+    except SolverMissing as error:
+        raise BadInput(f"--solver {name}: {error}") from error
+
+
 def check_writable(flag: str, path: str | None) -> None:
     """Complain about an output path before the work, not after it."""
     if path is None or path == "-":

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from milp.solvers.registry import MIXED_SOLVERS
 from verifier.branch_and_bound.branching import BRANCHING
 from verifier.cli import EXIT_UNKNOWN
 from verifier.cli.errors import BadInput, not_built, writing
 from verifier.cli.question import (
     PropertyFlags,
     check_device,
+    check_solver,
     check_writable,
     proof_target,
     property_flags,
@@ -49,6 +51,8 @@ Exit codes: 0 verified, 1 falsified, 2 wrong use or unreadable input, 3 unknown.
               help="auto: attack, ever tighter bounds, then branch and bound; else that method alone.")
 @click.option("--branching", type=click.Choice(BRANCHING), default=BRANCHING[0], show_default=True,
               help="How branch and bound chooses splits; babsr and kfsb split neurons only.")
+@click.option("--solver", type=click.Choice(MIXED_SOLVERS), default=MIXED_SOLVERS[0], show_default=True,
+              help="Of --method milp; cbc comes with PuLP, the others where they are installed.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where to compute [cpu].")
 @click.option("--claim", type=click.Choice(["real", "float32"]), default="real", show_default=True,
               help="About the network over the reals, or as float32 computes it (not built yet).")
@@ -60,9 +64,9 @@ Exit codes: 0 verified, 1 falsified, 2 wrong use or unreadable input, 3 unknown.
 @click.option("--vnncomp", metavar="OUT", help="Write the competition's result file.")
 @click.option("--json", "json_out", metavar="OUT|-", help="Write the result as JSON; - for stdout alone.")
 @click.pass_context
-def command(ctx: click.Context, net: str, time_limit: float, method: str, branching: str, device: str | None,
-            claim: str, evidence: str, seed: int, proof: str | None, witness: str | None, vnncomp: str | None,
-            json_out: str | None, **flags: Any) -> None:
+def command(ctx: click.Context, net: str, time_limit: float, method: str, branching: str, solver: str,
+            device: str | None, claim: str, evidence: str, seed: int, proof: str | None, witness: str | None,
+            vnncomp: str | None, json_out: str | None, **flags: Any) -> None:
     """Prove that no input of a set reaches the unsafe outputs, or find one that does.
 
     The property is a VNN-LIB file, which describes the unsafe set, or a ball around an input in which the
@@ -76,6 +80,8 @@ def command(ctx: click.Context, net: str, time_limit: float, method: str, branch
         raise not_built("--evidence rounded")
     if not time_limit > 0:
         raise BadInput(f"--time-limit must be positive, got {time_limit}")
+    if method == "milp":
+        check_solver(solver)
     for flag, path in (("--witness", witness), ("--vnncomp", vnncomp), ("--json", json_out), ("--proof", proof)):
         check_writable(flag, path)
 
@@ -85,7 +91,7 @@ def command(ctx: click.Context, net: str, time_limit: float, method: str, branch
     check_device(device)
     network = read_network(net)
     property = read_property(asked, network)
-    result = _answer(network, property, method, branching, device, seed, Deadline(time_limit),
+    result = _answer(network, property, method, branching, solver, device, seed, Deadline(time_limit),
                      None if proof is None else proof_target(asked, net, proof))
     _write(result, net=net, spec=asked.spec, witness=witness, vnncomp=vnncomp, json_out=json_out)
     if proof is not None and not result.choices.get("proof", {}).get("written"):
@@ -97,14 +103,14 @@ def command(ctx: click.Context, net: str, time_limit: float, method: str, branch
     ctx.exit(EXIT_CODES[result.name])
 
 
-def _answer(network: Any, property: Any, method: str, branching: str, device: str | None, seed: int, deadline: Any,
-            proof: Any = None) -> Result:
+def _answer(network: Any, property: Any, method: str, branching: str, solver: str, device: str | None, seed: int,
+            deadline: Any, proof: Any = None) -> Result:
     """The verification, with errors that show the input to be at fault told apart from its outcomes."""
     from bounds.graph import UnsupportedOperator
     from verifier.strategy import verify
     try:
         return verify(network.graph, property, replayer=network.replayer, method=method, device=device, seed=seed,
-                      deadline=deadline, simplified=network.simplified, proof=proof, branching=branching)
+                      deadline=deadline, simplified=network.simplified, proof=proof, branching=branching, solver=solver)
     except (UnsupportedOperator, ValueError) as error:  # raised before the work starts only
         raise BadInput(" ".join(str(error).split())) from error
 

@@ -1,0 +1,88 @@
+"""The maximal safe radius by mixed programmes, held against the rational oracle."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from bounds.graph import Graph
+from milp.solvers import SolverUnsuitable, mixed_solver
+from tests.verifier.test_oracle import GraphReplayer, Truth, draw_graph
+from verifier.milp_radius import Radius, milp_radius
+from verifier.property import Region, Row
+
+MOST = 2.0
+ONE = Fraction(1)
+
+
+def cases(kind: str, count: int) -> list[tuple[Graph, np.ndarray, int]]:
+    """Networks of at most two inputs, a point, and its label."""
+    found = []
+    for seed in range(100):
+        random = np.random.default_rng(seed)
+        graph = draw_graph(random, kind)
+        inputs = math.prod(graph.input_shape)
+        x = (random.integers(-8, 9, inputs) / 8).astype(np.float32).reshape(graph.input_shape)
+        y = GraphReplayer(graph).run(x[None])[0]
+        if inputs <= 2 and abs(float(y[0] - y[1])) > 0.1:
+            found.append((graph, x, int(y.argmax())))
+    return found[:count]
+
+
+def truth(graph: Graph, x: np.ndarray, label: int, norm: str) -> tuple[float, bool]:
+    """(distance, whether other labels lie there in more than a touch, which no float32 need meet)."""
+    centre = [Fraction(float(v)) for v in x.flatten()]
+    reach = Fraction(MOST)
+    region = Region(tuple(c - reach for c in centre), tuple(c + reach for c in centre))
+    rows = (Row(((label, ONE), (1 - label, -ONE)), (), Fraction(0)),)
+    exact = Truth.of(graph, region)
+    return exact.distance(rows, centre, norm), float(exact.margin(rows)) < -0.01
+
+
+def asked(graph: Graph, x: np.ndarray, label: int, norm: str, **settings: object) -> Radius:
+    return milp_radius(graph, x, label, replayer=GraphReplayer(graph), most=MOST, norm=norm,  # type: ignore[arg-type]
+                       **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("norm", ["inf", "1", "2"])
+def test_both_ends_are_those_of_the_oracle(norm: str) -> None:
+    solver = mixed_solver("highs") if norm != "2" else None
+    if norm == "2":
+        pytest.importorskip("pyscipopt")
+        solver = mixed_solver("scip")
+    finite = 0
+    for graph, x, label in cases("dense", 6):
+        far, clear = truth(graph, x, label, norm)
+        found = asked(graph, x, label, norm, solver=solver)
+        assert found.lower <= far + 1e-6 and found.upper >= far - 1e-6
+        if far < MOST * 0.95 and clear:
+            finite += 1
+            assert found.witness is not None
+            assert found.upper == pytest.approx(far, abs=2e-3) and found.lower == pytest.approx(far, abs=2e-3)
+            if norm != "2":
+                assert found.upper - found.lower < 1e-3
+        elif far == math.inf:
+            assert found.witness is None and found.lower == pytest.approx(MOST)
+    assert finite >= 2
+
+
+def test_a_point_with_another_label_has_radius_zero() -> None:
+    graph, x, label = cases("dense", 1)[0]
+    found = asked(graph, x, 1 - label, "inf")
+    assert (found.lower, found.upper) == (0.0, 0.0) and found.witness is not None
+
+
+def test_without_time_only_the_attack_answers() -> None:
+    graph, x, label = cases("dense", 1)[0]
+    far, _ = truth(graph, x, label, "inf")
+    found = asked(graph, x, label, "inf", time_limit_s=1e-6)
+    assert found.lower <= far <= found.upper
+
+
+def test_the_l2_norm_needs_a_solver_that_has_it() -> None:
+    graph, x, label = next(c for c in cases("dense", 20) if truth(*c, "2") < (MOST, True))
+    with pytest.raises(SolverUnsuitable, match="pyscipopt"):
+        asked(graph, x, label, "2")
