@@ -181,7 +181,8 @@ class Batch:
         self.left: dict[int, list[int]] = {i: decider.targets(i) for i in self.asked}
         self.lower: dict[int, float] = dict.fromkeys(self.asked, math.inf)  # of the margins to the classes closed
 
-    def run(self) -> list[Entry]:
+    def run(self, *, optimise: bool = True) -> list[Entry]:
+        """All steps; without `optimise` those up to the attack."""
         from verifier.attacks.pgd import Pgd
         from verifier.stages import BoundStage
         self._step("clean", self._clean)
@@ -190,6 +191,7 @@ class Batch:
             for stage in (BoundStage("ibp"), BoundStage("crown", keep=True)):
                 self._step(stage.name, lambda stage=stage: self._bound(stage))
             self._step("pgd", lambda: self._attack(Pgd(**PGD)))
+        if self.left and optimise:
             for stage in (BoundStage("alpha-crown-rows", {"neuron_iterations": 0}, method="alpha-crown", inherit=True),
                           BoundStage("alpha-crown")):
                 self._step(stage.name, lambda stage=stage: self._bound(stage))
