@@ -11,7 +11,7 @@ itself on its activation region and the optimum is exact.
 
 The programme is condensed: its variables are the inputs that can move and one for each neuron that is not linear on its
 interval; everything else is an affine form in these (`milp.columns`), built for many domains in one pass.
-The dual solution comes back as a `Certificate`; the optimum itself is the solver's word.
+The dual solution comes back as a `Certificate`; the optimum that a solver names is never used.
 
 Left out: a ball is replaced by its box; tangents beyond those at the ends of the parameters' boxes; more than one bound
 below and above each output of a max-pool.
@@ -37,18 +37,21 @@ from milp.columns import NARROWEST_ROW, Form, RowBlock, RowBlocks
 from milp.loosened import rounding, ulps_of
 from milp.problem import Floats, LinearPrograms, Solutions, Status
 from milp.relaxed_node import Encoded, EncodedElementwise, EncodedRelaxed
+from milp.safe_bound import clipped, safe_bounds
 from milp.solvers.highs import Highs
 
 IMPLIED = 1e-9                # relative: a bound that the box of the variables all but implies is no row
+FINAL_ROUNDING = 2.0 ** -51   # of a product and a sum
 NO_WEIGHT = 1e-6              # row weights in all below which multipliers are a ray
 FORM_ENTRIES = 1 << 23        # coefficients of all nodes' forms that one batch of domains may hold (64 MB)
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Of every domain: status "B" (of `Status`), value "B" (the optimum, or what was shown by the CUTOFF; inf where
-    infeasible, -inf where undecided), the point x "B *input" in the box (the minimiser where optimal), and the
-    certificate. Nothing is proved but by `certified_value`."""
+    """Of every domain: status "B" (of `Status`), value "B" (what the multipliers show of the programme as stored, with
+    all rounding accounted for (`safe_bound`); inf where infeasible, -inf where undecided), the point x "B *input" in
+    the box (the minimiser where optimal), and the certificate. Of the network nothing is proved but by
+    `certified_value`."""
 
     status: Tensor
     value: Tensor
@@ -349,9 +352,9 @@ class _Programme:
         certificate, empty = self._with_clear_rays(certificate, infeasible)
         status = torch.where(infeasible & ~empty, int(Status.FAILED), status)
         point = torch.from_numpy(solutions.point)
-        value = torch.where(optimal, (self.cost * point).sum(1) + self.offset,
-                            torch.where(empty, torch.inf, -torch.inf))
-        value = torch.where(cut, shown * size + self.offset, value)
+        scaled = shown * size
+        proved = scaled + self.offset - FINAL_ROUNDING * (scaled.abs() + self.offset.abs())
+        value = torch.where(bounded, proved, torch.where(empty, torch.inf, -torch.inf))
         value = torch.where(bounded & ~self.present.any(1), -torch.inf, value)
         return Answers(status, value, self._inputs(point), certificate)
 
@@ -362,12 +365,9 @@ class _Programme:
     @staticmethod
     def _multipliers(programmes: LinearPrograms, dual: Floats, bounded: Tensor) -> tuple[Floats, Tensor, Tensor]:
         """Row multipliers "N" of the right sign, the reduced costs "B V" that go with them, and the dual value "B"."""
-        dual = np.where(np.isinf(programmes.row_lower), np.minimum(dual, 0), dual)
-        dual = np.where(np.isinf(programmes.row_upper), np.maximum(dual, 0), dual)
+        dual = clipped(dual, programmes.row_lower, programmes.row_upper)
         reduced = programmes.cost * bounded.numpy()[:, None] - programmes.transposed(dual)
-        side = np.where(dual > 0, programmes.row_lower, np.where(dual < 0, programmes.row_upper, 0))
-        value = np.bincount(programmes.row_owner, dual * side, minlength=programmes.count) - np.abs(reduced).sum(1)
-        return dual, torch.from_numpy(reduced), torch.from_numpy(value)
+        return dual, torch.from_numpy(reduced), torch.from_numpy(safe_bounds(programmes, dual))
 
     def _inputs(self, point: Tensor) -> Tensor:
         form = self.input

@@ -20,6 +20,7 @@ from torch import nn
 
 from bounds.graph import Graph, UnsupportedOperator
 from bounds.precision import full_precision
+from milp.solvers.refusals import SolverUnsuitable
 from verifier.branch_and_bound.branching import BRANCHING
 from verifier.branch_and_bound.recorder import ProofTarget, Recorder
 from verifier.deadline import CLOSING_S, Deadline
@@ -150,7 +151,7 @@ def verify(
             verdict = _conclude(problem, state)
             if recorder is not None and isinstance(verdict, Verified):
                 state.choices["proof"] = certified(recorder, problem, state)
-    except UnsupportedOperator as error:
+    except (UnsupportedOperator, SolverUnsuitable) as error:
         if problem is None:
             raise
         verdict, decided_by = _unknown(Reason.UNSUPPORTED, problem, state, str(error)), None

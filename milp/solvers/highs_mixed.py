@@ -14,6 +14,7 @@ import numpy as np
 
 from milp.mixed import MixedAnswer, MixedProgram, MixedStatus
 from milp.problem import Floats
+from milp.safe_bound import safe_bound
 from milp.solvers.closing import closing
 from milp.solvers.refusals import linear_only
 from milp.solvers.statuses import HIGHS, meaning
@@ -75,9 +76,9 @@ def _answer(solver: Any, program: MixedProgram, highspy: Any, *, below: float, a
     has_point = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
     point = np.array(solver.getSolution().col_value) if has_point else None
     bound = float(info.mip_dual_bound)
-    if not program.integer.any():  # a linear programme has no such bound
-        bound = -math.inf
-        if said is MixedStatus.OPTIMAL and point is not None:
-            bound = float(program.cost @ point + program.offset)
+    if not program.integer.any():  # of a linear programme there is one that stands by itself
+        dual = np.array(solver.getSolution().row_dual)
+        bound = -math.inf if len(dual) != len(program.row_lower) else program.offset + safe_bound(
+            program.cost, program.lower, program.upper, program.rows, program.row_lower, program.row_upper, dual)
     return closing(said, program, point, bound, below=below, above=above, seconds=float(solver.getRunTime()),
                    nodes=max(0, int(info.mip_node_count)), start=start)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from milp.questions import MixedSolver
 
 MIXED_SOLVERS = ("highs", "cbc", "scip", "gurobi", "cplex", "xpress", "copt")
+QUADRATIC = ("scip",)  # those with convex quadratic rows
 
 
 def mixed_solver(name: str, threads: int = 1) -> MixedSolver:

@@ -19,7 +19,7 @@ def test_contradicting_verdicts_are_told() -> None:
     unknown = [entry("acas", "1_1 prop_2", "milp", verdict="unknown"),
                entry("acas", "1_1 prop_2", "bab", verdict="falsified")]
     text, wrong = exact.report([*agree, *unknown])
-    assert not wrong and "decided: MILP 1, branch and bound 2 of 2" in text
+    assert not wrong and "milp decides 1 of 2; auto decides 1 of 2; bab decides 2 of 2" in text
     clash = [entry("golden", "7", "milp", verdict="verified"), entry("golden", "7", "bab", verdict="falsified")]
     assert exact.report(clash)[1] == ["golden 7: falsified and verified"]
 

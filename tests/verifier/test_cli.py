@@ -251,6 +251,7 @@ BAD_INPUT: list[tuple[str, list[str], list[str]]] = [
     ("claim", ["net.onnx", "safe.vnnlib", "--claim", "float32"], ["--claim float32", "not built"]),
     ("evidence", ["net.onnx", "safe.vnnlib", "--evidence", "rounded"], ["--evidence rounded", "not built"]),
     ("solver", ["net.onnx", "safe.vnnlib", "--method", "milp", "--solver", "gurobi"], ["--solver gurobi", "install"]),
+    ("l2 by milp", ["net.onnx", "--input", "x.npy", *BALL, "--norm", "2", "--method", "milp"], ["--norm 2", "scip"]),
     ("proof", ["net.onnx", "safe.vnnlib", "--proof", "no/p"], ["--proof", "does not exist"]),
 ]
 

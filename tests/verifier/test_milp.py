@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bounds.files import read_bytes
 from bounds.graph import Graph
 from milp.mixed import MixedAnswer, MixedProgram, MixedStatus
 from milp.questions import MixedSolver
@@ -16,23 +17,26 @@ from milp.solvers import mixed_solver
 from tests.verifier.test_oracle import GraphReplayer, assert_agrees, draw_graph, draw_property
 from verifier import verify
 from verifier.branch_and_bound.plan import plan_for
+from verifier.certificate import sha256
 from verifier.deadline import Deadline
 from verifier.milp_stage import MilpStage
 from verifier.property import robustness
+from verifier.reevaluate import reevaluate
 from verifier.stages import BoundStage
 from verifier.verdict import Reason
+from verifier.vnnlib import read_vnnlib, write_vnnlib
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "verifier" / "examples"
 
 CLOSE = 1e-3  # margins nearer to zero may stay undecided
 
 
-def only_milp(monkeypatch: pytest.MonkeyPatch, way: str, solver: MixedSolver | None = None) -> None:
+def only_milp(monkeypatch: pytest.MonkeyPatch, way: str, solver: MixedSolver | None = None, first: str = "ibp") -> None:
     """No attack before it, so that the solver decides: branches over whole sets, or pieces of some size."""
     if way == "whole sets":
         monkeypatch.setattr("verifier.milp_stage.plan_for", lambda problem: replace(plan_for(problem), inputs=False))
     stage = MilpStage(solver or mixed_solver("highs"), most_undecided=3 if way == "small pieces" else 1000)
-    monkeypatch.setattr("verifier.strategy.stages_for", lambda *_: [BoundStage("ibp", keep=True), stage])
+    monkeypatch.setattr("verifier.strategy.stages_for", lambda *_: [BoundStage(first, keep=True), stage])
 
 
 WAYS = ["whole sets", "small pieces", "large pieces"]
@@ -103,3 +107,20 @@ def test_what_ends_for_want_of_time_says_so(method: str) -> None:
     almost_over = Deadline(limit_s=100, start=time.monotonic() - 99.79)
     result = verify(Graph.from_onnx(net), asked, replayer=net, method=method, deadline=almost_over)
     assert result.reason is Reason.TIME_LIMIT
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_proof_rests_on_no_solver(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the solver decides is proved once more, by multipliers; without that there is no file."""
+    only_milp(monkeypatch, way, first="crown")
+    net, digits = EXAMPLES / "digits_mlp.onnx", np.load(EXAMPLES / "digits.npz")
+    mask = np.zeros(64, dtype=bool)
+    mask[18:36] = True  # few inputs move
+    spec = tmp_path / "p.vnnlib"
+    spec.write_text(write_vnnlib(robustness(digits["x"][0], int(digits["y"][0]), 0.5, classes=10, clip=(0.0, 1.0),
+                                            mask=mask)))
+    asked, proof = read_vnnlib(spec), tmp_path / "p.proof"
+    result = verify(Graph.from_onnx(net), asked, replayer=net, method="milp", proof=proof, time_limit_s=60)
+    assert result.name == "verified" and result.method == "milp"
+    assert result.choices["proof"]["written"]
+    assert reevaluate(proof, net, asked, property_identity={"sha256": sha256(read_bytes(spec))}).least > 0

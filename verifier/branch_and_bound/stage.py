@@ -45,9 +45,8 @@ class BranchAndBoundStage:
         recorder = problem.recorder
         if not self.certify:
             state.choices[self.name] = plan.as_json()
-        if self.exact is not None and recorder is not None:
-            recorder.refuse("what a MILP solver decides is not covered by proof files")
-            recorder = None
+        if self.exact is not None:
+            recorder = None  # what a solver decides is no proof: a search proves it once more
         question = Question.of(problem.tensors, recorded=recorder is not None)
         if not bool(question.mask.any(1).all()):
             return  # a branch without rows is unsafe everywhere: a witness is all there is to find

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from milp.solvers.registry import MIXED_SOLVERS
+from milp.solvers.registry import MIXED_SOLVERS, QUADRATIC
 from verifier.branch_and_bound.branching import BRANCHING
 from verifier.cli import EXIT_UNKNOWN
 from verifier.cli.errors import BadInput, not_built, writing
@@ -82,6 +82,9 @@ def command(ctx: click.Context, net: str, time_limit: float, method: str, branch
         raise BadInput(f"--time-limit must be positive, got {time_limit}")
     if method == "milp":
         check_solver(solver)
+        if asked.norm == "2" and solver not in QUADRATIC:
+            raise BadInput(f"--norm 2 --method milp: {solver} has no quadratic rows; use --solver scip "
+                           "(`pip install pyscipopt`)")
     for flag, path in (("--witness", witness), ("--vnncomp", vnncomp), ("--json", json_out), ("--proof", proof)):
         check_writable(flag, path)
 
