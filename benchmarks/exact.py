@@ -228,7 +228,8 @@ def report(entries: list[Entry]) -> tuple[str, list[str]]:
         if part in ("golden", "acas"):
             lines = list(verdict_lines(part, mine, wrong))
             if lines:
-                out.append(f"\n{part}\n\n" + markdown([part, *(cell for m in METHODS for cell in (m, "s"))], lines, left=1))
+                header = [part, *(cell for m in METHODS for cell in (m, "s"))]
+                out.append(f"\n{part}\n\n" + markdown(header, lines, left=1))
                 out.append(summary(mine))
         elif mine:
             out.append(f"\n{part}\n\n" + markdown(
