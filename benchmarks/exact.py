@@ -267,8 +267,8 @@ def summary(entries: list[Entry]) -> str:
 def radius_lines(part: str, entries: list[Entry], wrong: list[str]) -> Iterator[list[str]]:
     for e in sorted(entries, key=lambda e: int(e["item"])):
         upper, pgd = (math.inf if e[k] is None else e[k] for k in ("upper", "pgd"))
-        if not (e["crown"] <= upper + 1e-6 and e["lower"] <= pgd + 1e-6) or e["inside"] == "falsified" \
-                or (e["outside"] == "verified" and upper < MOST):
+        if not (e["crown"] <= upper + 1e-6 and e["lower"] <= pgd + 1e-6) \
+                or (e["inside"] == "falsified" and upper > 0) or (e["outside"] == "verified" and upper < MOST):
             wrong.append(f"{part} image {e['item']}: the radius contradicts another method")
         yield [e["item"], f"{e['crown']:.4f}", f"{e['lower']:.6f}", f"{upper:.6f}", f"{pgd:.4f}", f"{e['seconds']:.1f}",
                e["inside"], f"{e['inside_s']:.1f}", e["outside"], f"{e['outside_s']:.1f}"]
