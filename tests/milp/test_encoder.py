@@ -85,7 +85,8 @@ OPERATORS = {
 @pytest.mark.parametrize("name", OPERATORS)
 def test_every_operator_is_its_encoding(name: str) -> None:
     """Intervals on each side of the kinks, across one, across both; values at the ends, at kinks and between."""
-    for low, high in ((-1.0, 1.0), (-2.0, -0.5), (-0.2, -0.1), (0.6, 2.0), (0.1, 0.2), (-0.3, 0.1), (-0.25, 0.5), (0.0, 1.0), (-1.0, 0.0)):
+    for low, high in ((-1.0, 1.0), (-2.0, -0.5), (-0.2, -0.1), (0.6, 2.0), (0.1, 0.2), (-0.3, 0.1), (-0.25, 0.5),
+                      (0.0, 1.0), (-1.0, 0.0)):
         build = GraphBuilder((4,), torch.float64)
         build.add(Linear(torch.eye(4).double(), torch.zeros(4).double()))
         build.add(OPERATORS[name])
