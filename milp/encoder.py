@@ -90,6 +90,8 @@ class Encoding:
         if i not in self.intervals:
             raise ValueError(f"proved bounds of node {i} ({self.graph.nodes[i].name}) are missing")
         x = loosened(self.intervals[i])
+        if bool(x.lower.isnan().any() or x.upper.isnan().any()):
+            raise ValueError(f"bounds of node {i} ({self.graph.nodes[i].name}) are not numbers")
         return self.form(i), flat(x.lower), np.maximum(flat(x.lower), flat(x.upper))
 
     def sparser(self, form: Form, lower: Floats, upper: Floats) -> Form:

@@ -12,6 +12,9 @@ from scipy import sparse
 
 from milp.problem import Floats
 
+SMALL = 1e-9            # HiGHS's `small_matrix_value`, the largest that any solver is known to drop
+LOST_UP = 1 + 1e-9      # for the rounding of what is lost
+
 
 class MixedStatus(Enum):
     """How a solver ended. No status proves anything that its point or its bound does not."""
@@ -103,10 +106,17 @@ class Builder:
         """The programme that minimises the sum of `cost` by column."""
         c = np.zeros(self.columns)
         c[list(cost)] = list(cost.values())
-        starts = np.cumsum([0, *(m.shape[0] for m, _, _ in self.blocks)])
+        nothing = sparse.coo_matrix((0, self.columns)), np.zeros(0), np.zeros(0)
+        blocks = [nothing, *self.blocks]
+        starts = np.cumsum([0, *(m.shape[0] for m, _, _ in blocks)])
         row, column, value = (np.concatenate(parts) for parts in zip(
-            *((m.row + s, m.col, m.data) for (m, _, _), s in zip(self.blocks, starts, strict=False)), strict=True))
-        rows = sparse.csr_matrix((value, (row, column)), shape=(int(starts[-1]), self.columns))
-        lower, upper = (np.concatenate([b[k] for b in self.blocks]) for k in (1, 2))
-        return MixedProgram(c, np.concatenate(self.lower), np.concatenate(self.upper), np.concatenate(self.integer),
-                            rows, lower, upper, squares=tuple(self.squares))
+            *((m.row + s, m.col, m.data) for (m, _, _), s in zip(blocks, starts, strict=False)), strict=True))
+        low, high = np.concatenate(self.lower), np.concatenate(self.upper)
+        lower, upper = (np.concatenate([b[k] for b in blocks]) for k in (1, 2))
+        # Solvers drop what is this small without a word: here it goes into the ends of its row.
+        small = np.abs(value) <= SMALL
+        lost = np.bincount(row[small], np.abs(value[small]) * np.maximum(np.abs(low), np.abs(high))[column[small]],
+                           minlength=int(starts[-1])) * LOST_UP
+        rows = sparse.csr_matrix((value[~small], (row[~small], column[~small])), shape=(int(starts[-1]), self.columns))
+        return MixedProgram(c, low, high, np.concatenate(self.integer), rows, lower - lost, upper + lost,
+                            squares=tuple(self.squares))

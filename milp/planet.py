@@ -403,13 +403,20 @@ class _Programme:
         factor = torch.where(found, 1 / torch.where(found, total, 1), one)
         return torch.where(found.unsqueeze(1), weights * factor.unsqueeze(1), self.best_row), factor
 
+    def _loose(self, x: Interval) -> Interval:
+        """Proved ends as the programme has them."""
+        lower, upper = (torch.where(t == 0, 0, rounding(t, self.ulps)) for t in (x.lower, x.upper))
+        return Interval(x.lower - lower, x.upper + upper)
+
     def _with_clear_rays(self, certificate: Certificate, infeasible: Tensor) -> tuple[Certificate, Tensor]:
         """Rays without row weights, scaled so that they are worth one; and bool "B" where they are worth anything.
         Those that are not are dropped."""
         if not bool(infeasible.any()):
             return certificate, infeasible
         rays = Certificate(certificate.weights * ~infeasible.unsqueeze(1), certificate.params, certificate.multipliers)
-        value = certified_value(self.graph, self.sets, self.intervals, self.unsafe, rays)
+        # A ray counts where it survives what the intervals may be wrong by.
+        value = certified_value(self.graph, self.sets, {i: self._loose(x) for i, x in self.intervals.items()},
+                                self.unsafe, rays)
         empty = infeasible & (value > 0)
         factor = torch.where(infeasible, torch.where(empty, 1 / torch.where(empty, value, 1), 0), 1)
         scaled = {j: s * factor.view(-1, *(1,) * (s.dim() - 1)) for j, s in certificate.multipliers.items()}

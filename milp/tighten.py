@@ -29,6 +29,7 @@ from bounds.sets import InputSet
 from milp.certificate import UnsafeRows, certified_value
 from milp.encoder import Encoding
 from milp.planet import Planet
+from milp.problem import Status
 from milp.solvers.highs_mixed import HighsMixed
 
 CLEAR = 1e-5          # of one and the value: what tolerances of a mixed programme's solver are taken to amount to
@@ -101,7 +102,8 @@ class Task:
             is_open = torch.ones_like(lower, dtype=torch.bool)
         if not bool(is_open.any()):
             return out
-        encoding, solver = Encoding(self.graph, self.sets, self.intervals), HighsMixed()
+        sets = self.sets if self.sets.p == 1 else InputSet(self.sets.lower, self.sets.upper)  # an l_2 ball by its box
+        encoding, solver = Encoding(self.graph, sets, self.intervals), HighsMixed()
         program, form = encoding.rows.program({}), encoding.output
         matrix = form.over(program.rows.shape[1])
         for r in is_open.nonzero().flatten().tolist():
@@ -118,7 +120,8 @@ class Task:
 def lp_minima(graph: Graph, sets: InputSet, intervals: Mapping[int, Interval], rows: UnsafeRows,
               time_limit_s: float = math.inf) -> Tensor:
     """Lower bounds "R" in float64 of rows "R 1 m" over one set, by linear programmes: what their certificates are worth
-    on the network. -inf where the time did not suffice."""
+    on the network. -inf where the time did not suffice, and where a programme has no point: over a set that nothing was
+    split off, that shows intervals which contradict each other by rounding, and proves nothing."""
     value = torch.full((len(rows.bound),), -torch.inf, dtype=torch.float64)
     answers = Planet(graph).minima(sets, intervals, rows, time_limit_s=time_limit_s)
     for chosen in torch.arange(0 if answers is None else len(answers.value)).split(EVALUATED):
@@ -126,7 +129,9 @@ def lp_minima(graph: Graph, sets: InputSet, intervals: Mapping[int, Interval], r
         one = slice(int(chosen[0]), int(chosen[-1]) + 1)
         value[one] = certified_value(graph, sets.index(torch.zeros_like(chosen)), intervals, rows.take(one),
                                      answers.certificate.take(one))
-    return torch.where(torch.isfinite(value), value, torch.full_like(value, -torch.inf))
+        ended = (answers.status[one] == Status.OPTIMAL) | (answers.status[one] == Status.CUTOFF)
+        value[one] = torch.where(ended & torch.isfinite(value[one]), value[one], -torch.inf)
+    return value
 
 
 @dataclass(eq=False)

@@ -20,7 +20,7 @@ from torch import Tensor
 from bounds.graph import Graph
 from milp.certificate import UnsafeRows
 from milp.mixed import MixedStatus
-from milp.questions import MixedSolver, Norm, nearest
+from milp.questions import MixedSolver, Norm, least_margin, nearest
 from milp.solvers.registry import mixed_solver
 from verifier.attacks.pgd import Pgd
 from verifier.deadline import Deadline
@@ -140,18 +140,23 @@ class _Ask:
                ) -> tuple[float, Witness | None]:
         """(the solver's lower bound of the distance to one branch's points, a witness at its point)."""
         left = self.deadline.left()
-        if left <= 0:
+        tensors, graph = problem.tensors, problem.graph
+        if left <= 0 or not set(graph.relaxed_inputs) <= set(state.intervals):
             return 0.0, None
-        tensors = problem.tensors
         rows = (tensors.branch == branch).nonzero().flatten()
         loose = LOOSENED * (1 + tensors.bound[rows].abs())
         unsafe = UnsafeRows(tensors.C[rows].unsqueeze(0), (tensors.bound[rows] + loose).unsqueeze(0),
                             None if tensors.D is None else tensors.D[rows].unsqueeze(0))
-        centre = torch.from_numpy(self.x.astype(np.float64)).view(problem.graph.input_shape)
-        found = nearest(problem.graph, tensors.sets, state.intervals, unsafe, centre, self.norm, solver,
-                        time_limit_s=left, above=upper)
-        if found.answer.status is MixedStatus.INFEASIBLE:
+        # That a class is out of reach rests on a bound: of a programme without a point there would be a status only.
+        least = least_margin(graph, tensors.sets, state.intervals, unsafe, solver, time_limit_s=left, below=-LOOSENED,
+                             above=LOOSENED)
+        if least.answer.bound > 0 and least.answer.status is not MixedStatus.INFEASIBLE:
             return math.inf, None
+        centre = torch.from_numpy(self.x.astype(np.float64)).view(graph.input_shape)
+        found = nearest(graph, tensors.sets, state.intervals, unsafe, centre, self.norm, solver,
+                        time_limit_s=max(0.0, self.deadline.left()), above=upper)
+        if found.answer.status is MixedStatus.INFEASIBLE:
+            return 0.0, None
         return max(0.0, found.answer.bound), None if found.x is None else self.confirmed(found.x, centre)
 
     def confirmed(self, x: Tensor, centre: Tensor) -> Witness | None:

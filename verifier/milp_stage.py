@@ -99,7 +99,9 @@ class Pieces:
 
     def takes(self, bounder: Bounder, domains: Domains) -> Tensor:
         undecided = undecided_by_node(bounder.graph, bounder.layout, domains)
-        count = torch.stack([mask.flatten(1).sum(1) for mask in undecided.values()]).sum(0)
+        count = torch.zeros_like(domains.node)
+        for mask in undecided.values():
+            count += mask.flatten(1).sum(1)
         return count <= self.most_undecided
 
     def solve(self, bounder: Bounder, domain: Domains, branch: int) -> tuple[float, Tensor | None]:

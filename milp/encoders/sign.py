@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bounds.graph.graph import Node
+from bounds.ops.sign import Sign
 from milp.encoders.form import Form
 from milp.problem import Floats
 
@@ -15,13 +16,15 @@ if TYPE_CHECKING:
 
 
 def encode(encoding: Encoding, node: Node) -> Form:
-    """The form of a sign: a constant where the bounds keep away from zero."""
+    """The form of a sign: a constant where it is known (`Sign.slack`)."""
     z, lower, upper = encoding.read(node.inputs[0])
+    assert isinstance(node.op, Sign)
+    known = node.op.is_linear_on(encoding.intervals[node.inputs[0]]).flatten().cpu().numpy()
     rows = encoding.rows
     form = z.scaled(np.zeros(len(lower)), np.where(lower > 0, 1.0, -1.0))
-    open_ = ((lower <= 0) & (upper >= 0)).nonzero()[0]
+    open_ = (~known).nonzero()[0]
     if len(open_):
-        low, high = lower[open_], upper[open_]
+        low, high = np.minimum(lower[open_], 0), np.maximum(upper[open_], 0)
         v = encoding.hold(z.take(open_), low, high)
         y = rows.add_columns(-np.ones(len(open_)), np.ones(len(open_)))
         above, beyond = (rows.add_columns(np.zeros(len(y)), np.ones(len(y)), integer=True) for _ in range(2))

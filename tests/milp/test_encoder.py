@@ -287,3 +287,41 @@ def test_what_is_not_piecewise_linear_is_refused_by_name() -> None:
         Encoding(relu, random_box(relu, 0), {})
     with pytest.raises(ValueError, match="one input set"):
         Encoding(relu, random_box(relu, 0, 2), proved(relu, random_box(relu, 0, 2)))
+
+
+def test_entries_that_solvers_drop_cut_nothing_off() -> None:
+    """Weights of 9e-10 (HiGHS drops what is not above 1e-9) on inputs up to 1e8 are worth two."""
+    build = GraphBuilder((24,), torch.float64)
+    weight = torch.zeros(3, 24).double()
+    weight[0, :20], weight[1:, 20:] = 9e-10, torch.randn(2, 4, generator=torch.Generator().manual_seed(0)).double()
+    build.add(Linear(weight))
+    build.add(Relu())
+    build.add(Linear(torch.tensor([[-1.0, 1.0, 1.0]]).double(), torch.tensor([0.9]).double()))
+    graph = build.graph("tiny")
+    high = torch.cat([torch.full((20,), 1e8), torch.ones(4)]).double().unsqueeze(0)
+    low = torch.cat([torch.zeros(20), -torch.ones(4)]).double().unsqueeze(0)
+    sets = InputSet(low, high)
+    at = torch.cat([high[:, :20], torch.zeros(1, 4).double()], 1)
+    found = extreme(graph, sets, proved(graph, sets), 0, SOLVER)
+    assert found.answer.bound <= float(graph(at)) + ATOL
+
+
+def test_bounds_that_are_no_numbers_are_refused() -> None:
+    graph = random_graph(0, "dense", "Relu")
+    sets = random_box(graph, 0)
+    known = proved(graph, sets)
+    first = min(known)
+    known[first] = Interval(torch.full_like(known[first].lower, torch.nan), known[first].upper)
+    with pytest.raises(ValueError, match="not numbers"):
+        Encoding(graph, sets, known)
+
+
+def test_a_sign_near_zero_stays_open() -> None:
+    """The slack of a wide float32 interval is that of its larger end."""
+    build = GraphBuilder((1,), torch.float64)
+    build.add(Linear(torch.eye(1).double()))
+    build.add(Sign())
+    graph = build.graph("sign")
+    sets = InputSet(torch.zeros(1, 1).double(), torch.full((1, 1), 100.0).double())
+    given = {1: Interval(torch.full((1, 1), 3e-6), torch.full((1, 1), 100.0))}
+    assert Encoding(graph, sets, given).rows.program({}).integer.sum() == 2

@@ -9,17 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from bounds import crown
 from bounds.bounds import LinearRows
 from bounds.compute import compute_bounds
 from bounds.graph import Graph
+from bounds.interval import Interval
+from bounds.ops.add import Add
+from bounds.ops.linear import Linear
+from bounds.ops.relu import Relu
 from bounds.sets import InputSet, LpBall
 from milp.certificate import UnsafeRows, certified_value
 from milp.lp import LpBounds
 from milp.planet import Planet
+from milp.problem import Status
 from milp.questions import extreme
 from milp.solvers.highs_mixed import HighsMixed
 from milp.tighten import Tightening
-from tests.bounds.networks import KINDS, random_box, random_graph
+from tests.bounds.networks import KINDS, GraphBuilder, random_box, random_graph
 from tests.milp.test_encoder import asked
 from tests.verifier.test_oracle import draw_graph, draw_property
 
@@ -196,3 +202,42 @@ def test_known_intervals_are_tightened_further() -> None:
     for i in graph.relaxed_inputs:
         assert bool((found[i].lower >= plain[i].lower - ATOL).all() and (found[i].upper <= plain[i].upper + ATOL).all())
     assert torch.equal(found[first].lower, known[first].lower)
+
+
+def test_intervals_that_contradict_each_other_prove_nothing_more() -> None:
+    """By rounding, say: a programme without a point is then no proof of anything."""
+    graph = random_graph(1, "dense", "Relu")
+    point = random_box(graph, 1).centre_point
+    sets, rows = InputSet(point, point), some_rows(graph, 4, 1)
+    values_at = graph.values(point)
+    given = {i: Interval(values_at[i] + 1e-3, values_at[i] + 2e-3) for i in graph.relaxed_inputs}
+    found = LpBounds().bound(graph, sets, rows, given=given)
+    assert torch.equal(found.lower, crown.bound(graph, sets, rows, given=given).lower)
+
+
+def test_a_ray_that_rounding_made_empties_no_domain() -> None:
+    """Intervals in float32 that miss the truth by a few units in the last place, which rows are loosened by."""
+    graph = random_graph(1, "dense", "Relu")
+    point = random_box(graph, 1).centre_point
+    sets, eps = InputSet(point, point), torch.finfo(torch.float32).eps
+    off = {i: graph.values(point)[i] for i in graph.relaxed_inputs}
+    given = {i: Interval((z + 4 * eps * (1 + z.abs())).float(), (z + 6 * eps * (1 + z.abs())).float())
+             for i, z in off.items()}
+    rows = UnsafeRows(torch.ones(1, 1, math.prod(graph.output_shape)).double(), torch.zeros(1, 1).double())
+    assert Planet(graph).solve(sets, given, rows).status.tolist() != [int(Status.INFEASIBLE)]
+
+
+@pytest.mark.parametrize("ball", [False, True])
+def test_a_network_whose_first_neurons_read_sums_is_tightened(ball: bool) -> None:
+    """The first encoding has no rows; an l_2 ball has none that HiGHS could take."""
+    build = GraphBuilder((3,), torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    first, second = (build.add(Linear(torch.randn(4, 3, generator=generator).double()), 0) for _ in range(2))
+    build.add(Add(), first, second)
+    build.add(Relu())
+    build.add(Linear(torch.randn(2, 4, generator=generator).double()))
+    graph, centre = build.graph("sum"), torch.zeros(1, 3).double()
+    sets = LpBall(centre, 1.0, p=2.0) if ball else InputSet(centre - 1, centre + 1)
+    found = Tightening(milp_s=1.0).refine(graph, sets)
+    for i, z in enumerate(graph.values(sets.sample(500, generator)[0])):
+        assert bool((z >= found[i].lower - ATOL).all() and (z <= found[i].upper + ATOL).all())

@@ -13,12 +13,15 @@ import torch
 
 from bounds.files import read_bytes
 from bounds.graph import Graph
+from bounds.ops.linear import Linear
 from milp.mixed import MixedAnswer, MixedProgram, MixedStatus
 from milp.questions import MixedSolver
 from milp.solvers import mixed_solver
 from milp.tighten import Tightening
+from tests.bounds.networks import GraphBuilder
 from tests.verifier.test_oracle import GraphReplayer, assert_agrees, draw_graph, draw_property
 from verifier import verify
+from verifier.branch_and_bound.domains import Layout
 from verifier.branch_and_bound.plan import plan_for
 from verifier.certificate import sha256
 from verifier.deadline import Deadline
@@ -160,3 +163,13 @@ def test_a_proof_rests_on_no_solver(way: str, tmp_path: Path, monkeypatch: pytes
     assert result.name == "verified" and result.method == "milp"
     assert result.choices["proof"]["written"]
     assert reevaluate(proof, net, asked, property_identity={"sha256": sha256(read_bytes(spec))}).least > 0
+
+
+def test_a_piece_without_neurons_is_small() -> None:
+    build = GraphBuilder((2,), torch.float64)
+    build.add(Linear(torch.ones(2, 2).double()))
+    graph = build.graph("affine")
+    domains = SimpleNamespace(node=torch.zeros(3, dtype=torch.long), intervals=lambda layout: {})
+    bounder = SimpleNamespace(graph=graph, layout=Layout.of(graph))
+    taken = Pieces(mixed_solver("highs"), SimpleNamespace(), 0).takes(bounder, domains)  # type: ignore[arg-type]
+    assert taken.tolist() == [True] * 3
