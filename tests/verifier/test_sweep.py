@@ -259,7 +259,7 @@ def test_published_verdicts_are_compared_loudly(benchmark: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("bad", [["absent.csv"], ["instances.csv", "--time-limit", "0"],
-                                 ["instances.csv", "--method", "sdp"]])
+                                 ["instances.csv", "--method", "magic"]])
 def test_wrong_use_exits_with_2(benchmark: Path, capsys: pytest.CaptureFixture[str], bad: list[str]) -> None:
     assert run(["sweep", str(benchmark.parent / bad[0]), *bad[1:]]) == 2
     assert capsys.readouterr().err.startswith("Error: ")
