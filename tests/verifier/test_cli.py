@@ -385,6 +385,13 @@ def test_linear_programmes_are_bound_methods(output: Output) -> None:
     assert run(["verify", *files, "--method", "lp"]) == 0
 
 
+def test_a_relaxation_that_is_too_large_is_refused_in_a_sentence(output: Output) -> None:
+    files = [str(EXAMPLES / name) for name in ("digits_cnn.onnx", "cnn_image0_middle.vnnlib")]
+    assert run(["bounds", *files, "--method", "sdp"]) == 2
+    said = output()[1]
+    assert said.count("\n") == 1 and "more than 110" in said and "unexpected" not in said
+
+
 def test_a_network_of_two_inputs_is_refused(here: Path, output: Output) -> None:
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 1]) for n in ("a", "b", "c")]
     graph = helper.make_graph([helper.make_node("Add", ["a", "b"], ["c"])], "two", ends[:2], ends[2:])

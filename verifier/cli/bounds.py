@@ -61,8 +61,8 @@ def command(net: str, spec: str, methods: str, time_limit: float, device: str | 
         problem = make_problem(network.graph, property, replayer=network.replayer, deadline=Deadline.starting_now(),
                                device=device, simplified=network.simplified)
         rows = [_measure(problem, name, time_limit) for name in chosen]
-    except UnsupportedOperator as error:
-        raise BadInput(str(error)) from error
+    except (UnsupportedOperator, MemoryError) as error:  # what a method refuses is told in a sentence as well
+        raise BadInput(str(error) or "memory ran out") from error
     answer = {"network": net, "property": spec, "regions": problem.tensors.sets.batch, "methods": rows}
     if json_out == "-":
         click.echo(json.dumps(answer, allow_nan=False))
