@@ -270,3 +270,13 @@ def test_conv_pulls_back_as_a_convolution_without_dense_matrix() -> None:
     (pulled,) = op.pull_back(torch.ones(1, 8, 112, 112), ((3, 112, 112),))
     assert pulled.shape == (1, 3, 112, 112)
     assert pulled[0, 0, 50, 50] == 72
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (2, 2), (3, 2), (3, 1)])
+def test_no_rows_pass_through_a_convolution(kernel: int, stride: int) -> None:
+    """All groups of a block may have been closed before its last pass."""
+    op = conv_of(torch.randn(5, 3, kernel, kernel), torch.randn(5), stride=(stride, stride))
+    shape = (3, 6, 6)
+    out = op.forward(torch.zeros(1, *shape)).shape[1:]
+    (pulled,) = op.pull_back(torch.zeros(0, *out), (shape,))
+    assert tuple(pulled.shape) == (0, *shape)
