@@ -150,7 +150,8 @@ def _kill(pid: int) -> None:
 
 
 def answer_in(out: Path, said: str, code: int, wall_s: float, limit_s: float) -> Entry:
-    """What a process answered, from its JSON, exit code and last words. No answer is an `error` with the reason."""
+    """What a process answered, from its JSON, exit code and last words. No answer, and one that says so itself, is an
+    `error` with the reason."""
     try:
         answer = json.loads(out.read_text())
     except (OSError, ValueError):
@@ -159,6 +160,8 @@ def answer_in(out: Path, said: str, code: int, wall_s: float, limit_s: float) ->
         if wall_s > limit_s + KILL_S:
             reason = f"stopped {KILL_S:g} s after its limit"
         return {"verdict": "error", "reason": "", "detail": reason[:300], "domains": 0, "method": ""}
+    if answer.get("reason") == "error":  # an `unknown` that no limit explains
+        answer["verdict"] = "error"
     kept = ("verdict", "reason", "detail", "lower", "upper", "time_s", "domains", "method")
     return {**{name: answer.get(name) for name in kept}, "stages": answer.get("stages", [])}
 

@@ -265,3 +265,11 @@ def test_every_instance_of_the_peers_lies_in_the_shared_folder(shared: Path) -> 
     families = dict.fromkeys(t.family for t in tasks)
     listed = {t.key for t in complete.tasks_of(shared / "vnncomp", families, limit_s=60.0)}
     assert listed.issuperset(t.key for t in tasks)
+
+
+def test_an_answer_that_ended_in_an_error_counts_as_one(tmp_path: Path) -> None:
+    out = tmp_path / "answer.json"
+    out.write_text(json.dumps({"verdict": "unknown", "reason": "error", "detail": "RuntimeError: no"}))
+    assert complete.answer_in(out, "", 3, 1.0, 20.0)["verdict"] == "error"
+    out.write_text(json.dumps({"verdict": "unknown", "reason": "time limit", "detail": ""}))
+    assert complete.answer_in(out, "", 3, 1.0, 20.0)["verdict"] == "unknown"
