@@ -7,9 +7,8 @@ from typing import Any
 from bounds.compute import METHODS as WITHOUT_SOLVER
 from bounds.compute import method_named as without_solver
 
-WITH_SOLVER = ("lp-last", "lp", "sdp")
+WITH_SOLVER = ("lp-last", "lp", "sdp")  # each has a setting `time_limit_s`
 METHODS = (*WITHOUT_SOLVER, *WITH_SOLVER)
-TIMED = ("lp-last", "lp", "sdp")    # those with a setting `time_limit_s`
 
 
 def method_named(name: str, **settings: Any) -> Any:

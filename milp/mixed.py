@@ -12,6 +12,8 @@ from scipy import sparse
 
 from milp.problem import Floats
 
+CLEAR = 1e-5            # of one and the value, what solvers' tolerances are taken to amount to: integrality of 1e-7
+#                         times a big M of ten, passed on through a few layers
 SMALL = 1e-9            # HiGHS's `small_matrix_value`, the largest that any solver is known to drop
 LOST_UP = 1 + 1e-9      # for the rounding of what is lost
 

@@ -28,11 +28,11 @@ from bounds.rows import Rows
 from bounds.sets import InputSet
 from milp.certificate import UnsafeRows, certified_value
 from milp.encoder import Encoding
+from milp.mixed import CLEAR
 from milp.planet import Planet
 from milp.problem import Status
 from milp.solvers.highs_mixed import HighsMixed
 
-CLEAR = 1e-5          # of one and the value: what tolerances of a mixed programme's solver are taken to amount to
 EVALUATED = 64        # certificates evaluated together
 ROWS_A_TASK = 32      # neuron sides that one process takes at a time
 

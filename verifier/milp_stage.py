@@ -17,7 +17,7 @@ from torch import Tensor
 from bounds.interval import Interval
 from bounds.sets import InputSet
 from milp.certificate import UnsafeRows
-from milp.mixed import MixedAnswer, MixedStatus
+from milp.mixed import CLEAR, MixedAnswer, MixedStatus
 from milp.questions import MixedSolver, least_margin
 from milp.solvers.registry import mixed_solver
 from verifier.attacks.base import Attack
@@ -32,7 +32,6 @@ from verifier.problem import Problem, State, only_branches
 from verifier.property import PropertyTensors
 from verifier.witness import confirm
 
-CLEAR = 1e-5          # of one and the row's threshold: what a bound must exceed zero by, in tolerances of solvers
 MOST_UNDECIDED = 40   # neurons of a piece: ACAS Xu's took 1.3 to 3 s with 40, up to a minute and more with 80
 
 

@@ -18,7 +18,7 @@ from bounds.bounds import Bounds, LinearRows
 from bounds.interval import CROSSING_RTOL, Interval
 from bounds.journal import Journal
 from bounds.sets import InputSet
-from milp.methods import METHODS, TIMED, method_named
+from milp.methods import METHODS, WITH_SOLVER, method_named
 from verifier.attacks.base import Attack
 from verifier.attacks.pgd import Pgd
 from verifier.branch_and_bound.branching import BRANCHING
@@ -89,7 +89,7 @@ class BoundStage:
         settings = dict(self.settings)
         if name == "alpha-crown":
             settings |= {"stop": lambda: problem.deadline.left() < CLOSING_S, "target": 0.0}
-        if name in TIMED:
+        if name in WITH_SOLVER:
             settings["time_limit_s"] = max(0.0, problem.deadline.left() - CLOSING_S)
         method = method_named(name, **settings)
         for regions, rows in _chunks(problem, state):

@@ -18,8 +18,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from milp.methods import METHODS
 from tests.verifier.models import absolute_value, save_network, spec
 from verifier.cli import PLANNED, run
+from verifier.cli.verify import BOUND_METHODS
 from verifier.demo import EXAMPLES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +52,11 @@ def output(capsys: pytest.CaptureFixture[str]) -> Output:
 
 
 # ---------------------------------------------------------------- verdicts and their outlets
+
+def test_the_command_line_names_every_bound_method() -> None:
+    """The names are spelled out there, so that `--help` does not load PyTorch."""
+    assert set(BOUND_METHODS) == set(METHODS)
+
 
 def test_verified_prints_one_line_and_exits_with_0(here: Path, output: Output) -> None:
     assert run(["verify", "net.onnx", "safe.vnnlib"]) == 0

@@ -253,6 +253,7 @@ class Search:
                 if x is not None and self.gate(x):
                     self.found = True
                     return
+                lower = lower if lower == lower else -math.inf  # what is no number must not leave the floor as it was
                 tree.floor[branch] = min(float(tree.floor[branch]), lower)
                 tree.stuck += int(not lower > float(question.target[branch]))
                 tree.leaves += 1

@@ -76,17 +76,17 @@ def command(net: str, spec: str, methods: str, time_limit: float, device: str | 
 def _measure(problem: Problem, name: str, time_limit: float) -> dict[str, Any]:
     """One method's bounds: of each output over all regions, and of the margin; with seconds."""
     from bounds.compute import compute_bounds
-    from milp.methods import TIMED, method_named
+    from milp.methods import WITH_SOLVER, method_named
     from verifier.deadline import Deadline
     from verifier.problem import State
     from verifier.stages import BoundStage
     start = time.perf_counter()
-    settings = {"time_limit_s": time_limit} if name in TIMED else {}
+    settings = {"time_limit_s": time_limit} if name in WITH_SOLVER else {}
     outputs = compute_bounds(problem.graph, problem.tensors.sets, None, method_named(name, **settings))
     output_s = time.perf_counter() - start
     assert outputs.upper is not None, "asked for both sides"
     start = time.perf_counter()
-    problem = replace(problem, deadline=Deadline.starting_now(time_limit)) if name in TIMED else problem
+    problem = replace(problem, deadline=Deadline.starting_now(time_limit)) if name in WITH_SOLVER else problem
     state = State.of(problem)
     BoundStage(name).run(problem, state)
     margin = state.lower(problem.tensors)
