@@ -25,7 +25,9 @@ from bounds.journal import Journal
 from bounds.lines import dot, gather_lines, pull_back_lines
 from bounds.ops.base import Affine, Elementwise, Relaxed
 from bounds.ops.linear import Linear
+from bounds.ops.round_off import MORE
 from bounds.relaxation import Relaxation
+from bounds.rounding import Prices, Unpriced
 from bounds.rows import Rows
 from bounds.sets import InputSet
 from bounds.sweep import Block, Sweep, Trace
@@ -64,10 +66,12 @@ def parallel(op: Elementwise, x: Interval) -> Relaxation:
 
 @dataclass(frozen=True, eq=False)
 class NodeLines:
-    """The lines of one elementwise node over all domains, and the flat positions that matter (or None: all)."""
+    """The lines of one elementwise node over all domains, moved out for rounding; the flat positions that matter (or
+    None: all); paid: how far the lines were moved out at most (None: not at all)."""
 
     relaxation: Relaxation
     columns: Tensor | None
+    paid: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +85,9 @@ class Pulled:
 class Backward:
     """Backward propagation on one graph over one batch of sets."""
 
-    def __init__(self, graph: Graph, sets: InputSet, lines: Lines = adaptive) -> None:
+    def __init__(self, graph: Graph, sets: InputSet, lines: Lines = adaptive, *, rounded: bool | None = None) -> None:
+        """rounded: whether every bound accounts for its own rounding; by default in float64, where that costs next to
+        nothing. (In float32 deep networks lose much of their tightness to it.)"""
         self.graph = graph
         self.sets = sets
         self.choose_lines = lines
@@ -92,8 +98,11 @@ class Backward:
         self.journal: Journal | None = None
         """What refinements of this engine are noted in, if anybody asked for it."""
         self.intervals: dict[int, Interval] = {}
-        self.enclosures: dict[int, Interval] = {}
+        self.enclosures: dict[int, Interval] = {0: Interval(sets.lower, sets.upper)}
+        self.rounded = sets.dtype == torch.float64 if rounded is None else rounded
+        self.prices = (Prices if self.rounded else Unpriced)(graph, self.enclosures)
         self._lines: dict[int, NodeLines] = {}
+        self._balls: dict[int, tuple[Interval, Tensor, Tensor]] = {}
         self._weights: dict[tuple[int, int, int], tuple[Tensor, Tensor | None]] = {}
         self._widest: dict[tuple[int, bool], tuple[int, int]] = {}
         self._idle: set[tuple[int, int]] = set()
@@ -103,7 +112,7 @@ class Backward:
 
     def enclose(self, node: int, interval: Interval) -> None:
         """Record proved bounds of a node; the lines of the operators that read it follow from them."""
-        self.intervals[node] = interval
+        self.intervals[node] = self.enclosures[node] = interval
         for reader in self.graph.consumers[node]:
             self._lines.pop(reader, None)
         self._weights.clear()
@@ -114,8 +123,9 @@ class Backward:
         if found is None:
             entry = self.graph.nodes[node]
             assert isinstance(entry.op, Elementwise)
-            relaxation = self.choose_lines(entry.op, self.intervals[entry.inputs[0]])
-            found = self._lines[node] = NodeLines(relaxation, self._columns(node, relaxation))
+            chosen = self.choose_lines(entry.op, self.intervals[entry.inputs[0]])
+            relaxation, paid = self.prices.lines(node, chosen)
+            found = self._lines[node] = NodeLines(relaxation, self._columns(node, chosen), paid)
         return found
 
     def _columns(self, node: int, relaxation: Relaxation) -> Tensor | None:
@@ -132,31 +142,36 @@ class Backward:
         columns = matters.any(0).nonzero().squeeze(1)
         return columns if columns.numel() < COLUMNS_SHARE * matters.shape[1] else None
 
-    @cached_property
-    def magnitudes(self) -> dict[int, Tensor]:
-        """The size of the terms that make up each node that relaxations read, "B *shape": of an affine one the sum of
-        the sizes of its weighted inputs and of its constant."""
-        graph, found = self.graph, dict[int, Tensor]()
-        found[0] = torch.maximum(self.sets.lower.abs(), self.sets.upper.abs())
-        for i, node in enumerate(graph.nodes[1:], 1):
-            if isinstance(node.op, Affine):
-                zeros = (found[j].new_zeros(1, *graph.nodes[j].shape) for j in node.inputs)
-                found[i] = node.op.magnitude(*(found[j] for j in node.inputs)) + node.op.forward(*zeros).abs()
-            else:
-                x = self.enclosures.get(i) or node.op.interval(*(self.intervals[j] for j in node.inputs))
-                found[i] = torch.maximum(x.lower.abs(), x.upper.abs())
-        return {i: found[i] for i in graph.relaxed_inputs}
-
     # ------------------------------------------------------------------ pulling rows back
 
     def pull(self, block: Block, params: Params | None = None, multipliers: Multipliers | None = None,
              trace: Trace | None = None) -> Pulled:
         """Pull a block of rows back to the input. `trace` takes what the rows meet at elementwise nodes."""
-        return self.pull_on(Sweep(block, multipliers, trace), params)
+        return self.pull_on(self._sweep(block, multipliers, trace), params)
+
+    def _sweep(self, block: Block, multipliers: Multipliers | None = None, trace: Trace | None = None) -> Sweep:
+        """A sweep that has paid for the rounding of its way to the next operators that are not affine."""
+        sweep = Sweep(block, self.prices.sum, multipliers, trace)
+        price, lost = self.prices.start(block.start)
+        if price is not None:
+            sweep.constants.append(-self._paid(block, block.rows, price))
+        if lost is not None:
+            sweep.constants.append(-lost)
+        return sweep
+
+    @torch.no_grad()
+    def _paid(self, block: Block, rows: Rows, price: Tensor) -> Tensor:
+        """What rows cost at prices "B *shape" of their node: "N"."""
+        if rows.index is not None:
+            flat = price.flatten(1).expand(rows.owner.batch, -1)
+            return flat[rows.owner.domains(rows.count, rows.index), rows.index]
+        rows = rows.as_full(self.graph.nodes[block.start].shape) if rows.extent is not None else rows
+        assert rows.A is not None
+        return MORE * dot(rows.A.abs(), rows.gather(price))
 
     def pull_to(self, block: Block, node: int, params: Params | None = None) -> Sweep:
         """Pull a block of rows back until they wait at `node`, or before it."""
-        sweep = Sweep(block)
+        sweep = self._sweep(block)
         while sweep.next_node > node:
             self._advance(sweep, params)
         return sweep
@@ -169,7 +184,7 @@ class Backward:
 
     def value(self, block: Block, params: Params | None = None, multipliers: Multipliers | None = None) -> Tensor:
         """Lower bounds "N" of a block of rows."""
-        sweep = Sweep(block, multipliers)
+        sweep = self._sweep(block, multipliers)
         while sweep.next_node > self.first:
             self._advance(sweep, params)
         return self._concretise(sweep)
@@ -177,7 +192,7 @@ class Backward:
     def decide(self, block: Block, threshold: float) -> Tensor:
         """Lower bounds "N" of a block; a row stops on its way as soon as the enclosures of the nodes
         reached show it to be at least `threshold`, with the bound that they give."""
-        sweep = Sweep(block)
+        sweep = self._sweep(block)
         result = block.rows.A if block.rows.A is not None else block.rows.sign
         assert result is not None
         result = result.new_empty(block.rows.count)
@@ -206,24 +221,36 @@ class Backward:
         result[alive] = value
         return result
 
+    def at_once(self, block: Block) -> Tensor:
+        """Lower bounds "N" of rows from the enclosure of the node they start at."""
+        return self._at_frontier(self._sweep(block))
+
     def behind_affine(self, block: Block) -> Tensor:
         """Lower bounds "N" of rows pulled back through the affine operators they start with, from the
         enclosures of the nodes before those."""
-        sweep = Sweep(block)
+        sweep = self._sweep(block)
         while sweep.next_node > 0 and isinstance(self.graph.nodes[sweep.next_node].op, Affine):
             self._advance(sweep, None)
         return self._at_frontier(sweep)
 
     def _at_frontier(self, sweep: Sweep) -> Tensor:
         """Lower bounds from the enclosures of the nodes that the rows have reached."""
-        value = sweep.total()
+        values = [sweep.total()]
         for j, rows in sweep.pending.items():
-            x = self.enclosures[j]
+            centre, radius = self._ball(j)
             if rows.index is not None:
                 rows = rows.as_window_or_full(self.graph.nodes[j].shape)
             assert rows.A is not None
-            value = value + dot(rows.A, rows.gather(x.centre)) - dot(rows.A.abs(), rows.gather(x.radius))
-        return value
+            values += [dot(rows.A, rows.gather(centre)), -dot(rows.A.abs(), rows.gather(radius))]
+        return self.prices.sum(*values)
+
+    def _ball(self, node: int) -> tuple[Tensor, Tensor]:
+        """`Prices.ball` of a node's enclosure."""
+        found = self._balls.get(node)
+        if found is None or found[0] is not self.enclosures[node]:
+            x = self.enclosures[node]
+            found = self._balls[node] = (x, *self.prices.ball(x))
+        return found[1], found[2]
 
     def _advance(self, sweep: Sweep, params: Params | None) -> int:
         """Pull the rows at the last pending node back to its inputs; returns that node."""
@@ -260,8 +287,17 @@ class Backward:
         x = block.keep(i, "ends", lambda: self.intervals[i].map(rows.gather))
         if rows.columns is not None:
             s = s.flatten(1).index_select(1, rows.columns)
-        sweep.constants.append(dot(s.clamp(min=0), x.lower) + dot(s.clamp(max=0), x.upper))
+        sweep.constants += [dot(s.clamp(min=0), x.lower), dot(s.clamp(max=0), x.upper)]
+        sweep.constants.append(-self._paid_multipliers(block, i, rows, s))
         return rows.with_values(rows.A - s)
+
+    @torch.no_grad()
+    def _paid_multipliers(self, block: Block, i: int, rows: Rows, s: Tensor) -> Tensor:
+        """What multipliers s cost "N": the way on from node i, and their sums."""
+        # A multiplier of zero stands on no bound, which may then be infinite.
+        terms = torch.where(s == 0, torch.zeros_like(s), s.abs() * block.keep(
+            i, "price", lambda: rows.gather(self.prices.multiplier(i))))
+        return MORE * terms.flatten(1).sum(1)
 
     def _through_lines(self, sweep: Sweep, i: int, rows: Rows, params: Params | None) -> Rows:
         block, constants = sweep.block, sweep.constants
@@ -283,7 +319,7 @@ class Backward:
             else:
                 x = block.keep(i, "x", lambda: self.intervals[node.inputs[0]].map(rows.gather))
                 op = node.op.select(rows.gather, self.intervals[node.inputs[0]].lower.shape)
-                relaxation = op.relax_with(x, params[i])
+                relaxation = self.prices.steeper(i, op.relax_with(x, params[i]), rows.gather, block.keep)
         assert rows.A is not None
         if sweep.trace is not None:
             sweep.trace[i] = (rows, relaxation)
@@ -419,13 +455,11 @@ class Backward:
     def _concretise(self, sweep: Sweep) -> Tensor:
         """The exact minimum over the sets of rows that wait at the first operator or at the input."""
         rows = sweep.pending.get(self.first)
-        value = sweep.total()
         if rows is None:
-            return value
+            return sweep.total()
         if self.first == 0:
-            return value + self._minimum(sweep.block, rows)
+            return self.prices.sum(sweep.total(), *self._minimum(sweep.block, rows))
         rows = self._with_multipliers(sweep, self.first, rows)
-        value = sweep.total()
         shape = self.graph.nodes[self.first].shape
         if rows.index is not None:
             rows = rows.as_window_or_full(shape)
@@ -434,7 +468,7 @@ class Backward:
         layout = replace(rows, A=None)
         centre = sweep.block.keep(self.first, "centre", lambda: layout.gather(self._first_centre))
         spread, radius = self._spread(sweep.block, rows)
-        return value + dot(rows.A, centre) - dot(spread.abs(), radius)
+        return self.prices.sum(sweep.total(), dot(rows.A, centre), -dot(spread.abs(), radius))
 
     def _spread(self, block: Block, rows: Rows) -> tuple[Tensor, Tensor]:
         """Rows over the first operator pulled back to the input, in whatever order is cheapest, and the sets'
@@ -465,15 +499,15 @@ class Backward:
         owner = rows.owner
         return A, block.keep(0, "radius", lambda: owner.rows(self._radius))
 
-    def _minimum(self, block: Block, rows: Rows) -> Tensor:
-        """The exact minimum over their sets of rows at the input: "N"."""
+    def _minimum(self, block: Block, rows: Rows) -> tuple[Tensor, ...]:
+        """Terms "N" whose sum is the minimum over their sets of rows at the input."""
         if self.sets.is_box and rows.index is None:
             centre, radius = block.keep(0, "box", lambda: (rows.gather(self._centre), rows.gather(self._radius)))
             assert rows.A is not None
-            return dot(rows.A, centre) - dot(rows.A.abs(), radius)
+            return dot(rows.A, centre), -dot(rows.A.abs(), radius)
         rows = rows.as_full(self.graph.input_shape)
         assert rows.A is not None
-        return self.minimise(rows.A, rows.owner)
+        return (self.minimise(rows.A, rows.owner),)
 
     @cached_property
     def first(self) -> int:
@@ -490,20 +524,24 @@ class Backward:
         return self.graph.nodes[self.first].op.forward(self._centre)
 
     def minimise(self, A: Tensor, owner: Owner) -> Tensor:
-        """The exact minimum of <A_n, x> over each row's set: "N"."""
+        """The minimum of <A_n, x> over each row's set, rounding included: "N"."""
         if self.sets.is_box:
-            return dot(A, owner.rows(self._centre)) - dot(A.abs(), owner.rows(self._radius))
-        return self.sets.minimise(A, owner.domains(A.shape[0], A))
+            return self.prices.sum(dot(A, owner.rows(self._centre)), -dot(A.abs(), owner.rows(self._radius)))
+        index = owner.domains(A.shape[0], A)
+        return self.sets.minimise_down(A, index) if self.rounded else self.sets.minimise(A, index)
 
     @cached_property
+    def _box(self) -> tuple[Tensor, Tensor]:
+        return self.prices.ball(Interval(self.sets.lower, self.sets.upper))
+
+    @property
     def _centre(self) -> Tensor:
-        return (self.sets.lower + self.sets.upper) / 2
+        return self._box[0]
 
-    @cached_property
+    @property
     def _radius(self) -> Tensor:
-        # Rounded so that centre +- radius holds both ends.
-        centre = self._centre
-        return torch.maximum(self.sets.upper - centre, centre - self.sets.lower)
+        """Such that centre +- radius holds both ends."""
+        return self._box[1]
 
     def lower(self, start: int, rows: Rows, threshold: float | None = None) -> Tensor:
         """Lower bounds "N" of rows over node `start`, in blocks that fit into cache and memory. With a

@@ -33,7 +33,9 @@ from torch import Tensor
 from bounds.alpha_crown import initial, on_grid
 from bounds.backward import Backward, Block, Multipliers, Params, Pulled, input_rows
 from bounds.journal import FINE_GRID, GRID, NONE, Noted, multiples, noted_slopes, snapped
+from bounds.ops.round_off import MORE, gamma
 from bounds.relaxation import Relaxation
+from bounds.rounding import magnitude
 from bounds.rows import Rows
 from bounds.sweep import Trace
 from bounds.window import Owner
@@ -42,9 +44,6 @@ Ascent = Literal["signs", "level"]
 
 BLOCK_COEFFICIENTS = 1 << 20  # slopes and gradients of a block, a few MB
 DONE_SHARE = 0.2              # groups that reached the target leave when they are this share
-# Large multipliers cancel. What their terms amount to by rounding is charged: so many units in the last place of the
-# size that the terms of a neuron have, which may be far larger than the neuron itself.
-MULTIPLIER_ULPS = 8
 AHEAD = 1.0                   # the level lies as far beyond the target as this share of what the bound is short of it
 LEAST_AHEAD = 1e-3            # and further by this share of the bound
 
@@ -204,6 +203,7 @@ class _Climb:
         self.groups = groups
         count = len(groups.owner)
         self.rows_of_one = groups.C.shape[1] == 1
+        self.weighs = engine.rounded and (free or not self.rows_of_one)
         weights = start.weights
         if weights is None:
             weights = groups.mask / groups.mask.sum(1, keepdim=True)
@@ -232,7 +232,6 @@ class _Climb:
             self.steepness = input_rows(pulled, engine.graph).flatten(1).abs()
             self.slopes, self.low, self.high = initial(engine, self.block)
         self.scale = {node: self._coefficients(node) for node in self.split}
-        self.ends = {node: self._ends(node) for node in self.multipliers}
         for node, warm in start.slopes.items():
             if node in self.slopes:
                 value = self._in_layout(node, warm)
@@ -257,15 +256,16 @@ class _Climb:
         ones = (len(self.groups.owner), *(1,) * (self.split[node].dim() - 1))
         return self.weights.new_ones(ones)
 
-    def _ends(self, node: int) -> Tensor:
-        """The size of the terms of each neuron that a multiplier may stand on, "N *shape"."""
-        ends = self.engine.magnitudes[node][self.groups.owner]
-        return torch.where(self.split[node], ends, torch.zeros_like(ends)) if node in self.split else ends
-
-    def _rounding(self, multipliers: Multipliers) -> Tensor | float:
-        """What the terms of multipliers may amount to by rounding alone, "G"."""
-        terms = [torch.where(s == 0, 0, s.abs() * self.ends[i]).flatten(1).sum(1) for i, s in multipliers.items()]
-        return MULTIPLIER_ULPS * torch.finfo(self.best.dtype).eps * torch.stack(terms).sum(0) if terms else 0.0
+    @torch.no_grad()
+    def _combination(self, weights: Tensor) -> Tensor:
+        """What the weighted sum of the groups' rows may lose by rounding, "G"."""
+        groups, engine = self.groups, self.engine
+        outputs = magnitude(engine.enclosures[engine.graph.output]).flatten(1)[groups.owner]
+        size = torch.einsum("grm,gm->gr", groups.C.abs(), outputs) + groups.offset.abs()
+        if groups.D is not None:
+            inputs = magnitude(engine.enclosures[0]).flatten(1)[groups.owner]
+            size = size + torch.einsum("grn,gn->gr", groups.D.abs(), inputs)
+        return MORE * gamma(groups.C.shape[1], size.dtype) * (weights * size).sum(1)
 
     def _layout(self, node: int) -> Rows:
         layout: Rows = self.block.gathered[node, "layout"]
@@ -287,18 +287,15 @@ class _Climb:
     # ------------------------------------------------------------------ evaluation
 
     def _value(self) -> Tensor:
-        with torch.no_grad():
-            rounding = self._rounding(self.multipliers)
-        return self._pulled() - rounding
-
-    def _pulled(self) -> Tensor:
         C, offset, D = self.groups.combined(self.weights)
+        if self.weighs:
+            offset = offset - self._combination(self.weights)
         self.block.rows = replace(self.block.rows, A=C.view(len(offset), *self.engine.graph.output_shape))
         if D is None:
-            return offset + self.engine.value(self.block, self.slopes, self.multipliers)
+            return self.engine.prices.sum(offset, self.engine.value(self.block, self.slopes, self.multipliers))
         pulled = self.engine.pull(self.block, self.slopes, self.multipliers)
         A = input_rows(pulled, self.engine.graph) + D.view(-1, *self.engine.graph.input_shape)
-        return offset + pulled.constant + self.engine.minimise(A, self.block.rows.owner)
+        return self.engine.prices.sum(offset, pulled.constant, self.engine.minimise(A, self.block.rows.owner))
 
     def evaluate(self, *, gradient: bool) -> Tensor:
         """The bounds "G" at the present parameters; with `gradient` their gradients are kept for `step`."""
@@ -410,9 +407,9 @@ class _Climb:
         self.slopes, self.low, self.high, best_slopes = (
             {i: p if p.shape[1] == 1 else p.index_select(1, rest) for i, p in g.items()}
             for g in (self.slopes, self.low, self.high, self.best_at.slopes))
-        self.multipliers, self.split, self.scale, self.ends, best_multipliers = (
+        self.multipliers, self.split, self.scale, best_multipliers = (
             {i: s.index_select(0, rest) for i, s in g.items()}
-            for g in (self.multipliers, self.split, self.scale, self.ends, self.best_at.multipliers))
+            for g in (self.multipliers, self.split, self.scale, self.best_at.multipliers))
         assert self.best_at.weights is not None
         self.best_at = Start(best_slopes, best_multipliers, self.best_at.weights[rest])
 
@@ -449,11 +446,13 @@ class _Climb:
         self.block.rows = replace(self.block.rows, A=C.view(len(offset), *graph.output_shape))
         trace: Trace = {}
         pulled: Pulled = engine.pull(self.block, at.slopes, at.multipliers, trace)
-        A, b = input_rows(pulled, graph), pulled.constant + offset - self._rounding(at.multipliers)
+        A, b = input_rows(pulled, graph), engine.prices.sum(pulled.constant, offset)
+        if self.weighs:
+            b = b - self._combination(at.weights)
         if D is not None:
             A = A + D.view_as(A)
         owner = self.block.rows.owner
-        lower = b + engine.minimise(A, owner)
+        lower = engine.prices.sum(b, engine.minimise(A, owner))
         result[alive] = torch.where(torch.isnan(lower), lower, torch.maximum(result[alive], lower))
         x = engine.sets.minimiser(A, owner.domains(len(offset), A)) if x is None else x
         values = graph.values(x)

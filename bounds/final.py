@@ -60,6 +60,6 @@ def finish(engine: Backward, block: Block, rows: LinearRows, params: Params | No
     if rows.D is not None:
         A = A + rows.D.view_as(A)
     if rows.offset is not None:
-        b = b + rows.offset
+        b = engine.prices.sum(b, rows.offset)
     owner = block.rows.owner
-    return b + engine.minimise(A, owner), A, b
+    return engine.prices.sum(b, engine.minimise(A, owner)), A, b

@@ -19,6 +19,7 @@ from bounds.bounds import Bounds, LinearRows
 from bounds.final import output_rows, owner_of
 from bounds.graph.graph import Graph
 from bounds.interval import Interval
+from bounds.rounding import image, sum_down
 from bounds.sets import InputSet
 
 
@@ -39,7 +40,7 @@ def propagate(graph: Graph, sets: InputSet, *, given: Mapping[int, Interval] | N
     """An enclosure "B *shape" of every node over each set, met with the `given` (proved) ones on the way."""
     intervals: list[Interval] = []
     for i, node in enumerate(graph.nodes):
-        interval = node.op.interval(*(intervals[j] for j in node.inputs)) if i else bounding_box(sets)
+        interval = image(graph, i, {j: intervals[j] for j in node.inputs}) if i else bounding_box(sets)
         intervals.append(interval.meet(given[i]) if given and i in given else interval)
     return intervals
 
@@ -47,31 +48,23 @@ def propagate(graph: Graph, sets: InputSet, *, given: Mapping[int, Interval] | N
 def rows_over(graph: Graph, sets: InputSet, rows: LinearRows, intervals: Sequence[Interval]) -> tuple[Tensor, Tensor]:
     """Lower and upper bounds "N" of the asked rows, given an enclosure "B *shape" of every node: the better of
     interval arithmetic on the outputs and on the nodes before the last affine operators."""
-    owner = owner_of(rows, sets.batch)
-    output = intervals[graph.output]
-    low, high = owner.rows(output.lower.flatten(1)), owner.rows(output.upper.flatten(1))
-    positive, negative = rows.C.clamp(min=0), rows.C.clamp(max=0)
-    lower = torch.maximum((positive * low + negative * high).sum(1), _behind_affine(graph, sets, rows, intervals))
-    opposite = LinearRows(-rows.C, rows.owner)
-    upper = torch.minimum((positive * high + negative * low).sum(1),
-                          -_behind_affine(graph, sets, opposite, intervals))
+    engine = Backward(graph, sets, rounded=True)
+    engine.enclosures.update(enumerate(intervals))
+
+    def side(rows: LinearRows) -> Tensor:
+        return torch.cat([torch.maximum(engine.at_once(block), engine.behind_affine(block))
+                          for block in engine.blocks(graph.output, output_rows(engine, rows))])
+    lower, upper = side(rows), -side(LinearRows(-rows.C, rows.owner))
     if rows.D is not None:
         D = rows.D.view(-1, *sets.shape)
-        index = owner.domains(D.shape[0], D)
-        lower, upper = lower + sets.minimise(D, index), upper - sets.minimise(-D, index)
-    return (lower, upper) if rows.offset is None else (lower + rows.offset, upper + rows.offset)
-
-
-def _behind_affine(graph: Graph, sets: InputSet, rows: LinearRows, intervals: Sequence[Interval]) -> Tensor:
-    engine = Backward(graph, sets)
-    engine.enclosures.update(enumerate(intervals))
-    return torch.cat([engine.behind_affine(block)
-                      for block in engine.blocks(graph.output, output_rows(engine, rows))])
+        index = owner_of(rows, sets.batch).domains(D.shape[0], D)
+        lower, upper = sum_down(lower, sets.minimise_down(D, index)), -sum_down(-upper, sets.minimise_down(-D, index))
+    return (lower, upper) if rows.offset is None else (sum_down(lower, rows.offset), -sum_down(-upper, -rows.offset))
 
 
 def bound(graph: Graph, sets: InputSet, rows: LinearRows, *, given: Mapping[int, Interval] | None = None,
           params: Any = None) -> Bounds:
-    """Interval bounds of the asked rows and of every node; valid up to rounding of sums. `params` are passed on."""
+    """Interval bounds of the asked rows and of every node, rounding included. `params` are passed on."""
     intervals = propagate(graph, sets, given=given)
     lower, upper = rows_over(graph, sets, rows, intervals)
     return Bounds(lower, upper, dict(enumerate(intervals)), params)

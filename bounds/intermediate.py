@@ -46,12 +46,13 @@ def refine(engine: Backward, *, given: Mapping[int, Interval] | None = None,
         needed.add(graph.output)
     intervals = engine.enclosures
     intervals.clear()
+    engine.prices.clear()
     intervals[0] = Interval(sets.lower, sets.upper)
     boxes = {0} if sets.is_box else set()
     for i, node in enumerate(graph.nodes[:graph.output + 1]):
         exact = sets.is_box and i == 0
         if i:
-            interval = node.op.interval(*(intervals[j] for j in node.inputs))
+            interval = engine.prices.image(i)
             if isinstance(node.op, Affine):
                 exact = len(node.inputs) == 1 and node.inputs[0] in boxes
                 if exact and (isinstance(node.op, Scale) or node.op.passes_rows(

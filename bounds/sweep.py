@@ -40,8 +40,10 @@ Trace = dict[int, tuple[Rows, Relaxation]]
 class Sweep:
     """A block of rows on its way to the input: what waits at which node, and the constants collected."""
 
-    def __init__(self, block: Block, multipliers: dict[int, Tensor] | None = None, trace: Trace | None = None) -> None:
+    def __init__(self, block: Block, add: Callable[..., Tensor], multipliers: dict[int, Tensor] | None = None,
+                 trace: Trace | None = None) -> None:
         self.block = block
+        self._add = add
         self.multipliers = multipliers or {}
         self.trace = trace
         self.pending: dict[int, Rows] = {block.start: block.rows}
@@ -58,14 +60,10 @@ class Sweep:
 
     def total(self) -> Tensor:
         """The constant so far, "N"."""
-        if not self.constants:
-            rows = self.block.rows
-            like = rows.A if rows.A is not None else rows.sign
-            assert like is not None
-            self.constants.append(like.new_zeros(rows.count))
-        while len(self.constants) > 1:
-            last = self.constants.pop()
-            self.constants[0] = self.constants[0] + last
+        rows = self.block.rows
+        like = rows.A if rows.A is not None else rows.sign
+        assert like is not None
+        self.constants = [self._add(like.new_zeros(rows.count), *self.constants)]
         return self.constants[0]
 
     def take(self, chosen: Tensor) -> None:

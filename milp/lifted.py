@@ -38,6 +38,7 @@ from milp.problem import Floats
 
 IMPLIED = 1e-9         # relative: a proved end that the box of the variables all but implies is no row
 STANDS_STILL = 1e-9    # relative: what moves no more than this has no rows, for they would hold its rounding, scaled up
+LEAST_RADIUS = 1e-5    # relative: of a variable that stands still; what follows from it holds its rounding, scaled up
 BALL_LOOSENED = 1e-12  # relative: of a squared radius, for the rounding of its own row
 
 
@@ -117,7 +118,9 @@ class Lifted:
         self.used += len(lower)
         forms = np.zeros((len(lower), self.size))
         forms[:, 0] = centre = 0.5 * lower + 0.5 * upper
-        forms[np.arange(len(lower)), where] = np.nextafter(np.maximum(upper - centre, centre - lower), np.inf)
+        radius = np.nextafter(np.maximum(upper - centre, centre - lower), np.inf)
+        still = radius <= STANDS_STILL * (1 + np.abs(centre))
+        forms[np.arange(len(lower)), where] = np.where(still, LEAST_RADIUS * (1 + np.abs(centre)), radius)
         for k in where:
             square = np.zeros((self.size, self.size))
             square[k, k], square[0, 0] = 1, -1

@@ -20,6 +20,9 @@ class LeaningStage:
     leaning: Leaning = field(default_factory=Leaning)
     share: float = 0.1
 
+    def is_rounded(self, problem: Problem) -> bool:
+        return False  # the float64 evaluation is not priced
+
     def run(self, problem: Problem, state: State) -> None:
         tensors, graph = problem.tensors, problem.graph
         rows = open_rows(problem, state)

@@ -45,6 +45,9 @@ class MilpStage:
     most_undecided: int = MOST_UNDECIDED
     name: str = "milp"
 
+    def is_rounded(self, problem: Problem) -> bool:
+        return False  # a solver's word
+
     def run(self, problem: Problem, state: State) -> None:
         plan = plan_for(problem)
         state.choices[self.name] = {"solver": self.solver.name, "pieces": plan.inputs}

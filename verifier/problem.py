@@ -111,13 +111,15 @@ class State:
     """What is known so far; stages improve it, nothing else does.
 
     row_lower "N": proved lower bound of each row's violation over its region. branch_proved "K": proved lower bound of
-    a branch's margin by a search, and branch_closed: whether that search left nothing open. intervals: proved
-    enclosures of intermediate nodes, "U *shape". upper: the smallest margin seen at a real point.
+    a branch's margin by a search, and branch_closed: whether that search left nothing open. rounded "K": branches that
+    were decided with all rounding accounted for. intervals: proved enclosures of intermediate nodes, "U *shape". upper:
+    the smallest margin seen at a real point.
     """
 
     row_lower: Tensor
     branch_proved: Tensor
     branch_closed: Tensor
+    rounded: Tensor
     intervals: dict[int, Interval] = field(default_factory=dict)
     upper: float = float("inf")
     witness: Witness | None = None
@@ -131,7 +133,8 @@ class State:
         tensors = problem.tensors
         nothing = tensors.bound.new_full((tensors.branches,), -torch.inf)
         return cls(row_lower=torch.full_like(tensors.bound, -torch.inf), branch_proved=nothing,
-                   branch_closed=torch.zeros_like(nothing, dtype=torch.bool))
+                   branch_closed=torch.zeros_like(nothing, dtype=torch.bool),
+                   rounded=torch.zeros_like(nothing, dtype=torch.bool))
 
     def improve(self, rows: Tensor, lower: Tensor) -> None:
         """Take over new lower bounds of `rows` (indices). Only numbers count: NaN and infinities are no proof."""

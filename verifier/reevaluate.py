@@ -551,7 +551,7 @@ class _Run:
                                                                                                           Tensor]:
         on, layout = self.on, self.on.layout
         if self.affine is None:
-            found = AffineNeurons.of(on.graph, layout)
+            found = AffineNeurons.of(on.graph, layout, on.tensors.sets)
             self.affine = None if found is None else replace(found, exact=True)
         if self.affine is None:
             raise ProofError(f"{self.reader.path}: no neuron is affine in the input")

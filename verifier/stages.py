@@ -17,6 +17,7 @@ from torch import Tensor
 from bounds.bounds import Bounds, LinearRows
 from bounds.interval import CROSSING_RTOL, Interval
 from bounds.journal import Journal
+from bounds.rounding import is_covered
 from bounds.sets import InputSet
 from milp.methods import METHODS, WITH_SOLVER, method_named
 from verifier.attacks.base import Attack
@@ -36,6 +37,7 @@ CONTRADICTION_RTOL = 1e-4  # float32 evaluation against a bound
 ERROR_FACTOR = 8.0  # a bound's error against that of one evaluation
 DOUBLED_WEIGHTS = 50_000_000  # up to here sanity checks afford a float64 copy of the network
 SANITY_SAMPLES = 8
+PRICED_METHODS = ("ibp", "fastlin", "crown-ibp", "crown", "alpha-crown")  # in float64 they account for all rounding
 NOTED_METHODS = ("crown", "alpha-crown")  # whose bounds of neurons a proof file can state
 
 
@@ -46,6 +48,10 @@ class Stage(Protocol):
     def name(self) -> str: ...
 
     def run(self, problem: Problem, state: State) -> None: ...
+
+    def is_rounded(self, problem: Problem) -> bool:
+        """Whether what this stage proves accounts for all rounding."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,9 @@ class AttackStage:
     name: str
     attack: Attack
     share: float = 1.0
+
+    def is_rounded(self, problem: Problem) -> bool:
+        return False  # it proves nothing
 
     def run(self, problem: Problem, state: State) -> None:
         limit_s = min(self.attack.time_limit_s, self.share * problem.deadline.left())
@@ -82,6 +91,11 @@ class BoundStage:
     keep: bool = False
     inherit: bool = False
     method: str | None = None  # where it differs from the stage's name
+
+    def is_rounded(self, problem: Problem) -> bool:
+        name = self.method or self.name
+        return is_covered(problem.graph) and (name == "ibp" or (
+            name in PRICED_METHODS and problem.graph.dtype == torch.float64))
 
     def run(self, problem: Problem, state: State) -> None:
         tensors = problem.tensors

@@ -191,10 +191,14 @@ def _run(stages: Sequence[Stage], problem: Problem, state: State, logs: list[Sta
         if problem.deadline.passed() or not bool(state.open_branches(problem.tensors).any()):
             return None
         start = time.monotonic()
+        before = state.open_branches(problem.tensors)
         try:
             stage.run(problem, state)
         finally:
-            still_open = int(state.open_branches(problem.tensors).sum())
+            after = state.open_branches(problem.tensors)
+            if stage.is_rounded(problem):
+                state.rounded |= before & ~after
+            still_open = int(after.sum())
             entry = StageLog(stage.name, time.monotonic() - start, state.lower(problem.tensors), state.upper,
                              still_open)
             logs.append(entry)
@@ -213,7 +217,7 @@ def _conclude(problem: Problem, state: State) -> Verdict:
         clash = contradiction(problem, state)
         if clash:
             return Unknown(Reason.NUMERICAL, float("-inf"), state.upper, clash)
-        return Verified(lower, Evidence.FLOAT, Claim.REAL)
+        return Verified(lower, Evidence.ROUNDED if bool(state.rounded.all()) else Evidence.FLOAT, Claim.REAL)
     if state.numerical:
         return Unknown(Reason.NUMERICAL, lower, state.upper, state.numerical)
     reason = Reason.TIME_LIMIT if problem.deadline.left() < CLOSING_S else Reason.INCOMPLETE

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,22 @@ class FoldError:
 
     weight: Tensor | None = None
     bias: Tensor | None = None
+
+    def operator(self, op: Affine) -> Affine:
+        """The operator with the radii in place of its parameters: at sizes of its inputs, how far the fold is off."""
+        made = self._operators.get(op)
+        if made is None:
+            name, offset = ("weight", "bias") if hasattr(op, "weight") else ("factor", "shift")
+            like = getattr(op, name) if getattr(op, name) is not None else getattr(op, offset)
+            up = 1 + torch.finfo(like.dtype).eps
+            weight = torch.zeros_like(like) if self.weight is None else self.weight.to(like) * up
+            bias = None if self.bias is None else self.bias.to(like) * up
+            made = self._operators[op] = dataclasses.replace(op, **{name: weight, offset: bias})
+        return made
+
+    @cached_property
+    def _operators(self) -> WeakKeyDictionary[Affine, Affine]:
+        return WeakKeyDictionary()
 
     def to(self, device: torch.device | str | None) -> FoldError:
         return FoldError(*(None if r is None else r.to(device=device) for r in (self.weight, self.bias)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,6 +39,10 @@ class Add(Affine):
 
     def magnitude(self, *radii: Tensor) -> Tensor:
         return Add(1).forward(*radii)
+
+    def terms(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> int:
+        # Rows of an input that was repeated add up.
+        return max(math.prod(output_shape) // max(1, math.prod(s)) for s in input_shapes) + 1
 
     def pull_back(self, A: Tensor, input_shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
         return sum_to(A, input_shapes[0]), sum_to(A if self.sign > 0 else -A, input_shapes[1])

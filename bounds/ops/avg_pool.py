@@ -67,6 +67,9 @@ class AvgPool(Affine):
         weights = self._weights(x.shape[2:], x)
         return y if weights is None else y * weights
 
+    def terms(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> int:
+        return math.prod(self.kernel) + 3  # the sum, and up to three quotients and products
+
     def pull_back(self, A: Tensor, input_shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
         map_shape = input_shapes[0][1:]
         weights = self._weights(map_shape, A)

@@ -60,6 +60,8 @@ class Affine(Operator):
     """`forward(x, ...) = linear(x, ...) + constant`, jointly linear in all inputs."""
 
     kind: ClassVar[str] = "affine"
+    moves_only: ClassVar[bool] = False
+    """True where `forward` computes nothing: numbers are moved, repeated or left out."""
 
     def linear(self, *inputs: Tensor) -> Tensor:
         """The linear part: `forward` without its constant. "B *in" -> "B *out"."""
@@ -69,7 +71,18 @@ class Affine(Operator):
         """`|W| r`: the linear part with absolute weights; radii >= 0. Override unless W >= 0."""
         return self.linear(*radii)
 
+    def terms(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> int:
+        """How many products (or differences) one entry of the result, or of a row pulled back, sums at most; 0 where
+        numbers are only moved, so that nothing is rounded."""
+        raise NotImplementedError(f"{self.kind} does not say how it rounds")
+
+    def offset_size(self, input_shapes: tuple[Shape, ...]) -> Tensor | None:
+        """"1 *out" (or broadcastable): the sizes of what makes up the constant; None where there is none."""
+        return None
+
     def interval(self, *inputs: Interval) -> Interval:
+        if self.moves_only:
+            return Interval(self.forward(*(i.lower for i in inputs)), self.forward(*(i.upper for i in inputs)))
         centre = self.forward(*(i.centre for i in inputs))
         radius = self.magnitude(*(i.radius for i in inputs))
         return Interval(centre - radius, centre + radius)
@@ -113,6 +126,10 @@ class Elementwise(Operator):
 
     kind: ClassVar[str] = "elementwise"
     increasing: ClassVar[bool] = True
+    rounding_known: ClassVar[bool] = False
+    """True where `interval` and all lines hold exactly as stored, without trust in a library's functions."""
+    exact_ends: ClassVar[bool] = False
+    """True where `interval` computes nothing that is rounded."""
     only_kink: ClassVar[float | None] = None
     """Where f consists of two straight pieces, the point between them."""
 
@@ -175,6 +192,13 @@ class Relaxed(Operator):
     bounds of its outputs in its inputs and pulls rows back through them."""
 
     kind: ClassVar[str] = "relaxed"
+    rounding_known: ClassVar[bool] = False
+    """True where `rounding` bounds the errors of `pull_back_relaxed`, and `interval` holds in spite of rounding."""
+
+    def rounding(self, inputs: tuple[Interval, ...], prices: tuple[Tensor | None, ...]) -> Tensor:
+        """"B *out": by how much, per unit of a coefficient at each output, `pull_back_relaxed` may be off, where a unit
+        of a coefficient at the inputs costs `prices` ("B *in"; None: nothing) in its turn."""
+        raise NotImplementedError(f"{self.kind} does not say how it rounds")
 
     def pull_back_relaxed(self, A: Tensor, owner: Owner, inputs: tuple[Interval, ...]
                           ) -> tuple[tuple[Tensor, ...], Tensor]:

@@ -12,6 +12,8 @@ from torch import Tensor
 from bounds.ops.base import Affine, Shape
 from bounds.window import Extent
 
+FACTOR_ROUNDINGS = 8  # of the sum, the root, its inverse and the product, the root within two units of the last place
+
 
 @dataclass(frozen=True, eq=False)
 class BatchNorm(Affine):
@@ -56,6 +58,14 @@ class BatchNorm(Affine):
 
     def magnitude(self, *radii: Tensor) -> Tensor:
         return radii[0] * self._channels(self._factor().abs(), radii[0])
+
+    def terms(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> int:
+        return FACTOR_ROUNDINGS + 2
+
+    def offset_size(self, input_shapes: tuple[Shape, ...]) -> Tensor | None:
+        size = (self.mean * self._factor()).abs()
+        size = size if self.bias is None else size + self.bias.abs()
+        return size.view(1, -1, *(1,) * (len(input_shapes[0]) - 1))
 
     def pull_back(self, A: Tensor, input_shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
         return (A * self._channels(self._factor(), A),)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bounds.interval import Interval
 from bounds.ops.base import Elementwise
+from bounds.ops.slack import slack
 from bounds.relaxation import Relaxation
 
 
@@ -31,6 +32,8 @@ class Clip(Elementwise):
     low: float = -math.inf
     high: float = math.inf
     kind: ClassVar[str] = "Clip"
+    rounding_known: ClassVar[bool] = True
+    exact_ends: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.low <= self.high:
@@ -53,16 +56,23 @@ class Clip(Elementwise):
         take_low = has_low & ~(has_high & ((high - middle).abs() < (middle - low).abs()))
         return torch.where(take_low, low, torch.where(has_high, high, middle))
 
-    def _pivots(self, x: Interval) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(p, steepest upper slope, q, steepest lower slope)."""
+    def _steepest(self, x: Interval) -> tuple[Tensor, Tensor]:
+        """The steepest slopes offered (above, below): between the pivots and the far ends."""
         p, q = x.upper.clamp(max=self.high), x.lower.clamp(min=self.low)
-        upper = _slope(self.forward(p) - self.forward(x.lower), p - x.lower)
-        lower = _slope(self.forward(x.upper) - self.forward(q), x.upper - q)
-        return p, upper, q, lower
+        return (_slope(self.forward(p) - self.forward(x.lower), p - x.lower),
+                _slope(self.forward(x.upper) - self.forward(q), x.upper - q))
 
-    def _lines(self, p: Tensor, upper_slope: Tensor, q: Tensor, lower_slope: Tensor) -> Relaxation:
-        return Relaxation(lower_slope, self.forward(q) - lower_slope * q,
-                          upper_slope, self.forward(p) - upper_slope * p)
+    def _lines(self, x: Interval, upper_slope: Tensor, lower_slope: Tensor) -> Relaxation:
+        """Through the pivots, moved out by the rounding of slopes and intercepts where the slope is not 0 or 1."""
+        p, q = x.upper.clamp(max=self.high), x.lower.clamp(min=self.low)
+        below, above = self.forward(q), self.forward(p)
+        reach = torch.maximum(x.lower.abs(), x.upper.abs())
+
+        def out(slope: Tensor, value: Tensor) -> Tensor:
+            bent = (slope > 0) & ~self.is_linear_on(x)
+            return torch.where(bent, slack(value.abs() + 2 * slope * reach), torch.zeros_like(value))
+        return Relaxation(lower_slope, below - lower_slope * q - out(lower_slope, below),
+                          upper_slope, above - upper_slope * p + out(upper_slope, above))
 
     def _adaptive(self, x: Interval, upper: Tensor, lower: Tensor) -> tuple[Tensor, Tensor]:
         """Of the slopes offered, those with the smaller area: at the middle of [l, u] the upper line
@@ -73,25 +83,24 @@ class Clip(Elementwise):
         return upper * steep_above, lower * steep_below
 
     def relax(self, x: Interval) -> Relaxation:
-        p, upper, q, lower = self._pivots(x)
+        upper, lower = self._steepest(x)
         upper_slope, lower_slope = self._adaptive(x, upper, lower)
-        return self._lines(p, upper_slope, q, lower_slope)
+        return self._lines(x, upper_slope, lower_slope)
 
     def relax_parallel(self, x: Interval) -> Relaxation:
         """With both kinks inside the gap is (high - low)(1 - s) while both lines keep their pivots, and
         grows again once the slope is too steep for one of them: the smaller of both slopes is optimal."""
-        p, upper, q, lower = self._pivots(x)
+        upper, lower = self._steepest(x)
         slope = torch.minimum(upper, lower)
-        return self._lines(p, slope, q, slope)
+        return self._lines(x, slope, slope)
 
     def parameters(self, x: Interval) -> tuple[Tensor, Tensor, Tensor] | None:
         """(slope below, slope above)."""
-        _, upper, _, lower = self._pivots(x)
+        upper, lower = self._steepest(x)
         upper_slope, lower_slope = self._adaptive(x, upper, lower)
         high = torch.stack((lower, upper))
         low = torch.stack((lower * (x.lower >= self.low), upper * (x.upper <= self.high)))
         return torch.stack((lower_slope, upper_slope)), low, high
 
     def relax_with(self, x: Interval, params: Tensor) -> Relaxation:
-        p, q = x.upper.clamp(max=self.high), x.lower.clamp(min=self.low)
-        return self._lines(p, params[1], q, params[0])
+        return self._lines(x, params[1], params[0])

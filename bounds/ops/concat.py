@@ -17,9 +17,13 @@ class Concat(Affine):
 
     axis: int
     kind: ClassVar[str] = "Concat"
+    moves_only: ClassVar[bool] = True
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return torch.cat(inputs, self.axis + 1)
+
+    def terms(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> int:
+        return 0
 
     def pull_back(self, A: Tensor, input_shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
         return A.split([shape[self.axis] for shape in input_shapes], self.axis + 1)

@@ -45,6 +45,14 @@ class Conv(Affine):
     def magnitude(self, *radii: Tensor) -> Tensor:
         return self._apply(radii[0], self.weight.abs(), None)
 
+    def terms(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> int:
+        # A transposed kernel sums over output channels; whole windows are also summed for the constant of a row.
+        inputs, outputs = self.weight.shape[1], self.weight.shape[0] // self.groups
+        return max(inputs, outputs) * math.prod(self.weight.shape[2:]) + 1
+
+    def offset_size(self, input_shapes: tuple[Shape, ...]) -> Tensor | None:
+        return None if self.bias is None else self.bias.abs().view(1, -1, *(1,) * (self.weight.dim() - 2))
+
     def taps(self, shape: Shape) -> Tensor:
         """The flat inputs, of a map of `shape` "Cin h w", that each output position reads, in the order of a kernel's
         weights: "Cin*k P" (long; -1: padding). Two axes and one group only."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -43,6 +44,13 @@ class ConvTranspose(Affine):
 
     def magnitude(self, *radii: Tensor) -> Tensor:
         return self._apply(radii[0], self.weight.abs(), None)
+
+    def terms(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> int:
+        inputs, outputs = self.weight.shape[0] // self.groups, self.weight.shape[1]
+        return max(inputs, outputs) * math.prod(self.weight.shape[2:]) + 1
+
+    def offset_size(self, input_shapes: tuple[Shape, ...]) -> Tensor | None:
+        return None if self.bias is None else self.bias.abs().view(1, -1, *(1,) * (self.weight.dim() - 2))
 
     def pull_back(self, A: Tensor, input_shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
         out = _CONV[self.weight.dim() - 2](

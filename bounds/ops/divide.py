@@ -23,5 +23,8 @@ class Divide(Affine):
     def magnitude(self, *radii: Tensor) -> Tensor:
         return radii[0] / self.divisor.abs()
 
+    def terms(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> int:
+        return 1
+
     def pull_back(self, A: Tensor, input_shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
         return (A / self.divisor,)

@@ -28,6 +28,12 @@ class Linear(Affine):
     def magnitude(self, *radii: Tensor) -> Tensor:
         return F.linear(radii[0], self.weight.abs())
 
+    def terms(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> int:
+        return max(self.weight.shape) + 1
+
+    def offset_size(self, input_shapes: tuple[Shape, ...]) -> Tensor | None:
+        return None if self.bias is None else self.bias.abs().unsqueeze(0)
+
     def pull_back(self, A: Tensor, input_shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
         return (A @ self.weight,)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,6 +31,10 @@ class MatMul(Affine):
 
     def magnitude(self, *radii: Tensor) -> Tensor:
         return self._apply(radii[0], self.weight.abs())
+
+    def terms(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> int:
+        # Where one input meets several matrices of a stack, its coefficients add up over them.
+        return max(self.weight.shape[-2:]) * max(1, math.prod(self.weight.shape[:-2])) + 1
 
     def pull_back(self, A: Tensor, input_shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
         return (sum_to(self._apply(A, self.weight.transpose(-1, -2)), input_shapes[0]),)

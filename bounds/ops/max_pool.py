@@ -25,6 +25,7 @@ from torch import Tensor
 
 from bounds.interval import Interval
 from bounds.ops.base import Relaxed, Shape
+from bounds.ops.round_off import MORE, gamma, underflow
 from bounds.window import Owner
 
 _POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -71,6 +72,7 @@ class MaxPool(Relaxed):
     dilation: tuple[int, ...]
     ceil: bool = False
     kind: ClassVar[str] = "MaxPool"
+    rounding_known: ClassVar[bool] = True
 
     def forward(self, *inputs: Tensor) -> Tensor:
         pool = _POOL[len(self.kernel)]
@@ -126,6 +128,15 @@ class MaxPool(Relaxed):
         out = out.scatter_add(2, owner.rows(lines.above).expand_as(A), negative * owner.rows(lines.slope))
         constant = (negative * owner.rows(lines.high)).flatten(1).sum(1)
         return (out.view(shape),), constant
+
+    def rounding(self, inputs: tuple[Interval, ...], prices: tuple[Tensor | None, ...]) -> Tensor:
+        """No coefficient, slope or intercept of a window exceeds that of its output times the largest input; rows sum
+        over all outputs, and an input over all windows that hold it."""
+        (x,), (price,) = inputs, prices
+        largest = self.forward(torch.maximum(x.lower.abs(), x.upper.abs()))
+        share = gamma(largest[0].numel(), largest.dtype)
+        own = largest * (4 * MORE * share) + underflow(largest[0].numel(), largest.dtype)
+        return own if price is None else own + MORE * self.forward(price)
 
     def parallel_bounds(self, x: Interval) -> tuple[Callable[[Tensor], Tensor], Tensor, Tensor]:
         lines = self.lines(x)

@@ -22,6 +22,7 @@ from bounds.relaxation import Relaxation
 class OneKink(Elementwise):
     """y = z where z >= 0, else left_slope * z."""
 
+    rounding_known: ClassVar[bool] = True
     increasing: ClassVar[bool] = False  # a negative left slope is allowed, so intervals are our own
     only_kink: ClassVar[float | None] = 0.0
 
@@ -55,7 +56,15 @@ class OneKink(Elementwise):
         share = high / torch.where(width > 0, width, torch.ones_like(width))  # ReLU's chord slope
         a = self.left_slope(share)
         # lerp is exact at share 0 and 1, so that stable neurons get exactly slope a or 1.
-        return torch.lerp(a.expand_as(share), torch.ones_like(share), share), (a - 1) * share * low
+        slope = torch.lerp(a.expand_as(share), torch.ones_like(share), share)
+        # The slope is rounded: of the intercepts that reach the two ends the outer one, moved out by its own rounding.
+        ends = low * (a - slope), high * (1 - slope)
+        out = 1 + 2 * torch.finfo(low.dtype).eps
+        above, below = torch.maximum(*ends).clamp(min=0) * out, torch.minimum(*ends).clamp(max=0) * out
+        convex = self.convex()
+        if isinstance(convex, bool):
+            return slope, above if convex else below
+        return slope, torch.where(convex, above, below)
 
     def _adaptive(self, x: Interval) -> Tensor:
         """The slope through the origin with the smaller area: 1 where u > -l, else a."""

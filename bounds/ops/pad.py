@@ -19,6 +19,7 @@ class Pad(Affine):
     pads: tuple[tuple[int, int], ...]
     value: float = 0.0
     kind: ClassVar[str] = "Pad"
+    moves_only: ClassVar[bool] = True
 
     def _pad(self, x: Tensor, value: float, sign: int = 1) -> Tensor:
         return F.pad(x, [sign * n for pair in reversed(self.pads) for n in pair], value=value)
@@ -28,6 +29,12 @@ class Pad(Affine):
 
     def linear(self, *inputs: Tensor) -> Tensor:
         return self._pad(inputs[0], 0.0)
+
+    def terms(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> int:
+        return 0 if self.value == 0.0 else 2
+
+    def offset_size(self, input_shapes: tuple[Shape, ...]) -> Tensor | None:
+        return None if self.value == 0.0 else self.forward(torch.zeros(1, *input_shapes[0])).abs()
 
     def pull_back(self, A: Tensor, input_shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
         return (self._pad(A, 0.0, -1),)

@@ -24,6 +24,9 @@ class Reduce(Affine):
         dims = tuple(a + 1 for a in self.axes)
         return inputs[0].mean(dims, self.keep) if self.mean else inputs[0].sum(dims, self.keep)
 
+    def terms(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> int:
+        return math.prod(input_shapes[0][i] for i in self.axes) + 1
+
     def pull_back(self, A: Tensor, input_shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
         (shape,) = input_shapes
         A = A.reshape(A.shape[0], *(1 if i in self.axes else n for i, n in enumerate(shape)))

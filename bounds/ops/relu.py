@@ -19,6 +19,8 @@ class Relu(Elementwise):
     """y = max(x, 0)."""
 
     kind: ClassVar[str] = "Relu"
+    rounding_known: ClassVar[bool] = True
+    exact_ends: ClassVar[bool] = True
     reuses_lines: ClassVar[bool] = True
     only_kink: ClassVar[float | None] = 0.0
 
@@ -33,8 +35,9 @@ class Relu(Elementwise):
         high = x.upper.clamp(min=0)
         width = high - low
         slope = high / torch.where(width > 0, width, torch.ones_like(width))
-        # A stable active neuron has low = 0, hence slope 1 and intercept 0; an inactive one slope 0.
-        return slope, -slope * low
+        # A stable active neuron has low = 0, hence slope 1 and intercept 0; an inactive one slope 0. The slope is
+        # rounded: of the intercepts that reach the two ends the larger one, moved out by its own rounding.
+        return slope, torch.maximum(-slope * low, high * (1 - slope)) * (1 + 2 * torch.finfo(low.dtype).eps)
 
     def relax(self, x: Interval) -> Relaxation:
         slope, intercept = self._chord(x)

@@ -29,6 +29,12 @@ class Scale(Affine):
     def magnitude(self, *radii: Tensor) -> Tensor:
         return radii[0] if self.factor is None else radii[0] * self.factor.abs()
 
+    def terms(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> int:
+        return 2
+
+    def offset_size(self, input_shapes: tuple[Shape, ...]) -> Tensor | None:
+        return None if self.shift is None else self.shift.abs().unsqueeze(0)
+
     def pull_back(self, A: Tensor, input_shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
         return (A if self.factor is None else A * self.factor,)
 

@@ -25,6 +25,7 @@ class Sign(Elementwise):
     """y = -1 where z < 0, 0 where z = 0, 1 where z > 0."""
 
     kind: ClassVar[str] = "Sign"
+    rounding_known: ClassVar[bool] = True
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return inputs[0].sign()

@@ -16,9 +16,13 @@ class Transpose(Affine):
 
     perm: tuple[int, ...]
     kind: ClassVar[str] = "Transpose"
+    moves_only: ClassVar[bool] = True
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return inputs[0].permute(0, *(p + 1 for p in self.perm))
+
+    def terms(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> int:
+        return 0
 
     def pull_back(self, A: Tensor, input_shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
         inverse = sorted(range(len(self.perm)), key=self.perm.__getitem__)

@@ -127,7 +127,7 @@ def test_large_multipliers_prove_no_more_in_float32_than_they_do_in_float64(monk
             lower.append(BetaCrown().evaluate(one, g, target, at).lower.double())
         return float((lower[0] - lower[1]).max())
     assert max(excess(seed) for seed in range(12)) <= 0
-    monkeypatch.setattr("bounds.beta_crown.MULTIPLIER_ULPS", 0)
+    monkeypatch.setattr("bounds.rounding.MULTIPLIER_ULPS", 0)
     assert max(excess(seed) for seed in range(12)) > 1e-3
 
 

@@ -32,7 +32,7 @@ from bounds.rows import Rows
 from bounds.sets import InputSet
 from bounds.sweep import Trace
 from bounds.window import Owner
-from verifier.branch_and_bound.clip import SLACK, clip
+from verifier.branch_and_bound.clip import SLACK, clip, ends_slack, slack_of
 from verifier.branch_and_bound.cut import AffineNeurons
 from verifier.branch_and_bound.domains import Domains, Layout
 
@@ -100,7 +100,7 @@ class Contractor:
         b = pulled.constant.view(B, R) + groups.offset
         if groups.D is not None:
             A = A + groups.D
-        slack = SLACK[A.dtype]
+        slack = slack_of(A.shape[2], A.dtype)
         least = torch.where(A > 0, A * domains.low.unsqueeze(1), A * domains.high.unsqueeze(1))
         size = least.abs().sum(2) + b.abs()
         room = (slack * size - least.sum(2) - b).clamp(min=0)
@@ -109,14 +109,16 @@ class Contractor:
         low, high = self.layout.split(domains.z_low), self.layout.split(domains.z_high)
         for node, (met, lines) in trace.items():
             source = graph.nodes[node].inputs[0]
-            x = self._near(node, met, lines, room, engine.intervals[source])
+            x = self._near(node, met, lines, engine.lines(node).paid, room, engine.intervals[source])
             if x is not None:
                 low[source].copy_(torch.maximum(low[source], x.lower))
                 high[source].copy_(torch.minimum(high[source], x.upper))
         return A, b
 
-    def _near(self, node: int, rows: Rows, lines: Relaxation, room: Tensor, x: Interval) -> Interval | None:
-        """Where neurons of one elementwise node stay within what the rows allow their lower lines to lose."""
+    def _near(self, node: int, rows: Rows, lines: Relaxation, paid: Tensor | None, room: Tensor, x: Interval
+              ) -> Interval | None:
+        """Where neurons of one elementwise node stay within what the rows allow their lower lines to lose; paid: how
+        far these were moved out for rounding, which is no loss."""
         op = self.graph.nodes[node].op
         if not isinstance(op, Elementwise) or rows.extent is not None or rows.A is None:
             return None  # on windows nothing is learnt
@@ -129,12 +131,14 @@ class Contractor:
         every = z.map(lambda t: t.repeat_interleave(R, 0))
         share = room.view(-1, 1) / A.clamp(min=torch.finfo(A.dtype).tiny)  # infinite where the upper line was taken
         share = torch.where(A > 0, share, torch.full_like(share, torch.inf))
+        if paid is not None:
+            share = share + 2 * flat(paid).repeat_interleave(R, 0)
         slope = lines.lower_slope.flatten(1).expand_as(A)
         intercept = None if lines.lower_intercept is None else lines.lower_intercept.flatten(1).expand_as(A)
         near = op.near(every, slope, intercept, share)
         if near is None:
             return None
-        slack = SLACK[A.dtype] * (z.upper - z.lower)
+        slack = ends_slack(z.lower, z.upper, SLACK[A.dtype])
         low = torch.maximum(z.lower, near.lower.view(B, R, -1).amax(1) - slack)
         high = torch.minimum(z.upper, near.upper.view(B, R, -1).amin(1) + slack)
         if rows.columns is None:

@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 
 from bounds.graph import Graph
+from bounds.interval import Interval
 from bounds.ops.base import Affine
-from verifier.branch_and_bound.clip import SLACK
+from bounds.ops.round_off import MORE, SPARE, gamma
+from bounds.rounding import composition_error
+from bounds.sets import InputSet
+from verifier.branch_and_bound.clip import SLACK, ends_slack, slack_of
 from verifier.branch_and_bound.domains import Domains, Layout
 
 STEPS = 5             # intersections of tangents; more than three were seen to change little
@@ -27,18 +31,19 @@ MOST_ENTRIES = 1 << 17   # coefficients of all affine neurons; larger networks h
 
 @dataclass(frozen=True, eq=False)
 class AffineNeurons:
-    """The neurons that are affine in the input: `weight` "m n" x + `bias` "m", at flat indices `at` "m" of
-    the layout's neurons."""
+    """The neurons that are affine in the input: `weight` "m n" x + `bias` "m", off by at most `error` "m" over all
+    regions, at flat indices `at` "m" of the layout's neurons."""
 
     weight: Tensor
     bias: Tensor
+    error: Tensor
     at: Tensor
     place: Tensor   # "neurons" -> row of weight, or -1
     exact: bool = False  # search to the maximum, which does not depend on rounding as steps do
 
     @staticmethod
-    def of(graph: Graph, layout: Layout) -> AffineNeurons | None:
-        """None where there are none, or too many."""
+    def of(graph: Graph, layout: Layout, sets: InputSet) -> AffineNeurons | None:
+        """None where there are none, or too many; sets: all that they are going to be asked about."""
         affine = {0}
         for i, node in enumerate(graph.nodes):
             if isinstance(node.op, Affine) and all(j in affine for j in node.inputs):
@@ -60,7 +65,11 @@ class AffineNeurons:
         at = torch.cat([torch.arange(offset, offset + size, device=weight.device) for _, size, offset in nodes])
         place = torch.full((layout.total - layout.inputs,), -1, dtype=torch.long, device=weight.device)
         place[at] = torch.arange(len(at), device=weight.device)
-        return AffineNeurons(weight, bias, at, place)
+        hull = Interval(sets.lower.amin(0, keepdim=True), sets.upper.amax(0, keepdim=True))
+        errors = [composition_error(graph, i, hull)[1] for i, _, _ in nodes]
+        error = torch.cat([(torch.zeros_like(values[i]) if e is None else 2 * e).flatten()
+                           for (i, _, _), e in zip(nodes, errors, strict=True)])
+        return AffineNeurons(weight, bias, error, at, place)
 
     @property
     def entries(self) -> int:
@@ -79,6 +88,9 @@ class AffineNeurons:
         side = torch.where(is_upper, 1.0, -1.0).to(centre)
         g = self.weight[split[rows]] * -side.unsqueeze(1)
         h = (domains.point[rows] - self.bias[split[rows]]) * side
+        # The half-space is moved out by what the neuron and this difference may be off by.
+        eps = SPARE * torch.finfo(h.dtype).eps
+        h = h - self.error[split[rows]] - eps * (domains.point[rows].abs() + self.bias[split[rows]].abs())
         self._meet(z_low, z_high, undecided, rows, g, h, centre, radius)
         rows = domains.plane.any(1).nonzero().squeeze(1)
         self._meet(z_low, z_high, undecided, rows, domains.plane[rows, :-1], domains.plane[rows, -1], centre, radius)
@@ -92,17 +104,17 @@ class AffineNeurons:
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
     def _narrow(self, low: Tensor, high: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        slack = SLACK[low.dtype]
+        slack = slack_of(low.shape[1], low.dtype)
         least, most, size = self._range(low, high)
         j, row, inverse, positive = self._entries
         # How far the neuron may move up from its least value, and down from its greatest one.
-        climb = ((upper - least) + slack * size)[:, row] * inverse
-        fall = ((most - lower) + slack * size)[:, row] * inverse
+        climb = ((upper - least) + slack * (size + upper.abs()) + self.error)[:, row] * inverse
+        fall = ((most - lower) + slack * (size + lower.abs()) + self.error)[:, row] * inverse
         start = torch.full_like(low, torch.inf)
         index = j.expand(len(low), -1)
         up = start.scatter_reduce(1, index, torch.where(positive, climb, fall), "amin")
         down = start.scatter_reduce(1, index, torch.where(positive, fall, climb), "amin")
-        out = slack * (high - low)
+        out = ends_slack(low, high, slack)
         return torch.maximum(low, high - down - out), torch.minimum(high, low + up + out)
 
     def tension(self, low: Tensor, high: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -137,6 +149,7 @@ class AffineNeurons:
             for sign, ends in ((1.0, z_low), (-1.0, z_high)):
                 new = sign * cut_minimum(self.weight[m] * sign, self.bias[m] * sign, g[part[d]], h[part[d]],
                                          centre[owner], radius[owner], MOST_STEPS if self.exact else STEPS)
+                new = new - sign * self.error[m]
                 pick = torch.maximum if sign > 0 else torch.minimum
                 ends[owner, at] = pick(ends[owner, at], new)
 
@@ -145,10 +158,13 @@ def cut_minimum(a: Tensor, c: Tensor, g: Tensor, h: Tensor, centre: Tensor, radi
                 steps: int = STEPS) -> Tensor:
     """Lower bounds "N" of a x + c over boxes centre +- radius, each cut by g x + h <= 0: a, g, centre, radius "N n",
     c, h "N". At t = 0 it is the minimum over the box. Beyond STEPS, `steps` end at the maximum."""
-    base = torch.linalg.vecdot(a, centre) + c
-    # Moved out: t, which is large where the half-space hardly leans, magnifies the rounding of its terms.
-    size = torch.linalg.vecdot(g.abs(), centre.abs() + radius) + h.abs()
-    along = torch.linalg.vecdot(g, centre) + h - SLACK[g.dtype] * size
+    # Both functions are lowered by what the sums below may be wrong by; t, which is large where the half-space hardly
+    # leans, magnifies the rounding of its terms.
+    reach = centre.abs() + radius
+    share = 4 * MORE * gamma(a.shape[1], a.dtype)
+    base = torch.linalg.vecdot(a, centre) + c - share * (torch.linalg.vecdot(a.abs(), reach) + c.abs())
+    size = torch.linalg.vecdot(g.abs(), reach) + h.abs()
+    along = torch.linalg.vecdot(g, centre) + h - max(SLACK[g.dtype], share) * size
     ar, gr = a * radius, g * radius
     best = base - ar.abs().sum(1)
     # Only where the box's minimiser lies beyond the half-space does cutting help: the slope at t = 0.

@@ -53,7 +53,7 @@ def plan_for(problem: Problem, branching: str = BRANCHING[0]) -> Plan:
     free = int(is_free(sets.lower, sets.upper).flatten(1).sum(1).max())
     neurons = nonlinear_neurons(graph)
     layout = Layout.of(graph)
-    affine = AffineNeurons.of(graph, layout) if sets.is_box else None
+    affine = AffineNeurons.of(graph, layout, sets) if sets.is_box else None
     # Behind one hidden layer every split is a half-space of the box, and contraction makes the most of a conjunction.
     flat = affine is not None and len(affine.at) == layout.total - layout.inputs
     several = bool((torch.bincount(problem.tensors.branch) > 1).any())

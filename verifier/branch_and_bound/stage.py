@@ -15,6 +15,7 @@ from bounds.beta_crown import BetaCrown
 from bounds.graph.expand_max import expand_max
 from bounds.intermediate import refine
 from bounds.interval import Interval
+from bounds.rounding import is_covered
 from verifier.branch_and_bound.bounding import Bounder, Question
 from verifier.branch_and_bound.branching.rule import rule_of
 from verifier.branch_and_bound.contract import Contractor
@@ -40,6 +41,9 @@ class BranchAndBoundStage:
     certify: bool = False  # prove what other stages have decided once more, for the proof file
     exact: Exact | None = None
 
+    def is_rounded(self, problem: Problem) -> bool:
+        return self.exact is None and problem.graph.dtype == torch.float64 and is_covered(problem.graph)
+
     def run(self, problem: Problem, state: State) -> None:
         plan = self.plan if problem.recorder is None else recordable(self.plan)
         recorder = problem.recorder
@@ -60,7 +64,7 @@ class BranchAndBoundStage:
         layout = Layout.of(problem.graph)
         method = BetaCrown(iterations=plan.iterations, stop=lambda: problem.deadline.left() < LAST_BATCH_S,
                            notes=recorder is not None)
-        affine = AffineNeurons.of(problem.graph, layout)
+        affine = AffineNeurons.of(problem.graph, layout, problem.tensors.sets)
         if affine is not None and recorder is not None:
             affine = replace(affine, exact=True)
         contractor = Contractor(problem.graph, layout, affine) if plan.contracts and affine is not None else None

@@ -15,6 +15,7 @@ from bounds.beta_crown import Groups
 from bounds.graph import Graph
 from bounds.ops.linear import Linear
 from bounds.ops.relu import Relu
+from bounds.sets import InputSet
 from tests.bounds.networks import GraphBuilder, random_box, random_graph, samples
 from tests.verifier.models import save_network, spec
 from verifier import read_vnnlib, verify
@@ -26,9 +27,14 @@ from verifier.branch_and_bound.domains import NO_CHOICE, Domains, Layout
 DOMAINS, ROWS = 12, 3
 
 
+def wide_box(graph: Graph) -> InputSet:
+    reach = torch.full((1, *graph.input_shape), 10.0, dtype=graph.dtype)
+    return InputSet(-reach, reach)
+
+
 def contractor_of(graph: Graph) -> Contractor:
     layout = Layout.of(graph)
-    affine = AffineNeurons.of(graph, layout)
+    affine = AffineNeurons.of(graph, layout, wide_box(graph))
     assert affine is not None
     return Contractor(graph, layout, affine)
 
@@ -82,7 +88,7 @@ def test_no_unsafe_point_is_removed(kind: str, activation: str) -> None:
     for seed in range(12):
         graph = random_graph(seed, kind, activation)
         layout = Layout.of(graph)
-        if AffineNeurons.of(graph, layout) is None:
+        if AffineNeurons.of(graph, layout, wide_box(graph)) is None:
             continue
         sets = random_box(graph, seed, DOMAINS, radius=1.5)
         points = samples(sets, 400, seed)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bounds.ops.linear import Linear
 from bounds.ops.relu import Relu
+from bounds.sets import InputSet
 from tests.bounds.networks import GraphBuilder
 from verifier.branch_and_bound.clip import clip
 from verifier.branch_and_bound.cut import AffineNeurons, cut_minimum
@@ -148,7 +149,8 @@ def test_affine_neurons_have_the_weights_of_the_network() -> None:
         build.add(Relu())
         build.add(Linear(torch.eye(2, dtype=dtype)))
         graph = build.graph()
-        affine = AffineNeurons.of(graph, Layout.of(graph))
+        box = InputSet(torch.full((1, 2), -1.0, dtype=dtype), torch.full((1, 2), 1.0, dtype=dtype))
+        affine = AffineNeurons.of(graph, Layout.of(graph), box)
         assert affine is not None
         torch.testing.assert_close(affine.weight, weight, rtol=1e-6, atol=0)
         torch.testing.assert_close(affine.bias, torch.tensor([1e6, -1e6], dtype=dtype))

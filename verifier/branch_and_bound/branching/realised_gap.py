@@ -32,6 +32,7 @@ from verifier.branch_and_bound.cut import AffineNeurons
 from verifier.branch_and_bound.domains import NO_CHOICE, Domains, Layout, is_free
 
 FLAT = 1e-2         # a plane that varies by this share of the gaps is flat,
+LEAST_SHARE = 2.0 ** -40  # of an input's range: what moves less is not split, for numbers around zero never end
 FLAT_TERMS = 1e-5   # and so is one that varies by this share of its terms: the slack of cuts is not worth a split
 
 
@@ -83,6 +84,9 @@ class RealisedGap:
             value, j = torch.where(value > 0, value, width.amax(1)), torch.where(value > 0, j, width.argmax(1))
             middle = (domains.low[rows, j] + domains.high[rows, j]) / 2
             inside = (middle > domains.low[rows, j]) & (middle < domains.high[rows, j])
+            sets = bounder.question.tensors.sets
+            whole = (sets.upper - sets.lower).flatten(1)[domains.region]
+            inside &= width[rows, j] > LEAST_SHARE * whole[rows, j]
             loose = splittable | has_loose_pools(graph, layout, domains)
             take = (choice == NO_CHOICE) & inside & (loose if self.neurons else torch.ones_like(inside))
             choice, point = torch.where(take, j, choice), torch.where(take, middle, point)
