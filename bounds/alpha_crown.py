@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bounds.alpha_slopes import initial
 from bounds.backward import Backward, Block, Params, adaptive
 from bounds.bounds import Bounds, LinearRows
 from bounds.final import finish, output_rows, part_of
@@ -25,7 +26,7 @@ from bounds.graph.graph import Graph
 from bounds.intermediate import RowBound, refine
 from bounds.interval import Interval
 from bounds.journal import GRID, Journal, Noted, multiples, noted_slopes, snapped
-from bounds.ops.base import Elementwise
+from bounds.proved import confirmed, value_at
 from bounds.rows import Rows
 from bounds.sets import InputSet
 
@@ -55,11 +56,12 @@ class AlphaCrown:
     target: float = math.inf
 
     def bound(self, graph: Graph, sets: InputSet, rows: LinearRows, *,
-              given: Mapping[int, Interval] | None = None, params: Any = None, journal: Journal | None = None
-              ) -> Bounds:
-        """Lower bounds of the rows; `params` (from an earlier answer on the same rows) warm-start the slopes."""
+              given: Mapping[int, Interval] | None = None, params: Any = None, journal: Journal | None = None,
+              prover: Backward | None = None) -> Bounds:
+        """Lower bounds of the rows; `params` (from an earlier answer on the same rows) warm-start the slopes. `prover`:
+        an engine in float64 that proves the enclosures (see `refine`)."""
         engine = Backward(graph, sets, adaptive)
-        engine.journal = journal
+        engine.journal, engine.prover = journal, prover
         polish = self._optimise_neurons(engine) if self.neuron_iterations else None
         intervals = refine(engine, given=given, row_bound=engine.lower, polish=polish)
         return self.optimise_output(engine, rows, intervals, params)
@@ -92,6 +94,9 @@ class AlphaCrown:
                 done = (best >= threshold).view(-1, 2).any(1).repeat_interleave(2)
                 if int(done.sum()) >= DECIDED_SHARE * done.shape[0]:
                     result = best if alive is None else result.index_copy(0, alive, best)
+                    if engine.prover is not None:
+                        gone = done.nonzero().squeeze(1)
+                        self._propose(engine, block.take(gone), {i: _rows_of(p, gone) for i, p in params.items()})
                     rest = (~done).nonzero().squeeze(1)
                     if not rest.numel():
                         return result
@@ -102,7 +107,14 @@ class AlphaCrown:
                                          for group in (params, low, high))
         with torch.no_grad():
             best = torch.maximum(best, engine.value(block, params))
+        self._propose(engine, block, params)
         return best if alive is None else result.index_copy(0, alive, best)
+
+    @staticmethod
+    def _propose(engine: Backward, block: Block, params: Params) -> None:
+        """Have the prover, if there is one, evaluate what was reached."""
+        if engine.prover is not None:
+            engine.proposals.append((block.rows, value_at(engine.prover, block, params)))
 
     def _climb_noted(self, engine: Backward, block: Block) -> Tensor:
         """As `_climb`, on the grid of the journal, which gets the best slopes of all rows."""
@@ -148,18 +160,30 @@ class AlphaCrown:
 
     # ------------------------------------------------------------------ asked rows
 
+    def confirm_output(self, prover: Backward, bounds: Bounds, rows: LinearRows) -> Tensor:
+        """What the prover, which has enclosures, says of asked rows (in its dtype) at the slopes that were reached:
+        lower bounds "N"."""
+        parts, first = [], 0
+        for block, params in bounds.reached:
+            chosen = slice(first, first + block.rows.count)
+            parts.append(confirmed(prover, block, params, part_of(rows, chosen)))
+            first = chosen.stop
+        return torch.cat(parts)
+
     def optimise_output(self, engine: Backward, rows: LinearRows, intervals: dict[int, Interval],
                         warm: Any = None) -> Bounds:
         """Optimise the asked rows on fixed enclosures; the answer holds the best slopes of each row."""
         start = output_rows(engine, rows)
         size = engine.block_size(engine.graph.output, start, BLOCK_COEFFICIENTS)
-        parts = []
+        parts, blocks = [], []
         for number, first in enumerate(range(0, start.count, size)):
             chosen = slice(first, first + size)
             block = Block(engine.graph.output, start.take(chosen))
+            blocks.append(block)
             parts.append(self._climb_output(engine, block, part_of(rows, chosen), warm[number] if warm else None))
         lower, A, b = (torch.cat(group) for group in zip(*((p[0], p[1], p[2]) for p in parts), strict=True))
-        return Bounds(lower, None, intervals, [p[3] for p in parts], A, b)
+        params = [p[3] for p in parts]
+        return Bounds(lower, None, intervals, params, A, b, tuple(zip(blocks, params, strict=True)))
 
     def _climb_output(self, engine: Backward, block: Block, rows: LinearRows, warm: Params | None
                       ) -> tuple[Tensor, Tensor, Tensor, Params]:
@@ -230,28 +254,6 @@ def rows_untouched(block: Block) -> Tensor:
 def _rows_of(p: Tensor, chosen: Tensor) -> Tensor:
     """Parameters "K N ..." of some rows ("K 1 ..." holds for all)."""
     return p if p.shape[1] == 1 else p.index_select(1, chosen)
-
-
-def initial(engine: Backward, block: Block) -> tuple[Params, Params, Params]:
-    """(start, low, high) of the parameters along a block that was pulled back once: CROWN's lines."""
-    params: Params = {}
-    low: Params = {}
-    high: Params = {}
-    for (i, what) in list(block.gathered):
-        if what != "lines":
-            continue
-        op = engine.graph.nodes[i].op
-        assert isinstance(op, Elementwise)
-        # The rows as they were at this node are gone, but their layout was kept with the lines.
-        x = engine.intervals[engine.graph.nodes[i].inputs[0]].map(block.gathered[i, "layout"].gather)
-        found = op.parameters(x)
-        if found is None:
-            continue
-        start, lowest, highest = found
-        shape = (start.shape[0], block.rows.count, *start.shape[2:])
-        params[i] = start.expand(shape).clone()
-        low[i], high[i] = lowest, highest
-    return params, low, high
 
 
 def bound(graph: Graph, sets: InputSet, rows: LinearRows, *, given: Mapping[int, Interval] | None = None,

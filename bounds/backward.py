@@ -97,6 +97,10 @@ class Backward:
         """bool "B": domains whose proved bounds contradict each other (see `refine`)."""
         self.journal: Journal | None = None
         """What refinements of this engine are noted in, if anybody asked for it."""
+        self.prover: Backward | None = None
+        """An engine in float64 that proves what refinements of this one find (see `bounds.proved`)."""
+        self.proposals: list[tuple[Rows, Tensor]] = []
+        """What the prover says of optimised rows of the node that is being refined: their lower bounds "N"."""
         self.intervals: dict[int, Interval] = {}
         self.enclosures: dict[int, Interval] = {0: Interval(sets.lower, sets.upper)}
         self.rounded = sets.dtype == torch.float64 if rounded is None else rounded

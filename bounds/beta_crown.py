@@ -30,7 +30,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bounds.alpha_crown import initial, on_grid
+from bounds.alpha_crown import on_grid
+from bounds.alpha_slopes import initial
 from bounds.backward import Backward, Block, Multipliers, Params, Pulled, input_rows
 from bounds.journal import FINE_GRID, GRID, NONE, Noted, multiples, noted_slopes, snapped
 from bounds.ops.round_off import MORE, gamma
@@ -93,7 +94,8 @@ class Reached:
     gaps >= 0, what its lines lose at x. Over all neurons the gaps add up to the weighted rows' value at x less `lower`
     (and what multipliers lose).
 
-    Where notes are kept, `noted` holds the best parameters of all groups.
+    Where notes are kept, `noted` holds the best parameters of all groups. Where asked for (`BetaCrown.keeps`), `closed`
+    holds those of the groups above the target: (their indices, parameters).
     """
 
     lower: Tensor
@@ -108,6 +110,7 @@ class Reached:
     met: dict[int, Tensor]
     gaps: dict[int, Tensor]
     noted: tuple[Noted, ...] = ()
+    closed: tuple[tuple[Tensor, Start], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,7 @@ class BetaCrown:
     ascent: Ascent = "signs"
     stop: Callable[[], bool] = bool
     notes: bool = False  # keep to the grid of `bounds.journal` and note the parameters of all groups
+    keeps: bool = False  # answer with the parameters of closed groups, too
 
     def bound(self, engine: Backward, groups: Groups, target: Tensor, start: Start | None = None) -> Reached:
         """Climb until every group's bound exceeds its target "G" or the iterations are spent.
@@ -160,6 +164,7 @@ class BetaCrown:
     def _climb(self, engine: Backward, groups: Groups, target: Tensor, start: Start) -> Reached:
         climb = _Climb(engine, groups, start, grid=GRID if self.notes else 0)
         noted: list[Noted] = []
+        closed: list[tuple[Tensor, Start]] = []
         result = target.new_full(target.shape, -torch.inf)
         alive = torch.arange(len(target), device=target.device)
         for k in range(self.iterations):
@@ -181,6 +186,8 @@ class BetaCrown:
             if number >= DONE_SHARE * len(alive):
                 if self.notes:
                     noted.append(climb.noted(done.nonzero().squeeze(1), alive))
+                if self.keeps:
+                    closed.append((alive[done], climb.start_of(done.nonzero().squeeze(1))))
                 rest = (~done).nonzero().squeeze(1)
                 alive = alive[rest]
                 climb.take(rest)
@@ -188,10 +195,13 @@ class BetaCrown:
         if len(rest) < len(alive):
             if self.notes:
                 noted.append(climb.noted((climb.best > target[alive]).nonzero().squeeze(1), alive))
+            if self.keeps:
+                done = climb.best > target[alive]
+                closed.append((alive[done], climb.start_of(done.nonzero().squeeze(1))))
             alive = alive[rest]
             climb.take(rest)
         reached = climb.finish(result, alive)
-        return replace(reached, noted=(*noted, *reached.noted)) if noted else reached
+        return replace(reached, noted=(*noted, *reached.noted), closed=tuple(closed))
 
 
 class _Climb:
@@ -414,6 +424,15 @@ class _Climb:
         self.best_at = Start(best_slopes, best_multipliers, self.best_at.weights[rest])
 
     @torch.no_grad()
+    def start_of(self, chosen: Tensor) -> Start:
+        """The best parameters of groups `chosen`, over all neurons."""
+        at = self.best_at
+        assert at.weights is not None
+        slopes = {i: self._in_full(i, p if p.shape[1] == 1 else p.index_select(1, chosen)).expand(
+            -1, len(chosen), *(-1,) * len(self.engine.graph.nodes[i].shape)) for i, p in at.slopes.items()}
+        return Start(slopes, {i: s.index_select(0, chosen) for i, s in at.multipliers.items()}, at.weights[chosen])
+
+    @torch.no_grad()
     def noted(self, chosen: Tensor, alive: Tensor) -> Noted:
         """The best parameters of groups `chosen`, whose index is `alive[chosen]`."""
         at = self.best_at
@@ -516,8 +535,9 @@ def _joined(parts: list[Reached]) -> Reached:
     plain = {name: torch.cat([getattr(p, name) for p in parts]) for name in ("lower", "A", "b", "steepness", "x", "y")}
     counts = torch.tensor([0, *(len(p.lower) for p in parts[:-1])]).cumsum(0).tolist()
     noted = tuple(replace(n, index=n.index + first) for p, first in zip(parts, counts, strict=True) for n in p.noted)
+    closed = tuple((i + first, s) for p, first in zip(parts, counts, strict=True) for i, s in p.closed)
     return Reached(open=torch.cat(opened), at=at, z=cat(lambda p: p.z), met=cat(lambda p: p.met),
-                   gaps=cat(lambda p: p.gaps), noted=noted, **plain)
+                   gaps=cat(lambda p: p.gaps), noted=noted, closed=closed, **plain)
 
 
 def _zeros(like: Tensor, axis: int, count: int) -> Tensor:
@@ -548,5 +568,9 @@ def better_of(first: Reached, second: Reached) -> Reached:
     winners[first.open[wins]] = True
     noted = (*(n.take((~winners[n.index]).nonzero().squeeze(1)) for n in first.noted),
              *(n.take(wins[n.index].nonzero().squeeze(1)).at(first.open) for n in second.noted))
+    closed = (*first.closed, (first.open[wins], Start(
+        {i: p[:, wins] for i, p in second.at.slopes.items()}, {i: s[wins] for i, s in second.at.multipliers.items()},
+        second.at.weights[wins])))
     return Reached(lower=lower, open=first.open, at=at, steepness=first.steepness, z=pick_all(first.z, second.z),
-                   met=pick_all(first.met, second.met), gaps=pick_all(first.gaps, second.gaps), noted=noted, **plain)
+                   met=pick_all(first.met, second.met), gaps=pick_all(first.gaps, second.gaps), noted=noted,
+                   closed=closed, **plain)

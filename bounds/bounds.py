@@ -29,7 +29,8 @@ class Bounds:
     """For all x in the row's set: `C f(x) + D x + offset >= A x + b >= lower` (and `<= upper`).
 
     lower, upper "N"; A "N *input", b "N" where the method is linear, else None; `intervals` maps node
-    indices to proved enclosures "B *shape"; `params` are the relaxation parameters reached, to warm-start from.
+    indices to proved enclosures "B *shape"; `params` are the relaxation parameters reached, to warm-start from, and
+    `reached` the blocks of rows with theirs.
     """
 
     lower: Tensor
@@ -38,3 +39,4 @@ class Bounds:
     params: Any = None
     A: Tensor | None = None
     b: Tensor | None = None
+    reached: tuple[tuple[Any, Any], ...] = ()

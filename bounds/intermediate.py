@@ -17,6 +17,7 @@ from bounds.backward import Backward
 from bounds.interval import Interval
 from bounds.ops.base import Affine, Elementwise, Relaxed
 from bounds.ops.scale import Scale
+from bounds.proved import prove, rounded_out
 from bounds.rows import Rows
 from bounds.window import Owner
 
@@ -47,6 +48,10 @@ def refine(engine: Backward, *, given: Mapping[int, Interval] | None = None,
     intervals = engine.enclosures
     intervals.clear()
     engine.prices.clear()
+    if engine.prover is not None:
+        engine.prover.enclosures.clear()
+        engine.prover.prices.clear()
+        engine.prover.enclosures[0] = Interval(engine.prover.sets.lower, engine.prover.sets.upper)
     intervals[0] = Interval(sets.lower, sets.upper)
     boxes = {0} if sets.is_box else set()
     for i, node in enumerate(graph.nodes[:graph.output + 1]):
@@ -65,6 +70,7 @@ def refine(engine: Backward, *, given: Mapping[int, Interval] | None = None,
             intervals[i] = intervals[i].meet(given[i])
         elif i in needed and row_bound is not None:
             before = intervals[i]
+            engine.proposals.clear()
             if not exact:
                 intervals[i] = _tighten(engine, i, intervals[i], row_bound)
                 if polish is not None:
@@ -72,12 +78,24 @@ def refine(engine: Backward, *, given: Mapping[int, Interval] | None = None,
             if engine.journal is not None:
                 was, now = undecided(engine, i, before), undecided(engine, i, intervals[i])
                 intervals[i] = engine.journal.note(graph, i, before, intervals[i], was, now, _threshold(engine, i))
+            if engine.prover is not None:
+                intervals[i] = _proved(engine, engine.prover, i, before, intervals[i])
+        elif engine.prover is not None and i:
+            engine.prover.enclosures[i] = engine.prover.prices.image(i)
         if i in needed:
             intervals[i] = _consistent(engine, intervals[i]) if known else intervals[i].uncrossed()
             if engine.journal is not None:
                 intervals[i] = engine.journal.widened(i, intervals[i], undecided(engine, i, intervals[i]))
             engine.enclose(i, intervals[i])
     return intervals
+
+
+def _proved(engine: Backward, prover: Backward, i: int, before: Interval, x: Interval) -> Interval:
+    """What the prover makes of node i, where interval arithmetic gave `before` and rows made it x."""
+    decided = undecided(engine, i, before) & ~undecided(engine, i, x)
+    found = prove(prover, i, decided, x.centre >= 0, engine.proposals).uncrossed()
+    prover.enclose(i, found)
+    return rounded_out(found, x.lower.dtype)
 
 
 def _consistent(engine: Backward, x: Interval) -> Interval:

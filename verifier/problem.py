@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from bounds.backward import Backward
 from bounds.graph import Graph, UnsupportedOperator
+from bounds.intermediate import refine
 from bounds.interval import Interval
 from bounds.ops.base import Affine
+from bounds.rounding import is_covered
 from verifier.deadline import Deadline
 from verifier.property import Property, PropertyTensors
 from verifier.witness import Replayer, Witness
@@ -37,6 +41,47 @@ class Problem:
     deadline: Deadline
     generator: torch.Generator
     recorder: Recorder | None = None  # writes the proof file, where one is wanted
+    rounded: bool = True  # what is verified is to account for all rounding, where that is known how
+
+    @cached_property
+    def double(self) -> Double | None:
+        """Where the search is in float32: the question in float64, in which its claims are confirmed."""
+        if not self.rounded or self.graph.dtype == torch.float64 or not is_covered(self.graph):
+            return None
+        graph = self.graph.to(dtype=torch.float64)
+        tensors = self.property.tensors(graph.input_shape, dtype=torch.float64, device=graph.device)
+        return Double(graph, tensors, {})
+
+
+@dataclass(frozen=True, eq=False)
+class Double:
+    """A question in float64, and enclosures of what relaxations read "U *shape", rounding included (infinite where
+    nothing is proved)."""
+
+    graph: Graph
+    tensors: PropertyTensors
+    proved: dict[int, Interval]
+
+    def engine(self, regions: Tensor) -> Backward:
+        """An engine over some regions, with what is proved there; where that is nothing, with CROWN's enclosures."""
+        engine = Backward(self.graph, self.tensors.sets.index(regions))
+        given = {i: x.map(lambda t: t[regions]) for i, x in self.proved.items()}
+        known = bool(given) and all(bool(torch.isfinite(x.lower).all()) for x in given.values())
+        refine(engine, known=given if known else None, row_bound=None if known else engine.lower)
+        if not known:
+            self.keep(regions, engine)
+        return engine
+
+    def keep(self, regions: Tensor, engine: Backward) -> None:
+        """Keep the enclosures of an engine over some regions."""
+        for i in self.graph.relaxed_inputs:
+            x = engine.enclosures[i]
+            if i not in self.proved:
+                nothing = x.lower.new_full((self.tensors.sets.batch, *x.lower.shape[1:]), torch.inf)
+                self.proved[i] = Interval(-nothing, nothing)
+            low, high = self.proved[i].lower, self.proved[i].upper
+            low[regions] = torch.maximum(low[regions], x.lower)
+            high[regions] = torch.minimum(high[regions], x.upper)
 
 
 def make_problem(

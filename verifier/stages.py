@@ -14,9 +14,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from bounds.backward import Backward
 from bounds.bounds import Bounds, LinearRows
+from bounds.final import final_bounds
 from bounds.interval import CROSSING_RTOL, Interval
 from bounds.journal import Journal
+from bounds.precision import rounded_down
 from bounds.rounding import is_covered
 from bounds.sets import InputSet
 from milp.methods import METHODS, WITH_SOLVER, method_named
@@ -95,7 +98,7 @@ class BoundStage:
     def is_rounded(self, problem: Problem) -> bool:
         name = self.method or self.name
         return is_covered(problem.graph) and (name == "ibp" or (
-            name in PRICED_METHODS and problem.graph.dtype == torch.float64))
+            name in PRICED_METHODS and (problem.graph.dtype == torch.float64 or problem.double is not None)))
 
     def run(self, problem: Problem, state: State) -> None:
         tensors = problem.tensors
@@ -115,18 +118,44 @@ class BoundStage:
             spec = LinearRows(tensors.C[rows], owner, None if tensors.D is None else tensors.D[rows],
                               -tensors.bound[rows])
             given = {i: Interval(v.lower[regions], v.upper[regions]) for i, v in state.intervals.items()}
-            notes, journal = {}, None
+            notes: dict[str, Any] = {}
+            journal = None
             if self.keep and problem.recorder is not None:
                 if name not in NOTED_METHODS or self.inherit:
                     problem.recorder.refuse(f"bounds of {name} are not covered by proof files")
                 else:
                     notes["journal"] = journal = Journal()
+            prover = None
+            if self.keep and name == "alpha-crown" and journal is None and problem.double is not None:
+                double = problem.double
+                prover = notes["prover"] = Backward(double.graph, double.tensors.sets.index(regions))
             with torch.no_grad():
                 bounds = method.bound(problem.graph, tensors.sets.index(regions), spec,
                                       given=given if self.inherit else None, **notes)
+                bounds = self._confirmed(problem, name, method, regions, rows, owner, bounds, prover)
             self._take_over(problem, state, regions, rows, owner, bounds)
             if journal is not None and problem.recorder is not None and state.intervals:
                 problem.recorder.kept(regions, journal)
+
+    @staticmethod
+    def _confirmed(problem: Problem, name: str, method: Any, regions: Tensor, rows: Tensor, owner: Tensor,
+                   bounds: Bounds, prover: Backward | None) -> Bounds:
+        """The bounds, where they decide a row those that float64 confirms, rounding included."""
+        double = problem.double
+        if double is None or name not in PRICED_METHODS or name == "ibp":
+            return bounds
+        if prover is not None:
+            double.keep(regions, prover)
+        decided = bounds.lower > problem.tensors.last_places[rows]
+        if not bool(decided.any()):
+            return bounds
+        t = double.tensors
+        D = None if t.D is None else t.D[rows]
+        asked = LinearRows(t.C[rows], owner, D, -t.bound[rows])
+        engine = double.engine(regions) if prover is None else prover
+        found = method.confirm_output(engine, bounds, asked) if bounds.reached else \
+            final_bounds(engine, asked, {}).lower
+        return replace(bounds, lower=torch.where(decided, rounded_down(found, bounds.lower.dtype), bounds.lower))
 
     def _take_over(self, problem: Problem, state: State, regions: Tensor, rows: Tensor, owner: Tensor,
                    bounds: Bounds) -> None:

@@ -24,6 +24,7 @@ from bounds.window import Owner
 from milp.certificate import UnsafeRows
 from milp.planet import Planet
 from verifier.branch_and_bound.clip import clip
+from verifier.branch_and_bound.confirm import Confirmer
 from verifier.branch_and_bound.contract import Contractor
 from verifier.branch_and_bound.cut import AffineNeurons
 from verifier.branch_and_bound.domains import Domains, Layout, sets_lower, sets_upper
@@ -87,7 +88,8 @@ class Bounded:
     domains: with tightened bounds, closed branches crossed out and boxes clipped; closed "B": nothing is open.
     group_domain, group_branch "G" and group_lower "G": every open branch's bound. For the groups that stayed open
     ("H"), `reached` with `reached.open` as indices into G, and sensitivity "H n": the size of the coefficients at the
-    inputs, over all rows of the group.
+    inputs, over all rows of the group. refused: domains that must not count as closed, since float64 does not confirm
+    it (None: nobody asked).
     """
 
     domains: Domains
@@ -102,6 +104,13 @@ class Bounded:
     scores: Tensor
     engine: Backward
     numerical: bool
+    refused: Tensor | None = None
+
+
+def _some(start: Start, keep: Tensor) -> Start:
+    """The parameters of some groups (bool)."""
+    return Start({i: p[:, keep] for i, p in start.slopes.items()}, {i: s[keep] for i, s in start.multipliers.items()},
+                 None if start.weights is None else start.weights[keep])
 
 
 def engine_ends(layout: Layout, engine: Backward, owner: Tensor) -> Tensor:
@@ -139,6 +148,8 @@ class Bounder:
     affine: AffineNeurons | None = None
     contractor: Contractor | None = None
     recorder: Recorder | None = None
+    confirmer: Confirmer | None = None
+    rounded: bool | None = None  # see `Backward`
 
     @property
     def discards(self) -> bool:
@@ -189,13 +200,16 @@ class Bounder:
         return out
 
     @torch.no_grad()
-    def bound(self, domains: Domains) -> Bounded:
+    def bound(self, domains: Domains, *, closes: bool = True) -> Bounded:
+        """closes: whether domains may be closed; else all stay open, whatever their bounds."""
         engine = self.engine(domains)
         contradicted = engine.empty.clone()
         d, slot = domains.open.nonzero(as_tuple=True)
         branch = self.question.branches[domains.region[d], slot]
         groups = self.question.groups(branch, d)
         target = self.question.target[branch]
+        if not closes:
+            target = torch.full_like(target, torch.inf)
         weights, planes, first = self._single_rows(engine, groups)
         start = self._start(engine, domains, d, weights)
         if first is not None:
@@ -215,6 +229,7 @@ class Bounder:
         out = domains.map(lambda t: t)  # fields are replaced below, never written into
         out.open = domains.open.clone()
         done = lower > target
+        refused = self._refused(domains, d, branch, done, reached)
         out.open[d[done], slot[done]] = False
         still = torch.where(done, torch.full_like(lower, torch.inf), lower)
         out.lower = torch.full_like(domains.lower, torch.inf).scatter_reduce(0, d, still, "amin")
@@ -235,7 +250,28 @@ class Bounder:
         if planes is not None:
             sensitivity = sensitivity + planes[0][reached.open].abs().sum(1)
         return Bounded(out, closed, engine.empty, d, slot, branch, lower, reached, sensitivity, scores, engine,
-                       numerical)
+                       numerical, refused)
+
+    def _refused(self, domains: Domains, d: Tensor, branch: Tensor, done: Tensor, reached: Reached) -> Tensor | None:
+        """Indices of domains that closed here but not in float64 (None: nobody asks)."""
+        if self.confirmer is None:
+            return None
+        group = done.nonzero().squeeze(1)
+        if not len(group):
+            return group
+        confirmed = torch.zeros_like(done)
+        left = done.clone()
+        nothing = (torch.zeros(0, dtype=torch.long, device=d.device), Start())
+        for index, start in (*reached.closed, nothing):
+            if len(index):
+                keep = done[index]
+                index, start = index[keep], _some(start, keep)
+            else:  # closed without parameters of their own: by a single row, or because nothing is left of them
+                index = left.nonzero().squeeze(1)
+            if len(index):
+                confirmed[index] = self.confirmer.confirm(domains.take(d[index]), branch[index], start)
+                left[index] = False
+        return d[done & ~confirmed].unique()
 
     def engine(self, domains: Domains) -> Backward:
         """The backward engine of a batch, with intermediate bounds."""
@@ -245,7 +281,7 @@ class Bounder:
             boxes = InputSet(domains.low.view(-1, *shape), domains.high.view(-1, *shape))
         else:
             boxes = sets.index(domains.region)
-        engine = Backward(self.graph, boxes)
+        engine = Backward(self.graph, boxes, rounded=self.rounded)
         engine.splits = self.layout.split(domains.sides != 0)
         if self.recorder is not None:
             engine.journal = Journal()
@@ -299,7 +335,8 @@ class Bounder:
         lower = first.clone()
         lower[rest] = torch.where(torch.isnan(reached.lower), reached.lower, torch.maximum(first[rest], reached.lower))
         noted = tuple(n.at(rest) for n in reached.noted)
-        return replace(reached, lower=lower, open=rest[reached.open], noted=noted)
+        closed = tuple((rest[i], s) for i, s in reached.closed)
+        return replace(reached, lower=lower, open=rest[reached.open], noted=noted, closed=closed)
 
     def _by_programme(self, engine: Backward, domains: Domains, groups: Groups, target: Tensor, reached: Reached
                       ) -> Reached:

@@ -168,7 +168,8 @@ class Search:
         domains = self._contracted(domains)
         if not len(domains):
             return
-        bounded = self.bounders[self.tree.batches % len(self.bounders)].bound(domains)
+        bounder = self.bounders[self.tree.batches % len(self.bounders)]
+        bounded = bounder.bound(domains)
         tree.batches += 1
         if bounded.numerical:
             tree.numerical = "a bound is not a number"
@@ -179,9 +180,12 @@ class Search:
         if self.found:
             return
         rest = (~bounded.closed).nonzero().squeeze(1)
-        if not len(rest):
-            return
-        self._split(bounded, rest)
+        if len(rest):
+            self._split(bounded, rest)
+        if bounded.refused is not None and len(bounded.refused) and not self.found:
+            # Their bounds are above the target by no more than rounding: they are split once more.
+            again = bounder.bound(domains.take(bounded.refused), closes=False)
+            self._split(again, torch.arange(len(bounded.refused), device=bounded.refused.device))
 
     def _contracted(self, domains: Domains) -> Domains:
         """The domains of a batch that contraction leaves, as it leaves them."""
@@ -270,6 +274,8 @@ class Search:
         tree = self.tree
         tree.floor = tree.floor.scatter_reduce(0, bounded.group_branch, bounded.group_lower, "amin")
         tree.leaves += int(bounded.closed.sum())
+        if bounded.refused is not None:
+            done &= ~torch.isin(bounded.group_domain, bounded.refused)
         tree.stuck += int((~done).sum())
         self._candidates(bounded)
 

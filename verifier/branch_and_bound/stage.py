@@ -15,9 +15,11 @@ from bounds.beta_crown import BetaCrown
 from bounds.graph.expand_max import expand_max
 from bounds.intermediate import refine
 from bounds.interval import Interval
+from bounds.ops.max_pool import MaxPool
 from bounds.rounding import is_covered
 from verifier.branch_and_bound.bounding import Bounder, Question
 from verifier.branch_and_bound.branching.rule import rule_of
+from verifier.branch_and_bound.confirm import Confirmer, splits_are_known
 from verifier.branch_and_bound.contract import Contractor
 from verifier.branch_and_bound.cut import AffineNeurons
 from verifier.branch_and_bound.domains import NO_CHOICE, Domains, Layout
@@ -42,7 +44,9 @@ class BranchAndBoundStage:
     exact: Exact | None = None
 
     def is_rounded(self, problem: Problem) -> bool:
-        return self.exact is None and problem.graph.dtype == torch.float64 and is_covered(problem.graph)
+        if self.exact is not None or not is_covered(problem.graph):
+            return False
+        return problem.graph.dtype == torch.float64 or self.plan.inputs or _is_confirmed(self.plan, problem)
 
     def run(self, problem: Problem, state: State) -> None:
         plan = self.plan if problem.recorder is None else recordable(self.plan)
@@ -67,10 +71,22 @@ class BranchAndBoundStage:
         affine = AffineNeurons.of(problem.graph, layout, problem.tensors.sets)
         if affine is not None and recorder is not None:
             affine = replace(affine, exact=True)
+        confirmer = None
+        if recorder is None and _is_confirmed(plan, problem):
+            assert problem.double is not None
+            double = problem.double
+            once = BetaCrown(iterations=1, stop=method.stop)
+            again = Bounder(double.graph, Question.of(double.tensors), layout, once, plan.refresh, clips=False,
+                            warm=True, probes=True)
+            confirmer = Confirmer(again, double)
+            method = replace(method, keeps=True)
+        if plan.inputs and problem.graph.dtype == torch.float32:
+            intervals = {}  # they are not proved with their rounding, and every box is bounded anew in any case
         contractor = Contractor(problem.graph, layout, affine) if plan.contracts and affine is not None else None
         bounder = Bounder(problem.graph, question, layout, method, plan.refresh, plan.clips, warm=not plan.refresh,
                           probes=not plan.inputs, fenced=plan.inputs, affine=affine if plan.cuts else None,
-                          contractor=contractor, recorder=recorder)
+                          contractor=contractor, recorder=recorder, confirmer=confirmer,
+                          rounded=True if plan.inputs and problem.rounded else None)
         progress = _Progress(problem)
 
         def gate(x: Tensor) -> bool:
@@ -88,6 +104,13 @@ class BranchAndBoundStage:
             state.domains = before + search.tree.domains
             state.upper = min(state.upper, search.upper if state.witness is None else state.witness.margin)
             _take_over(state, question, search)
+
+
+def _is_confirmed(plan: Plan, problem: Problem) -> bool:
+    """Whether what a search in float32 closes can be closed once more in float64."""
+    changes_boxes = plan.inputs or plan.clips or plan.cuts or plan.contracts
+    pools = any(isinstance(node.op, MaxPool) for node in problem.graph.nodes)
+    return problem.double is not None and not changes_boxes and not pools and splits_are_known(problem.graph)
 
 
 def _take_over(state: State, question: Question, search: Search) -> None:

@@ -1,0 +1,85 @@
+"""Domains that a search in float32 closes, closed once more in float64 with all rounding accounted for.
+
+The search proposes: what it closed, with the parameters that it reached. Here the same bounder works in float64, from
+enclosures that were proved there, over the splits of the domain; it evaluates the parameters once, and climbs on where
+that is not enough. What does not close here either stays open in the search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bounds.beta_crown import BetaCrown, Start
+from bounds.ops.base import Elementwise
+from verifier.branch_and_bound.domains import NO_CHOICE, Domains, Layout, sets_lower, sets_upper
+from verifier.problem import Double
+
+if TYPE_CHECKING:
+    from bounds.graph import Graph
+    from verifier.branch_and_bound.bounding import Bounder
+
+ITERATIONS = 8
+
+
+def splits_are_known(graph: Graph) -> bool:
+    """Whether every split of a neuron is at a kink, so that the two halves follow from the side alone."""
+    return all(node.op.only_kink is not None for node in graph.nodes if isinstance(node.op, Elementwise))
+
+
+@dataclass(frozen=True, eq=False)
+class Confirmer:
+    """`bounder`: in float64, without clips and cuts. Boxes of domains are their regions."""
+
+    bounder: Bounder
+    double: Double
+
+    def confirm(self, domains: Domains, branch: Tensor, start: Start) -> Tensor:
+        """bool "G": which of the domains "G" are closed, each for one branch, with proposed parameters."""
+        bounder, layout = self.bounder, self.bounder.layout
+        region = domains.region
+        self.double.engine(region.unique())  # what is not proved yet
+        z_low, z_high = self._sides(domains, layout)
+        like = z_low
+        sets = bounder.question.tensors.sets
+        G = len(domains)
+        zeros = torch.zeros(G, dtype=torch.long, device=like.device)
+        one = replace(
+            domains, open=bounder.question.branches[region] == branch.unsqueeze(1),
+            lower=like.new_full((G,), -torch.inf), low=sets.lower.flatten(1)[region],
+            high=sets.upper.flatten(1)[region], z_low=z_low, z_high=z_high,
+            slopes=bounder.flat_slopes({i: p.to(like) for i, p in start.slopes.items()}, G, like),
+            multipliers=self._flat(start.multipliers, layout, like), choice=zeros + NO_CHOICE,
+            point=like.new_zeros(G), plane=like.new_zeros(G, 0), fences=like.new_zeros(G, 2, 0))
+        closed = bounder.bound(one).closed
+        rest = (~closed).nonzero().squeeze(1)
+        if len(rest):
+            again = replace(bounder, method=BetaCrown(iterations=ITERATIONS, stop=bounder.method.stop))
+            closed[rest] = again.bound(one.take(rest)).closed
+        return closed
+
+    def _sides(self, domains: Domains, layout: Layout) -> tuple[Tensor, Tensor]:
+        """What is proved of the regions' neurons, cut at the kinks of those that were split."""
+        lows, highs, kinks = [], [], []
+        graph = self.bounder.graph
+        for i in layout.nodes:
+            x = self.double.proved[i]
+            lows.append(x.lower[domains.region].flatten(1))
+            highs.append(x.upper[domains.region].flatten(1))
+            found = {op.only_kink for j in graph.consumers[i] if isinstance(op := graph.nodes[j].op, Elementwise)}
+            kink = found.pop() if len(found) == 1 else None
+            kinks.append(torch.full_like(lows[-1][:1], float("nan") if kink is None else kink))
+        low, high, point = torch.cat(lows, 1), torch.cat(highs, 1), torch.cat(kinks, 1)
+        low = torch.where(sets_lower(domains.sides), torch.fmax(low, point), low)
+        return low, torch.where(sets_upper(domains.sides), torch.fmin(high, point), high)
+
+    @staticmethod
+    def _flat(multipliers: Mapping[int, Tensor], layout: Layout, like: Tensor) -> Tensor:
+        if not multipliers:
+            return torch.zeros_like(like)
+        return layout.flat({i: multipliers[i].to(like) if i in multipliers else like.new_zeros(len(like), *s)
+                            for i, s in zip(layout.nodes, layout.shapes, strict=True)})
