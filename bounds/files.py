@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import gzip
+import io
 import os
 import zlib
 from pathlib import Path
 
+LARGEST_UNPACKED = 1 << 30  # bytes; a few megabytes of gzip can hold any amount, and no known network has as many
 _GZIP = b"\x1f\x8b"
+_PIECE = 1 << 22
 
 
 class DamagedFile(ValueError):
@@ -34,10 +37,18 @@ def read_bytes(source: str | Path | bytes) -> bytes:
     data = source if isinstance(source, bytes) else existing(source).read_bytes()
     if not data.startswith(_GZIP):
         return data
+    pieces, size = [], 0
     try:
-        return gzip.decompress(data)
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            while piece := file.read(_PIECE):
+                pieces.append(piece)
+                size += len(piece)
+                if size > LARGEST_UNPACKED:
+                    raise DamagedFile(f"its {len(data)} bytes unpack to more than {LARGEST_UNPACKED >> 20} MiB, "
+                                      "expected at most that")
     except (OSError, EOFError, zlib.error) as error:
         raise DamagedFile(f"damaged gzip file ({error})") from error
+    return b"".join(pieces)
 
 
 def trouble(error: OSError) -> str:
