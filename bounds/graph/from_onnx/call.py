@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,8 +55,11 @@ class Call:
         return default if (value := self._stored(name, int)) is None else value
 
     def number(self, name: str, default: float) -> float:
-        """A float32 number, and so is its default."""
-        return float(np.float32(default)) if (value := self.optional_number(name)) is None else value
+        """A finite float32 number, and so is its default."""
+        value = self.optional_number(name)
+        if value is not None and not math.isfinite(value):
+            raise InvalidNetwork(f"the attribute {name!r} is {value}, expected a finite number")
+        return float(np.float32(default)) if value is None else value
 
     def optional_number(self, name: str) -> float | None:
         return None if (value := self._stored(name, int, float)) is None else float(value)

@@ -272,6 +272,9 @@ INCONSISTENT = {
     "a summand that widens": (model([node("Gemm", "x w b")], (1, 4), {"w": random(4, 1), "b": random(2)}),
                               r"summand of shape \(2,\) does not fit a product of shape \(1, 1\)"),
     "slopes that widen": (model([node("PRelu", "x s")], (1, 1), {"s": random(3)}), "do not broadcast to"),
+    "a factor without end": (model([node("Gemm", "x w", alpha=float("inf"))], (1, 4), {"w": random(4, 3)}),
+                             "'alpha' is inf, expected a finite number"),
+    "a slope that is no number": (model([node("LeakyRelu", "x", alpha=float("nan"))], (1, 4)), "'alpha' is nan"),
     "scales of another size": (model([node("BatchNormalization", "x s b m v")], (1, 2, 4), {
         "s": random(0), "b": random(2), "m": random(2), "v": np.ones(2, np.float32)}), "one scale, shift, mean"),
 }
