@@ -130,8 +130,10 @@ def main(argv: list[str] | None = None) -> int:
     print(table(results))
     bad = sum(not r["good"] for r in results)
     seconds = time.monotonic() - start
+    decided = [r["why"] == "checked" for r in results if r["word"] in ("verified", "falsified")]
     print(f"{len(results)} mutants, {bad} bad, {seconds:.0f} s; longest {max(r['seconds'] for r in results):.1f} s, "
-          f"largest {max(r['mib'] for r in results):.0f} MiB")
+          f"largest {max(r['mib'] for r in results):.0f} MiB; {sum(decided)} of {len(decided)} verdicts have a second "
+          "opinion")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(finite({
         "benchmark": "fuzz", "commit": commit(), "seed": arguments.seed, "counts": counts,

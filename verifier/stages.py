@@ -27,11 +27,13 @@ from verifier.branch_and_bound.stage import BranchAndBoundStage
 from verifier.deadline import CLOSING_S
 from verifier.leaning import LeaningStage
 from verifier.problem import KEPT_INTERVAL_BYTES, Problem, State, only_branches
+from verifier.property import PropertyTensors
 from verifier.tilted import TiltedStage
 from verifier.witness import confirm
 
 CHUNK_REGIONS = 256   # regions bounded together; the bound methods chunk their rows by memory themselves
 CHUNK_ROWS = 8192
+PIECE_ENTRIES = 2**22  # of outputs and inputs gathered for rows at once
 CONTRADICTION_RTOL = 1e-4  # float32 evaluation against a bound
 ERROR_FACTOR = 8.0  # a bound's error against that of one evaluation
 DOUBLED_WEIGHTS = 50_000_000  # up to here sanity checks afford a float64 copy of the network
@@ -207,7 +209,7 @@ def contradiction(problem: Problem, state: State) -> str:
         y = wide(flat.to(wide.dtype) if doubled else flat)
         rows = torch.nonzero(torch.isin(tensors.region, regions)).flatten()
         place = _positions(regions, tensors.region[rows], tensors.sets.batch)
-        here = tensors.violation(flat.to(y), y).view(*points.shape[:2], -1)[place, :, rows]
+        here = _at_own_points(tensors, rows, place, points, y)
         claimed = state.row_lower[rows].unsqueeze(1)
         below = torch.isfinite(claimed) & ~(here >= claimed - CONTRADICTION_RTOL * (1 + claimed.abs()))
         if bool(below.any()):
@@ -223,8 +225,7 @@ def contradiction(problem: Problem, state: State) -> str:
             k = int(torch.nonzero(below)[0, 0])
             return f"branch {k}: a point of the network lies below the bound {float(state.branch_proved[k]):.6g}"
         if doubled:
-            single = tensors.violation(flat, graph(flat)).view(*points.shape[:2], -1)
-            error = (here - single[place, :, rows]).abs()
+            error = (here - _at_own_points(tensors, rows, place, points, graph(flat))).abs()
             gross = error > CONTRADICTION_RTOL * (1 + here.abs())
             lost = (gross & ~(claimed > ERROR_FACTOR * error)).any(1)
             trusted[rows[lost]] = -torch.inf
@@ -233,6 +234,19 @@ def contradiction(problem: Problem, state: State) -> str:
     if not bool((tensors.decided(trusted) | closed).all()):
         return "large numbers cancel: float32 evaluations are off by more than the bounds prove"
     return ""
+
+
+def _at_own_points(tensors: PropertyTensors, rows: Tensor, place: Tensor, points: Tensor, y: Tensor) -> Tensor:
+    """The violation of each row at the points of its own region alone: rows "R" and their places among the regions,
+    points "U n *shape", y "U*n *out" -> "R n". In pieces, since rows and points can both be many."""
+    count = points.shape[1]
+    x, y = points.flatten(2).to(y), y.flatten(1).view(points.shape[0], count, -1)
+    width = count * (y.shape[2] + (0 if tensors.D is None else x.shape[2]))
+    found = []
+    for some, where in zip(*(t.split(max(1, PIECE_ENTRIES // width)) for t in (rows, place)), strict=True):
+        v = torch.einsum("rnm,rm->rn", y[where], tensors.C[some].to(y)) - tensors.bound[some].to(y).unsqueeze(1)
+        found.append(v if tensors.D is None else v + torch.einsum("rnk,rk->rn", x[where], tensors.D[some].to(y)))
+    return torch.cat(found)
 
 
 BRIEF = Pgd(restarts=4, steps=12, rounds=1, samples=64, time_limit_s=1.0)

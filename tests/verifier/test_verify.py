@@ -14,7 +14,7 @@ from bounds import Graph, UnsupportedOperator
 from bounds.bounds import Bounds, LinearRows
 from bounds.interval import Interval
 from tests.verifier.models import absolute_value, save_network, spec
-from verifier import read_vnnlib, verify
+from verifier import read_vnnlib, stages, verify
 from verifier.problem import Problem, State
 from verifier.property import robustness
 from verifier.stages import BoundStage
@@ -260,3 +260,19 @@ def test_large_numbers_that_cancel_in_float32_prove_nothing(unsafe: str) -> None
     question = read_vnnlib(spec([(0.0, 0.5)], 1, unsafe).encode())
     result = verify(Graph.from_torch(module, (1, 1, 1)), question, replayer=module, method="crown")
     assert result.name == "unknown", "over the reals Y_0 lies in [-3, -2.5]"
+
+
+def test_rows_are_held_against_the_points_of_their_own_regions_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many regions with many rows: all rows at all points would take gigabytes."""
+    generator = torch.Generator().manual_seed(0)
+    text = spec([(-1, 1)] * 2, 3, "(or " + " ".join(
+        f"(and (>= X_0 0.{k}) (<= X_0 0.{k + 1}) (<= Y_0 {k}) (>= (+ Y_1 X_1) (* 2 Y_2)))" for k in range(1, 8)) + ")")
+    tensors = read_vnnlib(text.encode()).tensors((2,), dtype=torch.float64)
+    points = torch.rand(7, 5, 2, generator=generator, dtype=torch.float64)
+    y = torch.rand(35, 3, generator=generator, dtype=torch.float64)
+    rows = torch.arange(14)
+    everything = tensors.violation(points.flatten(0, 1), y).view(7, 5, 14)
+    for entries in (1, 1000):
+        monkeypatch.setattr(stages, "PIECE_ENTRIES", entries)
+        own = stages._at_own_points(tensors, rows, tensors.region[rows], points, y)
+        assert torch.allclose(own, everything[tensors.region[rows], :, rows])

@@ -110,6 +110,12 @@ def test_what_the_parser_cannot_take_is_refused_before_it(body: str, says: str) 
         read(body)
 
 
+def test_long_words_of_the_file_are_cut_in_messages() -> None:
+    with pytest.raises(VnnlibError) as caught:
+        read("(assert (<= Y[0] 1e" + "9" * 5000 + "))")
+    assert len(str(caught.value)) < 300
+
+
 def test_sizes_are_limited() -> None:
     with pytest.raises(VnnlibError, match="declares 1000000000000 inputs, expected 1 to"):
         read_vnnlib((HEAD.replace("[1,2]", "[1000000,1000000]") + "(assert (<= Y[0] 0.0))").encode())

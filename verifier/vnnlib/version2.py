@@ -24,6 +24,7 @@ _OPERATORS = {"LessEqual": "<=", "LessThan": "<", "GreaterEqual": ">=", "Greater
               "NotEqual": "!="}
 _FLOATS = {"F16", "F32", "F64", "BF16", "Real"}
 _BRACKET = re.compile(r"[()]|;[^\n]*")  # those of comments do not count
+_LONG_WORD = re.compile(r"[\w.+-]{40,}")
 _PLACE = re.compile(r"line (\d+)")
 
 
@@ -53,7 +54,8 @@ def _check_depth(text: str, name: str) -> None:
 
 
 def _translated(message: str, name: str) -> VnnlibError:
-    """The parser's message (JSON or a sentence) as one sentence with its line."""
+    """The parser's message (JSON or a sentence) as one sentence with its line; long words of the file are cut."""
+    message = _LONG_WORD.sub(lambda word: word[0][:37] + "...", message)
     try:
         first = json.loads(message)["errors"][0]
         symbol, hint = first.get("offendingSymbol", ""), first.get("hint", "")
