@@ -7,6 +7,7 @@ regions, and inherit the intermediate bounds proved by the stages before them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bounds.bounds import Bounds, LinearRows
+from bounds.graph import Graph
 from bounds.interval import CROSSING_RTOL, Interval
 from bounds.journal import Journal
 from bounds.sets import InputSet
@@ -32,6 +34,7 @@ from verifier.tilted import TiltedStage
 from verifier.witness import confirm
 
 CHUNK_REGIONS = 256   # regions bounded together; the bound methods chunk their rows by memory themselves
+CHUNK_ENTRIES = 2**25  # of all layers and of these regions
 CHUNK_ROWS = 8192
 PIECE_ENTRIES = 2**22  # of outputs and inputs gathered for rows at once
 CONTRADICTION_RTOL = 1e-4  # float32 evaluation against a bound
@@ -143,10 +146,15 @@ def _chunks(problem: Problem, state: State) -> Iterator[tuple[Tensor, Tensor]]:
     while start < len(rows):
         ids, counts = torch.unique_consecutive(regions[start:], return_counts=True)
         fits = int((torch.cumsum(counts, 0) <= CHUNK_ROWS).sum())
-        take = max(1, min(CHUNK_REGIONS, fits))
+        take = max(1, min(_regions_together(problem.graph), fits))
         end = start + int(counts[:take].sum())
         yield ids[:take], rows[start:end]
         start = end
+
+
+def _regions_together(graph: Graph) -> int:
+    entries = sum(math.prod(node.shape) for node in graph.nodes)
+    return max(1, min(CHUNK_REGIONS, CHUNK_ENTRIES // max(1, entries)))
 
 
 def _positions(ids: Tensor, of: Tensor, total: int) -> Tensor:
@@ -203,7 +211,8 @@ def contradiction(problem: Problem, state: State) -> str:
     lower = state.lower(tensors)
     if state.upper < lower - CONTRADICTION_RTOL * (1 + abs(lower)):
         return f"an attack reached the margin {state.upper:.6g}, below the bound {lower:.6g}"
-    for regions in torch.arange(tensors.sets.batch, device=tensors.bound.device).split(CHUNK_REGIONS):
+    for regions in torch.arange(tensors.sets.batch, device=tensors.bound.device).split(
+            _regions_together(graph)):
         points = sample_points(tensors.sets.index(regions), problem.generator)
         flat = points.flatten(0, 1)
         y = wide(flat.to(wide.dtype) if doubled else flat)

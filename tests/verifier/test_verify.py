@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -276,3 +277,22 @@ def test_rows_are_held_against_the_points_of_their_own_regions_alone(monkeypatch
         monkeypatch.setattr(stages, "PIECE_ENTRIES", entries)
         own = stages._at_own_points(tensors, rows, tensors.region[rows], points, y)
         assert torch.allclose(own, everything[tensors.region[rows], :, rows])
+
+
+def test_few_regions_are_bounded_together_where_layers_are_wide(tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    net = absolute_value(tmp_path / "net.onnx")
+    text = spec([(-1, 1)], 2, "(or " + " ".join(
+        f"(and (>= X_0 0.{k}) (<= X_0 0.{k + 1}) (>= Y_0 0.{k + 2}))" for k in range(1, 8)) + ")")
+    seen: list[int] = []
+    real = BoundStage._take_over
+
+    def noted(self: BoundStage, problem: Problem, state: State, regions: torch.Tensor, *rest: Any) -> None:
+        seen.append(len(regions))
+        real(self, problem, state, regions, *rest)
+    monkeypatch.setattr(BoundStage, "_take_over", noted)
+    for entries, sizes in ((2**25, {7}), (20, {2, 1}), (1, {1})):
+        seen.clear()
+        monkeypatch.setattr(stages, "CHUNK_ENTRIES", entries)
+        result = verify(Graph.from_onnx(net), read_vnnlib(text.encode()), replayer=net, method="ibp")
+        assert result.name == "verified" and sum(seen) == 7 and set(seen) == sizes
