@@ -6,8 +6,9 @@
 
 Parts: `golden`, images of the network with a published answer that CROWN and PGD leave open at l_inf 0.1; `acas`,
 properties 1 to 4 of three networks; `digits` and `mnist`, the exact l_inf radius of test images of the bundled MLP and
-of a small MNIST network that is trained here. What is asked is drawn with `--seed`. Exit code 1 where two methods
-contradict each other or an exact radius lies outside of what CROWN and PGD say.
+of a small MNIST network that is trained here; `encoding`, how large the golden network's programmes are and what they
+cost before they are solved. What is asked is drawn with `--seed`. Exit code 1 where two methods contradict each other
+or an exact radius lies outside of what CROWN and PGD say.
 """
 
 from __future__ import annotations
@@ -21,20 +22,21 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from functools import lru_cache
 from itertools import pairwise
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # measure the checkout that this file lies in, installed or not
 
+from benchmarks import encoding  # noqa: E402
 from benchmarks.lines import Entry, Lines  # noqa: E402
 from benchmarks.machine import available_cores, calibration, commit, finite, hardware, markdown  # noqa: E402
+from milp.workers import workers  # noqa: E402
 
-PARTS = ("golden", "acas", "digits", "mnist")
+PARTS = ("golden", "acas", "digits", "mnist", "encoding")
 METHODS = ("milp", "auto", "bab")  # auto: branch and bound behind attacks, leaning planes and tilted chords
 PROPERTIES = (1, 2, 3, 4)
 MOST = 0.5            # no radius beyond this is looked for
@@ -191,13 +193,14 @@ def pgd_upper(graph: Any, x: Any, label: int, replayer: Any) -> float:
 def tasks_of(part: str, shared: Path, count: int, seed: int, lines: Lines) -> list[Task]:
     """What a part asks, drawn with the seed."""
     draw = random.Random(seed)
-    if part == "golden":
+    if part in ("golden", "encoding"):
         known = [e for e in lines.entries if e.get("part") == "golden open"]
         if not known:
             known = [{"part": "golden open", "images": golden_open(str(shared))}]
             lines.add(*known)
         images = known[0]["images"]
-        return [(part, str(i), m) for i in draw.sample(images, min(count, len(images))) for m in METHODS]
+        methods = METHODS if part == "golden" else encoding.BOUNDS
+        return [(part, str(i), m) for i in draw.sample(images, min(count, len(images))) for m in methods]
     if part == "acas":
         nets = sorted(p.name.split("run2a_")[1].split("_batch")[0] for p in
                       (shared / "vnncomp" / "acasxu" / "onnx").glob("*run2a_*"))
@@ -208,7 +211,7 @@ def tasks_of(part: str, shared: Path, count: int, seed: int, lines: Lines) -> li
 def missing(part: str, shared: Path) -> str:
     """What a part needs and is not there; '' where all is."""
     needs = {"golden": ["golden", "datasets/mnist"], "acas": ["vnncomp/acasxu"], "digits": [],
-             "mnist": ["datasets/mnist"]}[part]
+             "mnist": ["datasets/mnist"], "encoding": ["golden", "datasets/mnist"]}[part]
     return next((str(shared / n) for n in needs if not (shared / n).exists()), "")
 
 
@@ -216,7 +219,13 @@ def run(task: Task, shared: str, limit_s: float) -> Entry:
     part, item, method = task
     import torch
     torch.set_num_threads(1)
-    found = radius(shared, part, item, limit_s) if method == "radius" else verdict(shared, part, item, method, limit_s)
+    if part == "encoding":
+        decider = golden_decider(shared)
+        found = encoding.weighed(decider.network, decider.property_of(int(item)), method)
+    elif method == "radius":
+        found = radius(shared, part, item, limit_s)
+    else:
+        found = verdict(shared, part, item, method, limit_s)
     return finite({"part": part, "item": item, "method": method, **found})
 
 
@@ -231,6 +240,9 @@ def report(entries: list[Entry]) -> tuple[str, list[str]]:
                 header = [part, *(cell for m in METHODS for cell in (m, "s"))]
                 out.append(f"\n{part}\n\n" + markdown(header, lines, left=1))
                 out.append(summary(mine))
+        elif part == "encoding":
+            out += ["\nencoding\n\n" + markdown(["bounds", "images", *encoding.FIGURES, *encoding.SECONDS],
+                                                 encoding.lines_of(mine), left=1)] if mine else []
         elif mine:
             out.append(f"\n{part}\n\n" + markdown(
                 ["image", "CROWN", "r1", "r2", "PGD", "s", "bab below", "s", "above", "s"],
@@ -321,7 +333,7 @@ def main(argv: list[str] | None = None) -> int:
 def work(tasks: list[Task], lines: Lines, arguments: Callable[[Task], Any], jobs: int) -> None:
     if not tasks:
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with workers(jobs) as pool:
         futures = {pool.submit(run, *arguments(task)): task for task in tasks}
         for done, future in enumerate(as_completed(futures), 1):
             lines.add(future.result())

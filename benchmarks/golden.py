@@ -24,14 +24,13 @@ import base64
 import contextlib
 import json
 import math
-import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +43,7 @@ import numpy as np  # noqa: E402
 
 from benchmarks.lines import Entry, Lines  # noqa: E402
 from benchmarks.machine import available_cores, calibration, commit, environment, hardware, markdown  # noqa: E402
+from milp.workers import workers  # noqa: E402
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -355,9 +355,7 @@ def answers(question: Question, next_work: Callable[[], Work | None], *, jobs: i
             torch.set_num_threads(before)
         return
     os.environ.update(environment(threads))  # workers read it when they load the thread library
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(question, threads))
-    try:
+    with workers(jobs, _start, (question, threads)) as pool:
         running: set[Future[list[Entry]]] = set()
         while True:
             while len(running) < jobs and (work := next_work()) is not None:
@@ -367,10 +365,6 @@ def answers(question: Question, next_work: Callable[[], Work | None], *, jobs: i
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 yield future.result()
-    finally:
-        for process in multiprocessing.active_children():
-            process.terminate()
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 # ---------------------------------------------------------------------- what is known, and figures

@@ -9,10 +9,9 @@ the solver's word less its tolerances.
 from __future__ import annotations
 
 import math
-import multiprocessing
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -32,6 +31,7 @@ from milp.mixed import CLEAR
 from milp.planet import Planet
 from milp.problem import Status
 from milp.solvers.highs_mixed import HighsMixed
+from milp.workers import workers
 
 EVALUATED = 64        # certificates evaluated together
 ROWS_A_TASK = 32      # neuron sides that one process takes at a time
@@ -59,13 +59,8 @@ def polishing(settings: Tightening, engine: Backward) -> Iterator[Polish]:
     if settings.jobs == 1:
         yield Polish(settings, engine, None, time.monotonic() + settings.time_limit_s)
         return
-    # Forked children of a process with threads may hang; a fresh interpreter does not.
-    pool = ProcessPoolExecutor(settings.jobs, mp_context=multiprocessing.get_context("spawn"),
-                               initializer=torch.set_num_threads, initargs=(1,))
-    try:
+    with workers(settings.jobs, torch.set_num_threads, (1,)) as pool:
         yield Polish(settings, engine, pool, time.monotonic() + settings.time_limit_s)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,18 +17,33 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from verifier.limits import MAX_DIGITS, MAX_EXPONENT
+
 Number = str | Fraction  # a decimal numeral as written, or a rational
 
 NUMERAL = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
-MAX_EXPONENT = 5000  # beyond it an exact rational would only cost memory
 
 
 def is_numeral(text: str) -> bool:
-    """Is this a decimal numeral (digits, point, exponent; no inf, nan or underscores)?"""
-    if NUMERAL.fullmatch(text) is None:
+    """Is this a decimal numeral (digits, point, exponent; no inf, nan or underscores) of a size that rationals can
+    have?"""
+    if len(text) > MAX_DIGITS or NUMERAL.fullmatch(text) is None:
         return False
     _, _, exponent = text.lower().partition("e")
     return not exponent or abs(int(exponent)) <= MAX_EXPONENT
+
+
+def near_float(value: Fraction) -> float:
+    """The nearest float64; an infinity beyond the range, where `float` would raise."""
+    return _nearest(value)[0]
+
+
+def brief(value: Number) -> str:
+    """A number as messages quote it."""
+    if isinstance(value, Fraction) and max(value.numerator.bit_length(), value.denominator.bit_length()) > 64:
+        return f"{near_float(value):g}"
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def fraction(value: Number | float) -> Fraction:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from verifier.exact import Number, fraction, round_up, rounded
+from verifier.exact import Number, fraction, near_float, round_up, rounded
 
 if TYPE_CHECKING:
     import torch
@@ -323,7 +323,7 @@ def _representable(row: Row, bits: int, source: str) -> Row:
     factor = Fraction(lcm, 1 << (lcm.bit_length() - 1))
     if not all(_fits(c * factor, bits) for c in numbers):
         worst = next(c for c in numbers if not _fits(c * factor, bits))
-        raise ValueError(f"{source}: the coefficient {float(worst)!r} of a row has no exact {bits}-bit form: "
+        raise ValueError(f"{source}: the coefficient {near_float(worst)!r} of a row has no exact {bits}-bit form: "
                          "use float64, or fewer digits")
     return Row(tuple((i, c * factor) for i, c in row.y), tuple((j, c * factor) for j, c in row.x),
                row.bound * factor, row.strict)

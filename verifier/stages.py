@@ -7,6 +7,7 @@ regions, and inherit the intermediate bounds proved by the stages before them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from torch import Tensor
 from bounds.backward import Backward
 from bounds.bounds import Bounds, LinearRows
 from bounds.final import final_bounds
+from bounds.graph import Graph
 from bounds.interval import CROSSING_RTOL, Interval
 from bounds.journal import Journal
 from bounds.precision import rounded_down
@@ -31,11 +33,14 @@ from verifier.branch_and_bound.stage import BranchAndBoundStage
 from verifier.deadline import CLOSING_S
 from verifier.leaning import LeaningStage
 from verifier.problem import KEPT_INTERVAL_BYTES, Problem, State, only_branches
+from verifier.property import PropertyTensors
 from verifier.tilted import TiltedStage
 from verifier.witness import confirm
 
 CHUNK_REGIONS = 256   # regions bounded together; the bound methods chunk their rows by memory themselves
+CHUNK_ENTRIES = 2**25  # of all layers and of these regions
 CHUNK_ROWS = 8192
+PIECE_ENTRIES = 2**22  # of outputs and inputs gathered for rows at once
 CONTRADICTION_RTOL = 1e-4  # float32 evaluation against a bound
 ERROR_FACTOR = 8.0  # a bound's error against that of one evaluation
 DOUBLED_WEIGHTS = 50_000_000  # up to here sanity checks afford a float64 copy of the network
@@ -184,10 +189,15 @@ def _chunks(problem: Problem, state: State) -> Iterator[tuple[Tensor, Tensor]]:
     while start < len(rows):
         ids, counts = torch.unique_consecutive(regions[start:], return_counts=True)
         fits = int((torch.cumsum(counts, 0) <= CHUNK_ROWS).sum())
-        take = max(1, min(CHUNK_REGIONS, fits))
+        take = max(1, min(_regions_together(problem.graph), fits))
         end = start + int(counts[:take].sum())
         yield ids[:take], rows[start:end]
         start = end
+
+
+def _regions_together(graph: Graph) -> int:
+    entries = sum(math.prod(node.shape) for node in graph.nodes)
+    return max(1, min(CHUNK_REGIONS, CHUNK_ENTRIES // max(1, entries)))
 
 
 def _positions(ids: Tensor, of: Tensor, total: int) -> Tensor:
@@ -244,13 +254,14 @@ def contradiction(problem: Problem, state: State) -> str:
     lower = state.lower(tensors)
     if state.upper < lower - CONTRADICTION_RTOL * (1 + abs(lower)):
         return f"an attack reached the margin {state.upper:.6g}, below the bound {lower:.6g}"
-    for regions in torch.arange(tensors.sets.batch, device=tensors.bound.device).split(CHUNK_REGIONS):
+    for regions in torch.arange(tensors.sets.batch, device=tensors.bound.device).split(
+            _regions_together(graph)):
         points = sample_points(tensors.sets.index(regions), problem.generator)
         flat = points.flatten(0, 1)
         y = wide(flat.to(wide.dtype) if doubled else flat)
         rows = torch.nonzero(torch.isin(tensors.region, regions)).flatten()
         place = _positions(regions, tensors.region[rows], tensors.sets.batch)
-        here = tensors.violation(flat.to(y), y).view(*points.shape[:2], -1)[place, :, rows]
+        here = _at_own_points(tensors, rows, place, points, y)
         claimed = state.row_lower[rows].unsqueeze(1)
         below = torch.isfinite(claimed) & ~(here >= claimed - CONTRADICTION_RTOL * (1 + claimed.abs()))
         if bool(below.any()):
@@ -266,8 +277,7 @@ def contradiction(problem: Problem, state: State) -> str:
             k = int(torch.nonzero(below)[0, 0])
             return f"branch {k}: a point of the network lies below the bound {float(state.branch_proved[k]):.6g}"
         if doubled:
-            single = tensors.violation(flat, graph(flat)).view(*points.shape[:2], -1)
-            error = (here - single[place, :, rows]).abs()
+            error = (here - _at_own_points(tensors, rows, place, points, graph(flat))).abs()
             gross = error > CONTRADICTION_RTOL * (1 + here.abs())
             lost = (gross & ~(claimed > ERROR_FACTOR * error)).any(1)
             trusted[rows[lost]] = -torch.inf
@@ -276,6 +286,19 @@ def contradiction(problem: Problem, state: State) -> str:
     if not bool((tensors.decided(trusted) | closed).all()):
         return "large numbers cancel: float32 evaluations are off by more than the bounds prove"
     return ""
+
+
+def _at_own_points(tensors: PropertyTensors, rows: Tensor, place: Tensor, points: Tensor, y: Tensor) -> Tensor:
+    """The violation of each row at the points of its own region alone: rows "R" and their places among the regions,
+    points "U n *shape", y "U*n *out" -> "R n". In pieces, since rows and points can both be many."""
+    count = points.shape[1]
+    x, y = points.flatten(2).to(y), y.flatten(1).view(points.shape[0], count, -1)
+    width = count * (y.shape[2] + (0 if tensors.D is None else x.shape[2]))
+    found = []
+    for some, where in zip(*(t.split(max(1, PIECE_ENTRIES // width)) for t in (rows, place)), strict=True):
+        v = torch.einsum("rnm,rm->rn", y[where], tensors.C[some].to(y)) - tensors.bound[some].to(y).unsqueeze(1)
+        found.append(v if tensors.D is None else v + torch.einsum("rnk,rk->rn", x[where], tensors.D[some].to(y)))
+    return torch.cat(found)
 
 
 BRIEF = Pgd(restarts=4, steps=12, rounds=1, samples=64, time_limit_s=1.0)

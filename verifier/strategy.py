@@ -32,7 +32,7 @@ from verifier.stages import Stage, check_method, contradiction, stages_for
 from verifier.threads import threads_for
 from verifier.verdict import Claim, Evidence, Falsified, Reason, Unknown, Verdict, Verified
 from verifier.watchdog import TimeUp, hard_limit
-from verifier.witness import ModuleReplayer, OnnxReplayer, Replayer
+from verifier.witness import ModuleReplayer, OnnxReplayer, Replayer, ReplayError
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,8 @@ def verify(
 
     Verified: for every branch some row's violation stays > 0 (closed) or >= 0 (strict), in ordinary floating
     point. Falsified: the witness meets the unsafe set as written. Wrong use raises `ValueError` or
-    `UnsupportedOperator`; everything that happens later is an `Unknown` with its reason.
+    `UnsupportedOperator`, an original network that cannot be run `ReplayError`; everything else that happens later is
+    an `Unknown` with its reason.
     """
     deadline = deadline or Deadline.starting_now(time_limit_s)
     check_method(method, branching)
@@ -155,6 +156,8 @@ def verify(
         if problem is None:
             raise
         verdict, decided_by = _unknown(Reason.UNSUPPORTED, problem, state, str(error)), None
+    except ReplayError:  # the file is at fault, and nothing said about it could be confirmed
+        raise
     except TimeUp as error:
         verdict, decided_by = _unknown(Reason.TIME_LIMIT, problem, state, str(error)), None
     except KeyboardInterrupt:

@@ -27,6 +27,7 @@ from verifier.strategy import HARD_LIMIT_GRACE_S, Result, as_json, verify
 from verifier.verdict import Falsified, Reason
 from verifier.vnnlib import read_vnnlib
 from verifier.watchdog import TimeUp, hard_limit
+from verifier.witness import ReplayError
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +226,7 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {trouble(error)}"
     text = " ".join(str(error).split())
-    return text if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, ValueError | OSError | ReplayError) else f"{type(error).__name__}: {text}"
 
 
 def _row(instance: Instance, result: Result) -> Row:

@@ -22,12 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bounds.files import read_bytes
+from verifier.exact import near_float
 from verifier.property import Property, Region
 
 if TYPE_CHECKING:
     import onnxruntime
     from torch import Tensor, nn
 
+LONGEST_REASON = 400  # characters of the runtime's own words
 PULLS = 24  # steps of doubling size from one ulp, to draw a rounded point back into its ball
 
 
@@ -78,7 +80,7 @@ class OnnxReplayer:
             try:
                 values = session.run(None, {entry.name: np.ascontiguousarray(point, dtype).reshape(shape)})
             except Exception as error:  # onnxruntime raises types of its own for each failure
-                raise ReplayError(f"{self.name}: onnxruntime failed: {str(error).splitlines()[0]}") from error
+                raise ReplayError(f"{self.name}: onnxruntime failed: {_first_line(error)}") from error
             answers.append(np.asarray(values[0]).reshape(-1))
         return np.stack(answers)
 
@@ -87,15 +89,20 @@ class OnnxReplayer:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # its errors are raised as well, and told once
         try:
             session = onnxruntime.InferenceSession(read_bytes(self.source), options,
                                                    providers=["CPUExecutionProvider"])
         except Exception as error:  # as above
-            raise ReplayError(f"{self.name}: onnxruntime cannot load it: {str(error).splitlines()[0]}") from error
+            raise ReplayError(f"{self.name}: onnxruntime cannot load it: {_first_line(error)}") from error
         if len(session.get_inputs()) != 1:
             raise ReplayError(f"{self.name}: expected one input, it has {len(session.get_inputs())}")
         return session
+
+
+def _first_line(error: Exception) -> str:
+    text = (str(error).splitlines() or [""])[0]
+    return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "..."
 
 
 class ModuleReplayer:
@@ -142,7 +149,7 @@ def confirm(candidate: Tensor | NDArray[Any], prop: Property, replayer: Replayer
     if branch is None:
         return None
     rows = prop.branches[branch].rows
-    margin = max((float(row.violation(x, y)) for row in rows), default=float("-inf"))
+    margin = max((near_float(row.violation(x, y)) for row in rows), default=float("-inf"))
     shaped = x.reshape(given.shape)
     return Witness(shaped, y, branch, margin, prop.branches[branch].region.excess(x),
                    None if real_check is None else real_check(shaped, branch))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from bounds.graph.graph import Graph, InvalidNetwork, Node, UnsupportedOperator
+from bounds.graph.limits import LARGEST_NETWORK, LARGEST_TENSOR, MOST_NODES
 from bounds.ops.add import Add
 from bounds.ops.avg_pool import AvgPool, pooled_size
 from bounds.ops.base import Input, Operator, Shape
@@ -37,8 +38,6 @@ from bounds.ops.reshape import Reshape
 from bounds.ops.scale import Scale
 from bounds.ops.slice import Slice
 from bounds.ops.transpose import Transpose
-
-LARGEST_TENSOR = 2**31  # entries of one activation; a damaged file may state any size
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,8 @@ class Builder:
 
     def __init__(self, name: str, shape: Shape, source: str) -> None:
         self.source = source
+        _check_size(shape)
+        self._entries = math.prod(shape)
         self.nodes = [Node(name, Input(), (), held(shape))]
         self.input = Value(0, shape)
         self.scope = name
@@ -108,6 +109,10 @@ class Builder:
 
     def node(self, op: Operator, inputs: Sequence[int], shape: Shape) -> int:
         _check_size(shape)
+        self._entries += math.prod(shape)
+        if self._entries > LARGEST_NETWORK or len(self.nodes) >= MOST_NODES:
+            raise InvalidNetwork(f"the network grows beyond {LARGEST_NETWORK} entries of all its layers or "
+                                 f"{MOST_NODES} nodes")
         self.nodes.append(Node(f"{self.scope}~{len(self.nodes) - self._mark}", op, tuple(inputs), shape))
         return len(self.nodes) - 1
 
@@ -319,6 +324,7 @@ class Builder:
         index = self.batched(x, weight.dim(), "a convolution")
         if not 1 <= axes <= 3:
             raise UnsupportedOperator(f"a convolution over {axes} axes")
+        _check_kernel(weight, bias, weight.shape[0])
         if x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
             raise InvalidNetwork(f"a convolution with weight {tuple(weight.shape)} and {groups} groups cannot take "
                                  f"a tensor of shape {x.shape}")
@@ -330,6 +336,9 @@ class Builder:
         if min(sizes) < 1:
             raise InvalidNetwork(f"a convolution kernel {tuple(weight.shape[2:])} is larger than its input {x.shape}")
         full = (1, weight.shape[0], *sizes)
+        # A stride beyond the input or a dilation of one cell says nothing, and a huge one is too much for PyTorch.
+        stride = [min(s, n + 2 * p) for n, p, s in zip(x.shape[2:], before, stride, strict=True)]
+        dilation = [1 if k == 1 else d for k, d in zip(weight.shape[2:], dilation, strict=True)]
         op = Conv(weight, bias, tuple(stride), tuple(before), tuple(dilation), groups)
         return self.emit(op, (index,), full[1:], full)
 
@@ -340,6 +349,7 @@ class Builder:
         index = self.batched(x, weight.dim(), "a transposed convolution")
         if not 1 <= axes <= 3:
             raise UnsupportedOperator(f"a transposed convolution over {axes} axes")
+        _check_kernel(weight, bias, weight.shape[1] * groups)
         if x.shape[1] != weight.shape[0]:
             raise InvalidNetwork(f"a transposed convolution with weight {tuple(weight.shape)} cannot take a tensor of "
                                  f"shape {x.shape}")
@@ -352,6 +362,10 @@ class Builder:
         sizes = [(n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, s, p, d, k, o
                  in zip(x.shape[2:], stride, padding, dilation, weight.shape[2:], extra, strict=True)]
         full = (1, weight.shape[1] * groups, *sizes)
+        _check_size(full)
+        if direct and not any(extra):  # a stride from one cell says nothing, and PyTorch takes memory for a huge one
+            stride = [1 if n == 1 else s for n, s in zip(x.shape[2:], stride, strict=True)]
+            dilation = [1 if k == 1 else d for k, d in zip(weight.shape[2:], dilation, strict=True)]
         op = ConvTranspose(weight, None if not direct else bias, tuple(stride), padding, extra, tuple(dilation), groups)
         y = self.emit(op, (index,), full[1:], full)
         if direct:
@@ -364,6 +378,10 @@ class Builder:
         if len(x.shape) < 2 or x.shape[0] != 1 or x.shape[1] != mean.numel():
             raise UnsupportedOperator(f"batch normalisation of {mean.numel()} channels over a tensor of shape "
                                       f"{x.shape}")
+        if any(t is not None and t.shape != mean.shape for t in (weight, bias, variance)) or mean.dim() != 1:
+            raise InvalidNetwork("batch normalisation needs one scale, shift, mean and variance a channel, got shapes "
+                                 + ", ".join(str(tuple(t.shape)) for t in (weight, bias, mean, variance)
+                                             if t is not None))
         return self.elementwise(BatchNorm(weight, bias, mean, variance, eps), x)
 
     def avg_pool(self, x: Value, *, kernel: Sequence[int], stride: Sequence[int], before: Sequence[int],
@@ -373,6 +391,7 @@ class Builder:
                  for n, k, s, b, a in zip(x.shape[2:], kernel, stride, before, after, strict=True)]
         if min(sizes) < 1:
             raise InvalidNetwork(f"a pooling window {tuple(kernel)} is larger than its input {x.shape}")
+        stride = [min(s, n + b + a) for n, s, b, a in zip(x.shape[2:], stride, before, after, strict=True)]
         op = AvgPool(tuple(kernel), tuple(stride), tuple(before), tuple(after), ceil, count_padding)
         full = (*x.shape[:2], *sizes)
         return self.emit(op, (index,), full[1:], full)
@@ -390,6 +409,7 @@ class Builder:
                  for n, r, s, b, a in zip(x.shape[2:], reach, stride, before, after, strict=True)]
         if min(sizes) < 1:
             raise InvalidNetwork(f"a pooling window {tuple(kernel)} is larger than its input {x.shape}")
+        stride = [min(s, n + 2 * b) for n, s, b in zip(x.shape[2:], stride, before, strict=True)]
         op = MaxPool(tuple(kernel), tuple(stride), tuple(before), tuple(dilation), ceil)
         full = (*x.shape[:2], *sizes)
         return self.emit(op, (index,), full[1:], full)
@@ -405,7 +425,16 @@ class Builder:
 
 def _check_size(shape: Shape) -> None:
     if math.prod(shape) > LARGEST_TENSOR:
-        raise InvalidNetwork(f"a tensor of shape {shape} is beyond any memory")
+        raise InvalidNetwork(f"a tensor of shape {shape} is too large: expected at most {LARGEST_TENSOR} entries")
+    if math.prod(shape) < 1:
+        raise InvalidNetwork(f"a tensor of shape {shape} is empty")
+
+
+def _check_kernel(weight: Tensor, bias: Tensor | None, channels: int) -> None:
+    if min(weight.shape) < 1:
+        raise InvalidNetwork(f"a convolution's weight of shape {tuple(weight.shape)} is empty")
+    if bias is not None and tuple(bias.shape) != (channels,):
+        raise InvalidNetwork(f"a convolution's bias has shape {tuple(bias.shape)}, expected ({channels},)")
 
 
 def _product_shape(a: Shape, b: Shape) -> Shape:

@@ -322,10 +322,20 @@ class _Pass:
         return self.dense[i]
 
     def _may_shrink(self, i: int) -> bool:
-        """Whether all that reads node i can read fewer neurons."""
-        def takes(j: int) -> bool:
-            return self._is_dense(j) or (_is_uniform(self.drafts[j].op) and self._may_shrink(j))
-        return i != self.output and all(takes(j) for j in self.readers[i])
+        """Whether all that reads node i can read fewer neurons: dense layers, behind none or some uniform nodes."""
+        waiting, seen = [i], {i}
+        while waiting:
+            k = waiting.pop()
+            if k == self.output:
+                return False
+            for j in self.readers[k]:
+                if j in seen or self._is_dense(j):
+                    continue
+                if not _is_uniform(self.drafts[j].op):
+                    return False
+                seen.add(j)
+                waiting.append(j)
+        return True
 
     def _relu_behind(self, i: int) -> int | None:
         """The ReLU that alone reads dense layer i and is itself read by one dense layer alone."""

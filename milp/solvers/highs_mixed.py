@@ -49,12 +49,7 @@ class HighsMixed:
             solver.setOptionValue("time_limit", max(0.0, time_limit_s))
         if below > -math.inf:
             solver.setOptionValue("objective_target", below - program.offset)
-        rows = program.rows.tocsr()
-        accepted = solver.passModel(
-            program.rows.shape[1], rows.shape[0], rows.nnz, 2, 1, program.offset, program.cost, program.lower,
-            program.upper, program.row_lower, program.row_upper, rows.indptr.astype(np.int32),
-            rows.indices.astype(np.int32), rows.data, program.integer.astype(np.int32))
-        if accepted == highspy.HighsStatus.kError:
+        if not hand_over(solver, program):
             return MixedAnswer(MixedStatus.FAILED)
         if start is not None:
             known = highspy.HighsSolution()
@@ -67,6 +62,18 @@ class HighsMixed:
             solver.cbMipInterrupt += interrupt
         solver.run()
         return _answer(solver, program, highspy, below=below, above=above, start=start)
+
+
+def hand_over(solver: Any, program: MixedProgram) -> bool:
+    """Give a `highspy.Highs` the programme; whether it took it."""
+    import highspy
+
+    rows = program.rows.tocsr()
+    status = solver.passModel(
+        program.rows.shape[1], rows.shape[0], rows.nnz, 2, 1, program.offset, program.cost, program.lower,
+        program.upper, program.row_lower, program.row_upper, rows.indptr.astype(np.int32),
+        rows.indices.astype(np.int32), rows.data, program.integer.astype(np.int32))
+    return bool(status != highspy.HighsStatus.kError)
 
 
 def _answer(solver: Any, program: MixedProgram, highspy: Any, *, below: float, above: float,

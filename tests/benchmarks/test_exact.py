@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import exact
+from benchmarks import encoding, exact
+from verifier.demo import EXAMPLES
+from verifier.network import Network
+from verifier.vnnlib import read_vnnlib
 
 
 def entry(part: str, item: str, method: str, **more: object) -> dict[str, object]:
@@ -59,3 +62,17 @@ def test_absent_data_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     arguments = ["--parts", "acas,golden,mnist", "--shared", str(tmp_path), "--out", str(tmp_path / "e.json")]
     assert exact.main(arguments) == 0
     assert capsys.readouterr().err.count("skipped") == 3
+
+
+def test_tighter_bounds_make_smaller_programmes() -> None:
+    """One binary for each neuron that is left undecided; at least one row for each of them."""
+    network = Network.read(EXAMPLES / "digits_mlp.onnx")
+    asked = read_vnnlib(EXAMPLES / "mlp_image0_large.vnnlib")
+    loose, tight = (encoding.weighed(network, asked, bounds) for bounds in encoding.BOUNDS)
+    for e in (loose, tight):
+        assert e["relus"] >= e["undecided"] == e["binaries"] <= e["rows"] <= e["nonzeros"]
+        assert e["encode_s"] > 0 and e["hand_over_s"] > 0
+    assert tight["undecided"] < loose["undecided"] and tight["nonzeros"] < loose["nonzeros"]
+    text, wrong = exact.report([{"part": "encoding", "item": "0", "method": m, **e} for m, e in
+                                zip(encoding.BOUNDS, (loose, tight), strict=True)])
+    assert "| crown" in text and not wrong

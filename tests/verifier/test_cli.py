@@ -207,6 +207,12 @@ def _bad_arrays(here: Path) -> None:
     np.savez(here / "several.npz", x=np.zeros(1))
     np.save(here / "half.npy", np.array([0.5]))
     (here / "text.npy").write_text("0.25")
+    whole = (here / "x.npy").read_bytes()
+    (here / "header.npy").write_bytes(whole.replace(b"(1,)", b"((((", 1))
+    with (here / "terabytes.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (10**12,)})
+    (here / "torn.npy").write_bytes((here / "several.npz").read_bytes()[:-30])
+    (here / "empty.npy").write_bytes(b"")
 
 
 BALL = ["--label", "1", "--eps", "0.1"]
@@ -232,6 +238,11 @@ BAD_INPUT: list[tuple[str, list[str], list[str]]] = [
     ("NaN input", ["net.onnx", "--input", "nan.npy", *BALL], ["nan.npy", "NaN"]),
     ("words as input", ["net.onnx", "--input", "words.npy", *BALL], ["words.npy", "numbers"]),
     ("pickled input", ["net.onnx", "--input", "objects.npy", *BALL], ["objects.npy"]),
+    ("a header that is no Python", ["net.onnx", "--input", "header.npy", *BALL], ["header.npy", "not a .npy file"]),
+    ("a header of terabytes", ["net.onnx", "--input", "terabytes.npy", *BALL], ["terabytes.npy", "not a .npy file"]),
+    ("a torn archive", ["net.onnx", "--input", "torn.npy", *BALL], ["torn.npy", "not a .npy file"]),
+    ("an empty array file", ["net.onnx", "--input", "empty.npy", *BALL], ["empty.npy", "not a .npy file"]),
+    ("a mask of terabytes", ["net.onnx", "--input", "x.npy", *BALL, "--mask", "terabytes.npy"], ["terabytes.npy"]),
     ("npz as input", ["net.onnx", "--input", "several.npz", *BALL], ["several.npz", "one"]),
     ("text as npy", ["net.onnx", "--input", "text.npy", *BALL], ["text.npy"]),
     ("label too large", ["net.onnx", "--input", "x.npy", "--label", "2", "--eps", "0.1"], ["--label 2", "2 outputs"]),
@@ -276,6 +287,34 @@ def test_bad_input_gets_one_sentence(here: Path, output: Output, arguments: list
     assert "Traceback" not in err
     for name in names:
         assert re.search(name, sentences[0]), f"{sentences[0]!r} should name {name}"
+
+
+def test_a_network_that_its_runtime_refuses_is_bad_input(here: Path, output: Output) -> None:
+    """Two nodes of one name, says onnxruntime; no counterexample on such a file could be replayed."""
+    proto = onnx.load(here / "net.onnx")
+    for node in proto.graph.node:
+        node.name = "one"
+    onnx.save(proto, here / "net.onnx")
+    assert run(["verify", "net.onnx", "unsafe.vnnlib"]) == 2
+    out, err = output()
+    assert out == "" and len(err.splitlines()) == 1 and "net.onnx: onnxruntime cannot load it" in err
+
+
+def test_files_are_read_within_the_time_limit(here: Path, output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*_: object, **__: object) -> None:
+        time.sleep(20)
+    monkeypatch.setattr("verifier.vnnlib.read_vnnlib", slow)
+    start = time.monotonic()
+    assert run(["verify", "net.onnx", "safe.vnnlib", "--time-limit", "0.5", "--json", "-"]) == 3
+    assert time.monotonic() - start < 5
+    answer = json.loads(output()[0])
+    assert (answer["reason"], answer["detail"]) == ("time limit", "the time was up while the files were read")
+
+
+def test_bounds_refuses_a_property_that_has_no_tensors(here: Path, output: Output) -> None:
+    (here / "odd.vnnlib").write_text(spec([(-1, 2)], 2, "(<= (* 1e400 Y_0) 1)"))
+    assert run(["bounds", "net.onnx", "odd.vnnlib", "--method", "ibp"]) == 2
+    assert "odd.vnnlib: the coefficient inf" in output()[1]
 
 
 @pytest.mark.parametrize("command", PLANNED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from bounds import Graph, UnsupportedOperator
 from bounds.bounds import Bounds, LinearRows
 from bounds.interval import Interval
 from tests.verifier.models import absolute_value, save_network, spec
-from verifier import read_vnnlib, verify
+from verifier import read_vnnlib, stages, verify
 from verifier.problem import Problem, State
 from verifier.property import robustness
 from verifier.stages import BoundStage
@@ -263,3 +264,38 @@ def test_large_numbers_that_cancel_in_float32_prove_nothing(unsafe: str) -> None
     question = read_vnnlib(spec([(0.0, 0.5)], 1, unsafe).encode())
     result = verify(Graph.from_torch(module, (1, 1, 1)), question, replayer=module, method="crown")
     assert result.name == "unknown", "over the reals Y_0 lies in [-3, -2.5]"
+
+
+def test_rows_are_held_against_the_points_of_their_own_regions_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many regions with many rows: all rows at all points would take gigabytes."""
+    generator = torch.Generator().manual_seed(0)
+    text = spec([(-1, 1)] * 2, 3, "(or " + " ".join(
+        f"(and (>= X_0 0.{k}) (<= X_0 0.{k + 1}) (<= Y_0 {k}) (>= (+ Y_1 X_1) (* 2 Y_2)))" for k in range(1, 8)) + ")")
+    tensors = read_vnnlib(text.encode()).tensors((2,), dtype=torch.float64)
+    points = torch.rand(7, 5, 2, generator=generator, dtype=torch.float64)
+    y = torch.rand(35, 3, generator=generator, dtype=torch.float64)
+    rows = torch.arange(14)
+    everything = tensors.violation(points.flatten(0, 1), y).view(7, 5, 14)
+    for entries in (1, 1000):
+        monkeypatch.setattr(stages, "PIECE_ENTRIES", entries)
+        own = stages._at_own_points(tensors, rows, tensors.region[rows], points, y)
+        assert torch.allclose(own, everything[tensors.region[rows], :, rows])
+
+
+def test_few_regions_are_bounded_together_where_layers_are_wide(tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    net = absolute_value(tmp_path / "net.onnx")
+    text = spec([(-1, 1)], 2, "(or " + " ".join(
+        f"(and (>= X_0 0.{k}) (<= X_0 0.{k + 1}) (>= Y_0 0.{k + 2}))" for k in range(1, 8)) + ")")
+    seen: list[int] = []
+    real = BoundStage._take_over
+
+    def noted(self: BoundStage, problem: Problem, state: State, regions: torch.Tensor, *rest: Any) -> None:
+        seen.append(len(regions))
+        real(self, problem, state, regions, *rest)
+    monkeypatch.setattr(BoundStage, "_take_over", noted)
+    for entries, sizes in ((2**25, {7}), (20, {2, 1}), (1, {1})):
+        seen.clear()
+        monkeypatch.setattr(stages, "CHUNK_ENTRIES", entries)
+        result = verify(Graph.from_onnx(net), read_vnnlib(text.encode()), replayer=net, method="ibp")
+        assert result.name == "verified" and sum(seen) == 7 and set(seen) == sizes

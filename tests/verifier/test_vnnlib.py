@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verifier.property import Property, robustness
-from verifier.vnnlib import VnnlibError, read_vnnlib, write_vnnlib
+from verifier.vnnlib import VnnlibError, formula, read_vnnlib, write_vnnlib
 
 HEADER = "(declare-const X_0 Real)\n(declare-const X_1 Real)\n(declare-const Y_0 Real)\n(declare-const Y_1 Real)\n"
 BOX = "(assert (>= X_0 -1))(assert (<= X_0 1))(assert (>= X_1 -1))(assert (<= X_1 1))\n"
@@ -292,3 +293,56 @@ def test_published_disjunctive_inputs(shared: Path) -> None:
 def test_reading_a_specification_does_not_load_pytorch() -> None:
     code = "import sys, verifier.vnnlib, verifier.property; sys.exit('torch' in sys.modules or 'vnnlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2]).returncode == 0
+
+
+# ---------------------------------------------------------------- texts that ask for too much
+
+@pytest.mark.parametrize("blank", ["\n", " ", "\t\n", "\r\n", "; a note\n"])
+def test_much_of_nothing_is_read_in_no_time(blank: str) -> None:
+    start = time.monotonic()
+    assert read(blank * 100_000 + "(assert (<= Y_0 1))").rows == 1
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(("body", "says"), [
+    ("(assert (<= Y_0 " + "1" * 5000 + "))", "out of range"),
+    ("(assert (<= X_0 " + "1" * 5000 + "))", "out of range"),
+    ("(assert (<= X_0 1e" + "9" * 5000 + "))", "out of range"),
+    ("(assert (<= X_" + "9" * 5000 + " 1))", "unknown variable"),
+    ("(declare-const X_" + "9" * 5000 + " Real)", "cannot use the variable"),
+    ("(assert (<= (* " + "1e4000 " * 500 + "Y_0) 1))", "grows beyond 32768 bits"),
+    ("(assert (<= (+ " + " ".join(f"(/ Y_0 {10**6 + 2 * k + 1})" for k in range(5000)) + ") 1))", "grows beyond"),
+    ("(assert (<= Y_0 (* 1e4000 (- 1e4000))))", None),
+    ("(assert (>= X_0 (* 1e4000 1e4000)))", r"the lower bound of X_0 \(inf\) exceeds"),
+    ("(assert (and " + "(or (<= Y_0 1) (>= Y_0 2)) " * 20_000 + "))", "expands to more than"),
+    ("(assert " + "(and (or (<= Y_0 1) " * 90 + "(<= Y_0 3)" + ") (or (<= Y_0 1) (>= Y_0 2)))" * 90 + ")",
+     "expands to more"),
+    ("(assert (or " + " ".join(f"(<= Y_0 {k})" for k in range(60_000)) + "))"
+     + "".join(f"(assert (>= Y_1 {k}))" for k in range(60)), "expands to more"),
+])
+def test_explosions_are_refused_in_no_time(body: str, says: str | None) -> None:
+    start = time.monotonic()
+    if says is None:
+        assert not unsafe(read(body), (0, 0), (0, 0))
+    else:
+        with pytest.raises(VnnlibError, match=says) as caught:
+            read(body)
+        assert len(str(caught.value)) < 300
+    assert time.monotonic() - start < 5
+
+
+def test_regions_and_rows_are_limited_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = "(assert (or " + " ".join(f"(and (<= X_0 0.{k}) (<= Y_0 {k}))" for k in range(1, 9)) + "))"
+    assert len(read(many).regions) == 8
+    monkeypatch.setattr(formula, "MAX_ENDS", 16)
+    with pytest.raises(VnnlibError, match="more than 5 input regions of 2 inputs"):
+        read(many)
+    monkeypatch.setattr(formula, "MAX_ENDS", 1000)
+    monkeypatch.setattr(formula, "MAX_COEFFICIENTS", 15)
+    with pytest.raises(VnnlibError, match="8 comparisons over 2 variables"):
+        read(many)
+
+
+def test_a_coefficient_beyond_floats_is_refused_in_a_sentence() -> None:
+    with pytest.raises(ValueError, match="the coefficient inf of a row has no exact 53-bit form"):
+        read("(assert (<= (* 1e400 Y_0) 1))").tensors((2,), dtype=torch.float64)

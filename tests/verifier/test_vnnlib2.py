@@ -98,3 +98,24 @@ def test_unbounded_inputs_and_sizes_are_checked_as_in_version_1() -> None:
         read("(assert (<= Y[0] 0.0))", box="(assert (and (<= X[0,0] 1.0) (>= X[0,0] -1.0)))")
     with pytest.raises(VnnlibError, match="declares 2 inputs X_i, but the network has 7"):
         read_vnnlib((HEAD + BOX + "(assert (<= Y[0] 0.0))").encode(), inputs=7)
+
+
+@pytest.mark.parametrize(("body", "says"), [
+    ("(assert " + "(and " * 100_000 + "(<= Y[0] 0)" + ")" * 100_000 + ")", ":7: nested deeper than 200 levels"),
+    ("(assert (<= Y[99999999999999999999999] 0))", "out of range"),
+    ("(assert (<= (* " + ("1" * 300 + ".0 ") * 40 + "Y[0]) 1.0))", "grows beyond"),
+])
+def test_what_the_parser_cannot_take_is_refused_before_it(body: str, says: str) -> None:
+    with pytest.raises(VnnlibError, match=says):
+        read(body)
+
+
+def test_long_words_of_the_file_are_cut_in_messages() -> None:
+    with pytest.raises(VnnlibError) as caught:
+        read("(assert (<= Y[0] 1e" + "9" * 5000 + "))")
+    assert len(str(caught.value)) < 300
+
+
+def test_sizes_are_limited() -> None:
+    with pytest.raises(VnnlibError, match="declares 1000000000000 inputs, expected 1 to"):
+        read_vnnlib((HEAD.replace("[1,2]", "[1000000,1000000]") + "(assert (<= Y[0] 0.0))").encode())

@@ -56,13 +56,21 @@ def command(net: str, spec: str, methods: str, time_limit: float, device: str | 
 
     from bounds.graph import UnsupportedOperator
     from verifier.deadline import Deadline
+    from verifier.out_of_memory import is_out_of_memory
     from verifier.problem import make_problem
     try:
         problem = make_problem(network.graph, property, replayer=network.replayer, deadline=Deadline.starting_now(),
                                device=device, simplified=network.simplified)
+    except ValueError as error:  # of the network or the property, UnsupportedOperator included
+        raise BadInput(" ".join(str(error).split())) from error
+    try:
         rows = [_measure(problem, name, time_limit) for name in chosen]
     except (UnsupportedOperator, MemoryError) as error:  # what a method refuses is told in a sentence as well
         raise BadInput(str(error) or "memory ran out") from error
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise BadInput(f"memory ran out: {' '.join(str(error).split())}") from error
+        raise
     answer = {"network": net, "property": spec, "regions": problem.tensors.sets.batch, "methods": rows}
     if json_out == "-":
         click.echo(json.dumps(answer, allow_nan=False))

@@ -7,7 +7,9 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import click
 import numpy as np
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from verifier.network import Network
     from verifier.property import Property
 
+# A damaged header is parsed as Python, and a file that begins like an archive is opened as one.
+UNREADABLE_ARRAY = (ValueError, EOFError, SyntaxError, TypeError, OverflowError, TokenError, BadZipFile)
 NORMS = {"inf": math.inf, "2": 2.0, "1": 1.0}
 
 
@@ -130,9 +134,10 @@ def read_array(path: str, shape: tuple[int, ...]) -> np.ndarray:
     """One input of the network: an array of its input shape, with or without a batch axis of one."""
     with reading(path):
         try:
-            array = np.load(path, allow_pickle=False)
-        except ValueError as error:
-            raise ValueError(f"{path}: not a .npy file of numbers ({str(error).splitlines()[0]})") from error
+            array = np.load(path, allow_pickle=False, mmap_mode="r")  # a header may state any size
+        except UNREADABLE_ARRAY as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{path}: not a .npy file of numbers ({reason})") from error
     if not isinstance(array, np.ndarray):
         raise BadInput(f"{path}: holds several arrays (.npz), expected one (.npy)")
     if array.dtype.kind not in "fiub":

@@ -91,11 +91,21 @@ def command(ctx: click.Context, net: str, time_limit: float, method: str, branch
     logging.getLogger("verifier.progress").setLevel(logging.INFO)  # one line now and then, on stderr
     load_torch()
     from verifier.deadline import Deadline
+    from verifier.strategy import HARD_LIMIT_GRACE_S, Result
+    from verifier.verdict import Reason, Unknown
+    from verifier.watchdog import TimeUp, hard_limit
     check_device(device)
-    network = read_network(net)
-    property = read_property(asked, network)
-    result = _answer(network, property, method, branching, solver, device, seed, Deadline(time_limit),
-                     None if proof is None else proof_target(asked, net, proof))
+    deadline = Deadline(time_limit)
+    try:
+        with hard_limit(deadline.left() + HARD_LIMIT_GRACE_S):
+            network = read_network(net)
+            property = read_property(asked, network)
+    except TimeUp:
+        result = Result(Unknown(Reason.TIME_LIMIT, detail="the time was up while the files were read"), method,
+                        deadline.elapsed())
+    else:
+        result = _answer(network, property, method, branching, solver, device, seed, deadline,
+                         None if proof is None else proof_target(asked, net, proof))
     _write(result, net=net, spec=asked.spec, witness=witness, vnncomp=vnncomp, json_out=json_out)
     if proof is not None and not result.choices.get("proof", {}).get("written"):
         why = result.choices.get("proof", {}).get("reason", "the property is not verified")
@@ -111,10 +121,11 @@ def _answer(network: Any, property: Any, method: str, branching: str, solver: st
     """The verification, with errors that show the input to be at fault told apart from its outcomes."""
     from bounds.graph import UnsupportedOperator
     from verifier.strategy import verify
+    from verifier.witness import ReplayError
     try:
         return verify(network.graph, property, replayer=network.replayer, method=method, device=device, seed=seed,
                       deadline=deadline, simplified=network.simplified, proof=proof, branching=branching, solver=solver)
-    except (UnsupportedOperator, ValueError) as error:  # raised before the work starts only
+    except (UnsupportedOperator, ValueError, ReplayError) as error:  # of the input, never of the work
         raise BadInput(" ".join(str(error).split())) from error
 
 

@@ -11,11 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from verifier.exact import Number, fraction
+from verifier.exact import Number, brief, fraction
+from verifier.limits import MAX_BRANCHES, MAX_COEFFICIENTS, MAX_COMPARISONS, MAX_ENDS
 from verifier.property import Branch, Property, Region, Row
 from verifier.vnnlib.errors import VnnlibError
-
-MAX_BRANCHES = 100_000  # disjuncts after expansion; a nested formula can grow exponentially
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def to_property(spec: Specification) -> Property:
                 rows.append(part)
             else:
                 choices.append((line, part))
-    _check_size(spec.name, choices)
+    _check_size(spec.name, choices, len(rows))
     conjunctions: list[tuple[Bound | Row, ...]] = [()]
     for _, choice in choices:
         extra = _expand(choice)
@@ -124,6 +123,7 @@ def to_property(spec: Specification) -> Property:
     if not branches:
         raise VnnlibError(spec.name, builder.empty_line, builder.empty
                           or "the specification is a contradiction: no point can satisfy it")
+    _check_coefficients(spec, branches)
     return Property(tuple(branches), spec.inputs, spec.outputs, spec.name)
 
 
@@ -135,25 +135,49 @@ def _conjuncts(formula: Formula) -> Iterable[Bound | Row | Or]:
         yield formula
 
 
-def _size(formula: Formula) -> int:
-    """The number of conjunctions of the normal form."""
-    if isinstance(formula, Or):
-        return sum(map(_size, formula.parts))
-    if isinstance(formula, And):
-        product = 1
-        for part in formula.parts:
-            product *= _size(part)
-        return product
-    return 1
+@dataclass(frozen=True)
+class _Size:
+    """How many conjunctions a normal form has, and how many comparisons in all of them together; saturated, so that
+    the numbers stay small."""
+
+    conjunctions: int
+    comparisons: int
+
+    def both(self, other: _Size) -> _Size:
+        """Of the AND of two formulas."""
+        return _Size(min(self.conjunctions * other.conjunctions, MAX_BRANCHES + 1),
+                     min(self.comparisons * other.conjunctions + other.comparisons * self.conjunctions,
+                         MAX_COMPARISONS + 1))
+
+    @classmethod
+    def of(cls, formula: Formula) -> _Size:
+        if isinstance(formula, Or):
+            parts = [cls.of(part) for part in formula.parts]
+            return cls(sum(p.conjunctions for p in parts), sum(p.comparisons for p in parts))
+        total = cls(1, 0)
+        if isinstance(formula, And):
+            for part in formula.parts:
+                total = total.both(cls.of(part))
+            return total
+        return cls(1, 1)
 
 
-def _check_size(name: str, choices: list[tuple[int, Or]]) -> None:
-    total = 1
+def _check_size(name: str, choices: list[tuple[int, Or]], rows: int) -> None:
+    """`rows` are those that every disjunct has."""
+    total = _Size(1, rows)
     for line, choice in choices:
-        total *= _size(choice)
-        if total > MAX_BRANCHES:
-            raise VnnlibError(name, line, f"the formula expands to more than {MAX_BRANCHES} disjuncts: "
-                                          "split it into several files")
+        total = total.both(_Size.of(choice))
+        if total.conjunctions > MAX_BRANCHES or total.comparisons > MAX_COMPARISONS:
+            raise VnnlibError(name, line, f"the formula expands to more than {MAX_BRANCHES} disjuncts or "
+                                          f"{MAX_COMPARISONS} comparisons: split it into several files")
+
+
+def _check_coefficients(spec: Specification, branches: list[Branch]) -> None:
+    rows = sum(len(b.rows) for b in branches)
+    width = spec.outputs + spec.inputs * any(row.x for b in branches for row in b.rows)
+    if rows * width > MAX_COEFFICIENTS:
+        raise VnnlibError(spec.name, 0, f"{rows} comparisons over {width} variables are too many: expected at most "
+                                        f"{MAX_COEFFICIENTS} coefficients; split it into several files")
 
 
 def _expand(formula: Formula) -> list[tuple[Bound | Row, ...]]:
@@ -201,6 +225,9 @@ class _Regions:
                         else (i, low.get(i, self.lower.get(i)).value, high.get(i, self.upper.get(i)).value)  # type: ignore[union-attr]
                         for i in touched)
         if changes not in self._made:
+            if 2 * len(self._made) * self.spec.inputs > MAX_ENDS:
+                raise VnnlibError(self.spec.name, 0, f"more than {len(self._made)} input regions of {self.spec.inputs} "
+                                                     "inputs are too many: split it into several files")
             lowers, uppers = [p[0] for p in self._common], [p[1] for p in self._common]
             for i, a, b in changes:
                 lowers[i], uppers[i] = a, b
@@ -210,7 +237,7 @@ class _Regions:
     def _is_empty(self, i: int, low: Bound | None, high: Bound | None) -> bool:
         if low is None or high is None or not exceeds(low.value, high.value):
             return False
-        self.empty = (f"the lower bound of X_{i} ({low.value}) exceeds its upper bound ({high.value}): "
+        self.empty = (f"the lower bound of X_{i} ({brief(low.value)}) exceeds its upper bound ({brief(high.value)}): "
                       "the input region is empty")
         self.empty_line = max(low.line, high.line)
         return True

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from verifier.limits import MAX_BITS
+
+
+class TooLong(ValueError):
+    """Exact arithmetic made a rational of more digits than any specification needs."""
+
 
 class Linear:
     """`sum y[i] Y_i + sum x[j] X_j + constant`; built up in place while an expression is read."""
@@ -19,8 +25,8 @@ class Linear:
         """self += factor * other."""
         for mine, theirs in ((self.y, other.y), (self.x, other.x)):
             for i, c in theirs.items():
-                mine[i] = mine.get(i, Fraction(0)) + factor * c
-        self.constant += factor * other.constant
+                mine[i] = _checked(mine.get(i, Fraction(0)) + factor * c)
+        self.constant = _checked(self.constant + factor * other.constant)
 
     @property
     def is_constant(self) -> bool:
@@ -34,3 +40,9 @@ class Linear:
         product = Linear()
         product.add(rest, factor)
         return product
+
+
+def _checked(value: Fraction) -> Fraction:
+    if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
+        raise TooLong(f"a coefficient or a constant grows beyond {MAX_BITS} bits")
+    return value

@@ -6,13 +6,14 @@ import re
 from pathlib import Path
 
 from bounds.files import DamagedFile, read_bytes, trouble
+from verifier.limits import MAX_VARIABLES
 from verifier.property import Property
 from verifier.vnnlib.errors import VnnlibError
 from verifier.vnnlib.formula import to_property
 from verifier.vnnlib.version1 import parse_version1
 
 # 2.0 files open with these statements; in 1.0 neither exists.
-_VERSION2 = re.compile(r"^\s*\(\s*(?:vnnlib-version|declare-network)\b", re.MULTILINE)
+_VERSION2 = re.compile(r"^[^\S\n]*\(\s*(?:vnnlib-version|declare-network)\b", re.MULTILINE)
 
 
 def read_vnnlib(source: str | Path | bytes, *, inputs: int | None = None, outputs: int | None = None) -> Property:
@@ -43,4 +44,6 @@ def read_vnnlib(source: str | Path | bytes, *, inputs: int | None = None, output
                                              ("outputs", "Y", specification.outputs, outputs)):
         if expected is not None and declared != expected:
             raise VnnlibError(name, 0, f"declares {declared} {what} {letter}_i, but the network has {expected}")
+        if not 1 <= declared <= MAX_VARIABLES:
+            raise VnnlibError(name, 0, f"declares {declared} {what}, expected 1 to {MAX_VARIABLES}")
     return to_property(specification)

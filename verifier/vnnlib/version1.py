@@ -12,13 +12,12 @@ from fractions import Fraction
 from itertools import pairwise
 
 from verifier.exact import NUMERAL, Number, fraction, is_numeral
+from verifier.limits import MAX_DEPTH, MAX_DIGITS
 from verifier.vnnlib.errors import VnnlibError
 from verifier.vnnlib.formula import FALSE, TRUE, And, Bound, Formula, Or, Specification, comparison, tighten
-from verifier.vnnlib.linear import Linear
+from verifier.vnnlib.linear import Linear, TooLong
 
-MAX_DEPTH = 200  # nesting; far above any written formula, far below the interpreter's limit
-
-_INDEX = r"0|[1-9][0-9]*"
+_INDEX = r"0|[1-9][0-9]{0,17}"  # a longer one is no variable
 _FAST = re.compile(rf"\(\s*(?:assert\s*\(\s*(<=|>=)\s+X_({_INDEX})\s+({NUMERAL.pattern})\s*\)"
                    rf"|declare-const\s+([XY])_({_INDEX})\s+Real)\s*\)")
 _TOKEN = re.compile(r"\(\s*(<=|>=|<|>|=)\s+([^\s()]+)\s+([^\s()]+)\s*\)|([()])|([^\s()]+)")
@@ -87,7 +86,8 @@ class _Reader:
                 if i not in inputs:
                     raise self._error(start, f"unknown variable X_{i}: it is not declared before its use")
                 side = self.upper if op == "<=" else self.lower
-                if "e" in value or "E" in value:  # the expression has checked all but the exponent's size
+                # The expression has checked all but the sizes.
+                if "e" in value or "E" in value or len(value) > MAX_DIGITS:
                     self._number(value, start)
                 bound = Bound(i, op == "<=", value, self._line(start))
                 if i in side:
@@ -166,7 +166,11 @@ class _Reader:
         if head.text == "assert":
             if len(node.items) != 2:
                 raise self._error(node.at, f"syntax error: assert takes one formula, got {len(node.items) - 1}")
-            self.assertions.append((self._line(node.at), self._formula(node.items[1], False)))
+            try:
+                formula = self._formula(node.items[1], False)
+            except TooLong as error:
+                raise self._error(node.at, str(error)) from None
+            self.assertions.append((self._line(node.at), formula))
         elif head.text in ("declare-const", "declare-fun"):
             self._declaration(node, head.text)
         elif head.text not in _BOILERPLATE:

@@ -15,13 +15,16 @@ from fractions import Fraction
 from typing import Any
 
 from verifier.exact import is_numeral
+from verifier.limits import MAX_DEPTH
 from verifier.vnnlib.errors import VnnlibError
 from verifier.vnnlib.formula import And, Formula, Or, Specification, comparison
-from verifier.vnnlib.linear import Linear
+from verifier.vnnlib.linear import Linear, TooLong
 
 _OPERATORS = {"LessEqual": "<=", "LessThan": "<", "GreaterEqual": ">=", "GreaterThan": ">", "Equal": "==",
               "NotEqual": "!="}
 _FLOATS = {"F16", "F32", "F64", "BF16", "Real"}
+_BRACKET = re.compile(r"[()]|;[^\n]*")  # those of comments do not count
+_LONG_WORD = re.compile(r"[\w.+-]{40,}")
 _PLACE = re.compile(r"line (\d+)")
 
 
@@ -29,17 +32,30 @@ def parse_version2(text: str, name: str) -> Specification:
     """Read a whole file; raises VnnlibError for what is wrong and for what is not supported."""
     import vnnlib  # slow to load and rarely needed
 
+    _check_depth(text, name)
     try:
         query = vnnlib.parse_query_string(text)
     except vnnlib.VNNLibException as error:
         raise _translated(str(error), name) from None
+    except (IndexError, ValueError, OverflowError) as error:  # of its conversion of an index or a size to a number
+        raise VnnlibError(name, 0, f"a number, an index or a size is out of range ({error})") from error
     reader = _Reader(query, name)
-    assertions = [(_line(a), reader.formula(a.expr)) for a in query.assertions]
+    assertions = [(_line(a), reader.assertion(a)) for a in query.assertions]
     return Specification(name, reader.size("Input"), reader.size("Output"), {}, {}, assertions)
 
 
+def _check_depth(text: str, name: str) -> None:
+    """The package's parser recurses and would overflow its stack."""
+    depth = 0
+    for match in _BRACKET.finditer(text):
+        depth += {"(": 1, ")": -1}.get(match[0], 0)
+        if depth > MAX_DEPTH:
+            raise VnnlibError(name, text.count("\n", 0, match.start()) + 1, f"nested deeper than {MAX_DEPTH} levels")
+
+
 def _translated(message: str, name: str) -> VnnlibError:
-    """The parser's message (JSON or a sentence) as one sentence with its line."""
+    """The parser's message (JSON or a sentence) as one sentence with its line; long words of the file are cut."""
+    message = _LONG_WORD.sub(lambda word: word[0][:37] + "...", message)
     try:
         first = json.loads(message)["errors"][0]
         symbol, hint = first.get("offendingSymbol", ""), first.get("hint", "")
@@ -88,6 +104,12 @@ class _Reader:
 
     def _refused(self, line: int, what: str, expected: str) -> VnnlibError:
         return VnnlibError(self.name, line, f"not supported of VNN-LIB 2.0: {what}; expected {expected}")
+
+    def assertion(self, node: Any) -> Formula:
+        try:
+            return self.formula(node.expr)
+        except TooLong as error:
+            raise VnnlibError(self.name, _line(node), str(error)) from None
 
     def formula(self, node: Any) -> Formula:
         word = type(node).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,10 +10,17 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from onnx import helper
 from torch import Tensor
 
 from bounds.graph.builder import Builder, Value
 from bounds.graph.graph import InvalidNetwork, UnsupportedOperator
+from bounds.graph.limits import shown
+
+
+def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
+    """A node's attributes by name; their values as the file states them."""
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +55,11 @@ class Call:
         return default if (value := self._stored(name, int)) is None else value
 
     def number(self, name: str, default: float) -> float:
-        """A float32 number, and so is its default."""
-        return float(np.float32(default)) if (value := self.optional_number(name)) is None else value
+        """A finite float32 number, and so is its default."""
+        value = self.optional_number(name)
+        if value is not None and not math.isfinite(value):
+            raise InvalidNetwork(f"the attribute {name!r} is {value}, expected a finite number")
+        return float(np.float32(default)) if value is None else value
 
     def optional_number(self, name: str) -> float | None:
         return None if (value := self._stored(name, int, float)) is None else float(value)
@@ -113,7 +124,16 @@ class Call:
         """A list of integers that older operator sets store as an attribute and newer ones as input i."""
         if attribute is not None and (stored := self.integers(attribute)) is not None:
             return list(stored)
-        return [int(n) for n in self.array(i).reshape(-1)] if self.has(i) else None
+        if not self.has(i):
+            return None
+        array = self.array(i)
+        if array.dtype.kind not in "iu":
+            raise InvalidNetwork(f"input {i} holds {array.dtype} values, expected integers")
+        return [int(n) for n in array.reshape(-1)]
+
+    def scalar(self, i: int) -> float:
+        """Input i, a constant of one number."""
+        return scalar(self.array(i))
 
     def tensor(self, i: int) -> Tensor:
         """Input i as an operator's parameter: constant, floating-point and finite."""
@@ -124,6 +144,13 @@ class Call:
 
     def optional(self, i: int) -> Tensor | None:
         return self.tensor(i) if self.has(i) else None
+
+
+def scalar(array: np.ndarray) -> float:
+    if array.size != 1 or array.dtype.kind not in "fiu":
+        raise UnsupportedOperator(f"a constant of shape {array.shape} and type {array.dtype}: only one number is "
+                                  "supported there")
+    return float(array.reshape(()))
 
 
 def as_parameter(constant: Constant, dtype: torch.dtype) -> Tensor:
@@ -144,10 +171,14 @@ def as_parameter(constant: Constant, dtype: torch.dtype) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).reshape(array.shape).to(dtype)
 
 
-def to_array(tensor: onnx.TensorProto, source: str) -> np.ndarray:
+def to_array(tensor: onnx.TensorProto) -> np.ndarray:
+    """A stored tensor's values; InvalidNetwork where its bytes do not fit its shape."""
     from onnx import numpy_helper
 
+    if any(n < 0 for n in tensor.dims):
+        raise InvalidNetwork(f"the tensor {shown(tensor.name)} has the shape {list(tensor.dims)}, expected sizes of at "
+                             "least 0")
     try:
         return numpy_helper.to_array(tensor)
     except (ValueError, TypeError, KeyError) as error:
-        raise InvalidNetwork(f"{source}: the tensor {tensor.name!r} is damaged or cut off ({error})") from error
+        raise InvalidNetwork(f"the tensor {shown(tensor.name)} is damaged or cut off ({error})") from error

@@ -5,22 +5,31 @@ Values are computed in the constants' own precision, as a runtime would when it 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper, numpy_helper, shape_inference
 
+from bounds.graph.from_onnx.call import to_array
 from bounds.graph.graph import InvalidNetwork, UnsupportedOperator
+from bounds.graph.limits import LARGEST_TENSOR
 
+SMALL_INPUT = 64  # entries: more are no shape
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 
 
 def constant_node(node: onnx.NodeProto) -> np.ndarray:
     """The value of a `Constant` node."""
+    if len(node.attribute) != 1:
+        raise InvalidNetwork(f"expected one attribute, its value, got {len(node.attribute)}")
     (attribute,) = node.attribute
     value = helper.get_attribute_value(attribute)
     match attribute.name:
         case "value":
-            return numpy_helper.to_array(value)
+            if not isinstance(value, onnx.TensorProto):
+                raise InvalidNetwork(f"the attribute 'value' has the wrong type: {type(value).__name__}")
+            return to_array(value)
         case "value_float" | "value_floats":
             return np.asarray(value, dtype=np.float32)
         case "value_int" | "value_ints":
@@ -28,8 +37,10 @@ def constant_node(node: onnx.NodeProto) -> np.ndarray:
     raise UnsupportedOperator(f"a constant given as {attribute.name!r}")
 
 
-def evaluate(node: onnx.NodeProto, inputs: dict[str, np.ndarray], opset: int) -> list[np.ndarray | None]:
-    """The outputs of a node whose inputs are all known, by ONNX's reference implementation."""
+def evaluate(node: onnx.NodeProto, inputs: dict[str, np.ndarray], opset: int, *,
+             largest: int = LARGEST_TENSOR) -> list[np.ndarray | None]:
+    """The outputs of a node whose inputs are all known, by ONNX's reference implementation. Each may have `largest` or
+    `LARGEST_TENSOR` entries, whichever is more."""
     from onnx.reference import ReferenceEvaluator
 
     if node.op_type in _RANDOM:
@@ -41,12 +52,34 @@ def evaluate(node: onnx.NodeProto, inputs: dict[str, np.ndarray], opset: int) ->
     names = [name for name in node.output if name]
     graph = helper.make_graph([node], "constant", declared, [onnx.ValueInfoProto(name=name) for name in names])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    _check_sizes(model, inputs, max(largest, LARGEST_TENSOR))
     try:
         with np.errstate(all="ignore"):
             results = ReferenceEvaluator(model).run(None, inputs)
     except NotImplementedError as error:
-        raise UnsupportedOperator(f"it has constant inputs, but cannot be evaluated ({error})") from error
+        raise UnsupportedOperator(f"it has constant inputs, but cannot be evaluated ({_first_line(error)})") from error
     except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AttributeError, MemoryError) as error:
-        raise InvalidNetwork(f"it has constant inputs, but cannot be evaluated ({error})") from error
+        raise InvalidNetwork(f"it has constant inputs, but cannot be evaluated ({_first_line(error)})") from error
     by_name = dict(zip(names, results, strict=True))
     return [None if not name else np.asarray(by_name[name]) for name in node.output]
+
+
+def _check_sizes(model: onnx.ModelProto, inputs: dict[str, np.ndarray], largest: int) -> None:
+    """Refuses a node whose outputs are too large, before they are computed: by ONNX's shape inference, which reads the
+    values of small inputs (shapes, repeats, pads)."""
+    known = onnx.ModelProto()
+    known.CopyFrom(model)
+    known.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in inputs.items()
+                                   if array.size <= SMALL_INPUT)
+    try:
+        inferred = shape_inference.infer_shapes(known, data_prop=True)
+    except (shape_inference.InferenceError, ValueError, RuntimeError) as error:
+        raise InvalidNetwork(f"it has constant inputs, but no shape follows ({_first_line(error)})") from error
+    for output in inferred.graph.output:
+        sizes = [dim.dim_value for dim in output.type.tensor_type.shape.dim]
+        if math.prod(sizes) > largest:
+            raise InvalidNetwork(f"it computes a constant of shape {tuple(sizes)}: expected at most {largest} entries")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

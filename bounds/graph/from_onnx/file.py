@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -35,9 +36,35 @@ def parse(data: bytes, name: str) -> onnx.ModelProto:
     hands_on = {i.name for i in graph.input} >= {o.name for o in graph.output}  # needs no node
     if not model.HasField("graph") or not graph.output or not (graph.node or hands_on):
         raise InvalidNetwork(f"{name}: {_what_is_wrong(data)}")
-    if not any(opset.domain in ("", "ai.onnx") for opset in model.opset_import):
-        raise InvalidNetwork(f"{name}: names no version of the ONNX operator set (opset_import): cut off?")
+    if model.ir_version > onnx.IR_VERSION:
+        raise InvalidNetwork(f"{name}: states format version {model.ir_version}, expected at most {onnx.IR_VERSION}")
+    operator_set(model, name)
+    for text in _names(graph):
+        if not isinstance(text, str):  # what is no UTF-8 arrives as bytes
+            raise InvalidNetwork(f"{name}: damaged: the name {text!r} is not text")
     return model
+
+
+def _names(graph: onnx.GraphProto) -> Iterator[object]:
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute))
+    for named in (*graph.initializer, *graph.input, *graph.output):
+        yield named.name
+
+
+def operator_set(model: onnx.ModelProto, name: str) -> int:
+    """The version of the ONNX operators that the file was written for."""
+    versions = {opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")}
+    if not versions:
+        raise InvalidNetwork(f"{name}: names no version of the ONNX operator set (opset_import): cut off?")
+    if len(versions) > 1:
+        raise InvalidNetwork(f"{name}: names several versions of the ONNX operator set, "
+                             f"{' and '.join(map(str, sorted(versions)))}; expected one")
+    (version,) = versions
+    if not 1 <= version <= onnx.defs.onnx_opset_version():
+        raise InvalidNetwork(f"{name}: states version {version} of the ONNX operator set, expected 1 to "
+                             f"{onnx.defs.onnx_opset_version()}")
+    return version
 
 
 def _what_is_wrong(data: bytes) -> str:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
-from onnx import helper
 
 from bounds.graph.builder import Builder, Value
 from bounds.graph.from_onnx import rows_activation, rows_arithmetic, rows_dense, rows_move, rows_spatial  # noqa: F401
-from bounds.graph.from_onnx.call import Call, Constant, to_array
+from bounds.graph.from_onnx.call import Call, Constant, attributes_of, to_array
 from bounds.graph.from_onnx.constants import constant_node, evaluate
-from bounds.graph.from_onnx.file import load_bytes, parse
+from bounds.graph.from_onnx.definitions import Definitions
+from bounds.graph.from_onnx.file import load_bytes, operator_set, parse
 from bounds.graph.from_onnx.table import ROWS
 from bounds.graph.graph import Graph, InvalidNetwork, UnsupportedOperator
+from bounds.graph.limits import shown
 from bounds.ops.base import Shape
 
 _FLOATS = {onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.DOUBLE: torch.float64}
@@ -51,12 +53,15 @@ class _Importer:
     def __init__(self, model: onnx.ModelProto, source: str) -> None:
         self.graph = model.graph
         self.source = source
-        self.opset = max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+        self.opset = operator_set(model, source)
+        self.definitions = Definitions(model, self.opset)
         self.weights = {t.name: t for t in self.graph.initializer}
+        self.stored = sum(t.ByteSize() for t in self.graph.initializer) // 4  # numbers in the file, about
         self.known: dict[str, Value | Constant] = {}
         self.missing: dict[str, str] = {}  # outputs that no row offers, and their nodes
 
     def run(self) -> Graph:
+        self._check_names()
         builder, shape = self._input()
         output = self._only_output()
         producers = {out: node for node in self.graph.node for out in node.output if out}
@@ -68,6 +73,20 @@ class _Importer:
         if isinstance(result, Constant):
             raise InvalidNetwork(f"{self.source}: the output {output!r} does not depend on the input")
         return builder.graph(result, shape)
+
+    def _check_names(self) -> None:
+        """Each tensor has one origin: runtimes choose differently between two."""
+        for what, names in (("stored", [t.name for t in self.graph.initializer]),
+                            ("an input", [i.name for i in self.graph.input]),
+                            ("computed", [out for node in self.graph.node for out in node.output if out])):
+            if twice := [name for name, count in Counter(names).items() if count > 1]:
+                raise InvalidNetwork(f"{self.source}: the tensor {shown(twice[0])} is {what} twice, expected one "
+                                     "origin of each tensor")
+        given = {i.name for i in self.graph.input} | self.weights.keys()
+        for node in self.graph.node:
+            if clash := given.intersection(node.output):
+                raise InvalidNetwork(f"{self.source}: the tensor {shown(min(clash))} is both given and computed by a "
+                                     f"{node.op_type}, expected one origin of each tensor")
 
     # ------------------------------------------------------------------ ends of the network
 
@@ -105,6 +124,9 @@ class _Importer:
         names = [o.name for o in self.graph.output]
         if len(names) != 1:
             raise InvalidNetwork(f"{self.source}: expected one output, got {len(names)} ({', '.join(names)})")
+        declared = self.graph.output[0].type
+        if declared.HasField("tensor_type") and declared.tensor_type.elem_type not in (*_FLOATS, 0):
+            raise InvalidNetwork(f"{self.source}: the output {shown(names[0])} must be a float32 or float64 tensor")
         return names[0]
 
     def _needed(self, output: str, producers: dict[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
@@ -120,8 +142,9 @@ class _Importer:
     # ------------------------------------------------------------------ nodes
 
     def _import(self, builder: Builder, node: onnx.NodeProto) -> None:
-        label = f"{node.op_type} (node {node.name or node.output[0]!r})"
+        label = f"{node.op_type} (node {shown(node.name or node.output[0])})"
         try:
+            self.definitions.check(node)
             inputs = [self._lookup(name) if name else None for name in node.input]
             results = self._results(builder, node, inputs)
             pairs = zip(node.output, results, strict=False)
@@ -139,7 +162,7 @@ class _Importer:
                                           "supported")
             if name not in self.weights:
                 raise InvalidNetwork(f"its input {name!r} is computed by no earlier node and stored nowhere")
-            self.known[name] = Constant(name, to_array(self.weights[name], self.source))
+            self.known[name] = Constant(name, to_array(self.weights[name]))
         return self.known[name]
 
     def _results(self, builder: Builder, node: onnx.NodeProto,
@@ -148,19 +171,19 @@ class _Importer:
             raise UnsupportedOperator(f"operators of the domain {node.domain!r} are not supported")
         if node.op_type == "Constant":
             return [Constant(node.output[0], constant_node(node))]
-        if node.op_type in ("Shape", "Size") and isinstance(inputs[0], Value):
+        if node.op_type in ("Shape", "Size") and inputs and isinstance(inputs[0], Value):
             return [_shape_of(node, inputs[0])]
         if all(i is None or isinstance(i, Constant) for i in inputs):
             arrays = {name: i.array for name, i in zip(node.input, inputs, strict=True) if isinstance(i, Constant)}
-            return [None if out is None else Constant(name, out)
-                    for name, out in zip(node.output, evaluate(node, arrays, self.opset), strict=True)]
+            return [None if out is None else Constant(name, out) for name, out in
+                    zip(node.output, evaluate(node, arrays, self.opset, largest=self.stored), strict=True)]
         if node.op_type not in ROWS:
             raise UnsupportedOperator(
                 f"this operator has no sound bounds here; supported are {', '.join(sorted(ROWS))}. Rewrite the network "
                 "with those, or add the operator (one file in bounds/ops and one importer row)")
         builder.start(node.output[0])
         call = Call(builder, node.op_type, self.opset, inputs, list(node.output),
-                    {a.name: helper.get_attribute_value(a) for a in node.attribute}, self.dtype)
+                    attributes_of(node), self.dtype)
         results = ROWS[node.op_type](call)
         call.refuse_unread_attributes()
         results = results if isinstance(results, list) else [results]
@@ -171,7 +194,7 @@ class _Importer:
 
 def _shape_of(node: onnx.NodeProto, value: Value) -> Constant:
     """Shapes are static, at batch one."""
-    settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    settings = attributes_of(node)
     if node.op_type == "Size":
         return Constant(node.output[0], np.array(int(np.prod(value.shape)), dtype=np.int64))
     chosen = value.shape[settings.get("start", 0):settings.get("end")]

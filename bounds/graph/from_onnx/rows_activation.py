@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
-from bounds.graph.builder import Value
-from bounds.graph.from_onnx.call import Call, Constant
+from bounds.graph.builder import Value, broadcast
+from bounds.graph.from_onnx.call import Call, Constant, scalar
 from bounds.graph.from_onnx.table import row
 from bounds.graph.graph import InvalidNetwork, UnsupportedOperator
 
@@ -31,7 +29,7 @@ def prelu(c: Call) -> Value:
     from bounds.ops.prelu import PRelu
 
     x, slope = c.value(), c.tensor(1)
-    if slope.dim() > len(x.shape):
+    if broadcast(x.shape, tuple(slope.shape)) != x.shape:  # one way only
         raise InvalidNetwork(f"slopes of shape {tuple(slope.shape)} do not broadcast to {x.shape}")
     return c.builder.elementwise(PRelu(c.builder.constant_for(slope, x.shape)), x)
 
@@ -82,14 +80,8 @@ def clip(c: Call) -> Value:
 def _limit(c: Call, i: int, attribute: str, default: float) -> float:
     stored = c.optional_number(attribute)
     if stored is None:
-        stored = _scalar(c.array(i)) if c.has(i) else default
+        stored = c.scalar(i) if c.has(i) else default
     return float(stored)
-
-
-def _scalar(array: np.ndarray) -> float:
-    if array.size != 1:
-        raise UnsupportedOperator(f"a limit of shape {array.shape}: only one number is supported")
-    return float(array.reshape(()))
 
 
 def _clipped(c: Call, x: Value, low: float, high: float) -> Value:
@@ -110,7 +102,7 @@ def extremum(c: Call) -> Value:
     if len(values) > 1:
         raise UnsupportedOperator("the maximum or minimum of two activations has no bounds yet; rewrite it with Relu: "
                                   "max(a, b) = a + Relu(b - a)")
-    limits = [_scalar(v.array) for v in c.inputs if isinstance(v, Constant)]
+    limits = [scalar(v.array) for v in c.inputs if isinstance(v, Constant)]
     if c.op_type == "Max":
         return _clipped(c, values[0], max(limits, default=-math.inf), math.inf)
     return _clipped(c, values[0], -math.inf, min(limits, default=math.inf))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bounds.graph.builder import Builder, Value
+from bounds.graph.builder import Builder, Value, broadcast
 from bounds.graph.from_onnx.call import Call, Constant
 from bounds.graph.from_onnx.table import row
 from bounds.graph.graph import InvalidNetwork, UnsupportedOperator
@@ -49,6 +49,9 @@ def gemm(c: Call) -> Value:
     if not c.has(2) or beta == 0.0:
         return product
     addend = c.get(2)
+    if broadcast(product.shape, tuple(addend.shape)) != product.shape:  # one way only
+        raise InvalidNetwork(f"the summand of shape {tuple(addend.shape)} does not fit a product of shape "
+                             f"{product.shape}")
     if isinstance(addend, Value):
         return c.builder.add(product, _times(c, addend, beta))
     return _add_product(c.builder, product, beta, c.tensor(2))

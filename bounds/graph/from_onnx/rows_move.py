@@ -58,6 +58,8 @@ def unsqueeze(c: Call) -> Value:
     axes = c.ints(1, "axes") or []
     rank = len(x.shape) + len(axes)
     new = {normalise(a, rank) for a in axes}
+    if len(new) != len(axes):
+        raise InvalidNetwork(f"the axes {axes} name one twice")
     rest = iter(x.shape)
     return c.builder.reshape(x, tuple(1 if i in new else next(rest) for i in range(rank)))
 
@@ -123,7 +125,9 @@ def pad(c: Call) -> Value:
     amounts = c.ints(1, "pads")
     fill_value = c.optional_number("value")
     if fill_value is None:
-        fill_value = float(c.tensor(2).reshape(())) if c.has(2) and mode == "constant" else 0.0
+        fill_value = c.scalar(2) if c.has(2) and mode == "constant" else 0.0
+    if not math.isfinite(fill_value):
+        raise InvalidNetwork(f"padding with {fill_value}, expected a finite number")
     axes = c.ints(3)
     axes = list(range(len(x.shape))) if axes is None else [normalise(a, len(x.shape)) for a in axes]
     if amounts is None or len(amounts) != 2 * len(axes):

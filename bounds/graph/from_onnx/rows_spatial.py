@@ -43,6 +43,8 @@ def _pads(c: Call, x: Value, kernel: Sequence[int], stride: Sequence[int],
 
 def _kernel_of_weight(c: Call, shape: Sequence[int]) -> list[int]:
     kernel = list(shape[2:])
+    if not kernel:
+        raise InvalidNetwork(f"a convolution's weight needs three axes or more, got the shape {tuple(shape)}")
     if (stated := c.integers("kernel_shape")) not in (None, kernel):
         raise InvalidNetwork(f"kernel_shape {stated} differs from the weight's {kernel}")
     return kernel

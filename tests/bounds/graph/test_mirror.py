@@ -197,7 +197,7 @@ def test_an_absolute_value_stays_two_relus() -> None:
     assert nonlinear(simple) == 2
     sets = InputSet(torch.tensor([[-1.0]]), torch.tensor([[1.0]]))
     bounds = ibp.bound(simple, sets, LinearRows(torch.ones(1, 1)))
-    assert float(bounds.lower) == 0
+    assert -1e-5 < float(bounds.lower) <= 0  # not the -2 of one ReLU and a negation; rounding included
 
 
 class Copies(nn.Module):
