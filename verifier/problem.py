@@ -93,6 +93,7 @@ def make_problem(
     seed: int = 0,
     device: torch.device | str | None = None,
     simplified: Graph | None = None,
+    rounded: bool = True,
 ) -> Problem:
     """Check that network and property fit, and bring both into search form."""
     inputs, outputs = _size(graph.input_shape), _size(graph.output_shape)
@@ -108,7 +109,7 @@ def make_problem(
     tensors = property.tensors(search.input_shape, dtype=dtype, device=search.device)
     generator = torch.Generator(device=search.device)
     generator.manual_seed(seed)
-    return Problem(search, property, tensors, replayer, deadline, generator)
+    return Problem(search, property, tensors, replayer, deadline, generator, rounded=rounded)
 
 
 def _size(shape: tuple[int, ...]) -> int:

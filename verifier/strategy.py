@@ -115,6 +115,7 @@ def verify(
     proof: ProofTarget | str | Path | None = None,
     branching: str = BRANCHING[0],
     solver: str = "highs",
+    evidence: Evidence | None = None,
 ) -> Result:
     """Decide whether any input of the property reaches its unsafe set.
 
@@ -125,10 +126,11 @@ def verify(
     became of it. `branching`: the rule that chooses splits (`verifier.branch_and_bound.branching`). `solver`: of method
     "milp", one of `milp.solvers.MIXED_SOLVERS`.
 
-    Verified: for every branch some row's violation stays > 0 (closed) or >= 0 (strict), in ordinary floating
-    point. Falsified: the witness meets the unsafe set as written. Wrong use raises `ValueError` or
-    `UnsupportedOperator`, an original network that cannot be run `ReplayError`; everything else that happens later is
-    an `Unknown` with its reason.
+    Verified: for every branch some row's violation stays > 0 (closed) or >= 0 (strict). Its `evidence` is ROUNDED where
+    every rounding error of what decided it is accounted for, else FLOAT. `evidence` None asks for as much as there is,
+    FLOAT saves the work, and with ROUNDED what is verified with less is `Unknown` for its rounding. Falsified: the
+    witness meets the unsafe set as written. Wrong use raises `ValueError` or `UnsupportedOperator`, an original network
+    that cannot be run `ReplayError`; everything else that happens later is an `Unknown` with its reason.
     """
     deadline = deadline or Deadline.starting_now(time_limit_s)
     check_method(method, branching)
@@ -142,14 +144,14 @@ def verify(
             if proof is not None:
                 simplified = named_twin(graph, property, simplified)
             problem = make_problem(graph, property, replayer=_as_replayer(replayer), deadline=deadline, seed=seed,
-                                   device=device, simplified=simplified)
+                                   device=device, simplified=simplified, rounded=evidence is not Evidence.FLOAT)
             if proof is not None:
                 recorder = Recorder.of(target_of(proof, replayer, property), problem, graph)
                 problem = dataclasses.replace(problem, recorder=recorder)
                 recorder.problem = problem
             state = State.of(problem)
             decided_by = _run(stages_for(method, problem, branching, solver), problem, state, logs)
-            verdict = _conclude(problem, state)
+            verdict = _conclude(problem, state, evidence)
             if recorder is not None and isinstance(verdict, Verified):
                 state.choices["proof"] = certified(recorder, problem, state)
     except (UnsupportedOperator, SolverUnsuitable) as error:
@@ -212,7 +214,7 @@ def _run(stages: Sequence[Stage], problem: Problem, state: State, logs: list[Sta
     return None
 
 
-def _conclude(problem: Problem, state: State) -> Verdict:
+def _conclude(problem: Problem, state: State, evidence: Evidence | None) -> Verdict:
     lower = state.lower(problem.tensors)
     if state.witness is not None:
         return Falsified(state.witness, upper=min(state.upper, state.witness.margin), lower=lower)
@@ -220,7 +222,10 @@ def _conclude(problem: Problem, state: State) -> Verdict:
         clash = contradiction(problem, state)
         if clash:
             return Unknown(Reason.NUMERICAL, float("-inf"), state.upper, clash)
-        return Verified(lower, Evidence.ROUNDED if bool(state.rounded.all()) else Evidence.FLOAT, Claim.REAL)
+        rounded = problem.rounded and bool(state.rounded.all())
+        if evidence is Evidence.ROUNDED and not rounded:
+            return Unknown(Reason.ROUNDING, lower, state.upper, "some branch was decided in ordinary floating point")
+        return Verified(lower, Evidence.ROUNDED if rounded else Evidence.FLOAT, Claim.REAL)
     if state.numerical:
         return Unknown(Reason.NUMERICAL, lower, state.upper, state.numerical)
     reason = Reason.TIME_LIMIT if problem.deadline.left() < CLOSING_S else Reason.INCOMPLETE

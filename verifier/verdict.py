@@ -34,6 +34,7 @@ class Reason(enum.Enum):
     MEMORY = "memory"
     UNSUPPORTED = "unsupported"
     NUMERICAL = "numerical"
+    ROUNDING = "rounding"
     INTERRUPTED = "interrupted"
     ERROR = "error"
 
@@ -48,6 +49,7 @@ _REMEDY = {
     Reason.MEMORY: "memory ran out: use a machine with more, or a cheaper method",
     Reason.UNSUPPORTED: "the network has an operator without sound bounds: see the message",
     Reason.NUMERICAL: "bounds overflowed or became NaN: rescale the network or use float64",
+    Reason.ROUNDING: "verified in ordinary floating point only: ask for no more with --evidence float",
     Reason.INTERRUPTED: "stopped by the user: run it again, a sweep with --resume",
     Reason.ERROR: "an unexpected error: see the message and report it",
 }

@@ -87,6 +87,16 @@ def test_a_witness_with_the_suffix_npy_holds_x_alone(here: Path) -> None:
     assert abs(float(np.load("w.npy").ravel()[0])) >= 1
 
 
+def test_evidence_is_what_was_asked_for(here: Path, output: Output) -> None:
+    def answer(*flags: str) -> tuple[int, dict[str, object]]:
+        code = run(["verify", "net.onnx", "safe.vnnlib", "--json", "-", *flags])
+        return code, json.loads(output()[0])
+    assert answer()[1]["evidence"] == answer("--evidence", "rounded")[1]["evidence"] == "rounded"
+    assert answer("--evidence", "float")[1]["evidence"] == "float"
+    code, weaker = answer("--evidence", "rounded", "--method", "sdp")  # whose bounds are not known to account for it
+    assert (code, weaker["verdict"], weaker["reason"]) == (3, "unknown", "rounding")
+
+
 def test_unknown_exits_with_3_and_names_a_remedy(here: Path, output: Output) -> None:
     outputs = ["--vnncomp", "v.txt", "--witness", "w.npz"]
     assert run(["verify", "net.onnx", "safe.vnnlib", "--method", "ibp", *outputs]) == 3
@@ -267,7 +277,6 @@ BAD_INPUT: list[tuple[str, list[str], list[str]]] = [
     # in the contract, not in this version
     ("norm 0", ["net.onnx", "--input", "x.npy", *BALL, "--norm", "0"], ["--norm 0", "not built"]),
     ("claim", ["net.onnx", "safe.vnnlib", "--claim", "float32"], ["--claim float32", "not built"]),
-    ("evidence", ["net.onnx", "safe.vnnlib", "--evidence", "rounded"], ["--evidence rounded", "not built"]),
     ("solver", ["net.onnx", "safe.vnnlib", "--method", "milp", "--solver", "gurobi"], ["--solver gurobi", "install"]),
     ("l2 by milp", ["net.onnx", "--input", "x.npy", *BALL, "--norm", "2", "--method", "milp"], ["--norm 2", "scip"]),
     ("proof", ["net.onnx", "safe.vnnlib", "--proof", "no/p"], ["--proof", "does not exist"]),
@@ -329,7 +338,7 @@ def test_an_unexpected_error_is_neither_verified_nor_falsified(
         here: Path, output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("surprise")
-    monkeypatch.setattr("verifier.strategy.stages_for", lambda *_: [type("S", (), {"name": "s", "run": fail})()])
+    monkeypatch.setattr("verifier.strategy.stages_for", lambda *_: [type("S", (), {"name": "s", "run": fail, "is_rounded": fail})()])
     assert run(["verify", "net.onnx", "safe.vnnlib"]) == 3
     out, err = output()
     assert out.startswith("unknown  error")

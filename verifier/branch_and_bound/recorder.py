@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 PLAN_SETTINGS = {"inputs", "neurons", "refresh", "clips", "joint", "cuts", "contracts", "batch", "iterations", "why",
                  "ascents", "branching"}
 BOUNDER_SETTINGS = {"graph", "question", "layout", "method", "refresh", "clips", "warm", "programmes", "affine",
-                    "recorder", "probes", "fenced", "contractor"}
+                    "recorder", "probes", "fenced", "contractor", "rounded"}
 IDENTITY_RTOL = 1e-3  # a folded neuron against the tensor whose name it carries, in float32
 
 

@@ -56,8 +56,9 @@ Exit codes: 0 verified, 1 falsified, 2 wrong use or unreadable input, 3 unknown.
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where to compute [cpu].")
 @click.option("--claim", type=click.Choice(["real", "float32"]), default="real", show_default=True,
               help="About the network over the reals, or as float32 computes it (not built yet).")
-@click.option("--evidence", type=click.Choice(["float", "rounded"]), default="float", show_default=True,
-              help="rounded: every rounding error accounted for (not built yet).")
+@click.option("--evidence", type=click.Choice(["float", "rounded"]),
+              help="rounded: every rounding error of what is verified must be accounted for, or the answer is unknown; "
+                   "float: account for none.  [default: as much as is known, and the answer says so]")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of the attack's random starts.")
 @click.option("--proof", metavar="OUT", help="Write a proof file, if the property is verified.")
 @click.option("--witness", metavar="OUT", help="Write the counterexample: .npz with x and y, or .npy with x.")
@@ -65,7 +66,7 @@ Exit codes: 0 verified, 1 falsified, 2 wrong use or unreadable input, 3 unknown.
 @click.option("--json", "json_out", metavar="OUT|-", help="Write the result as JSON; - for stdout alone.")
 @click.pass_context
 def command(ctx: click.Context, net: str, time_limit: float, method: str, branching: str, solver: str,
-            device: str | None, claim: str, evidence: str, seed: int, proof: str | None, witness: str | None,
+            device: str | None, claim: str, evidence: str | None, seed: int, proof: str | None, witness: str | None,
             vnncomp: str | None, json_out: str | None, **flags: Any) -> None:
     """Prove that no input of a set reaches the unsafe outputs, or find one that does.
 
@@ -76,8 +77,6 @@ def command(ctx: click.Context, net: str, time_limit: float, method: str, branch
     asked.check()
     if claim == "float32":
         raise not_built("--claim float32")
-    if evidence == "rounded":
-        raise not_built("--evidence rounded")
     if not time_limit > 0:
         raise BadInput(f"--time-limit must be positive, got {time_limit}")
     if method == "milp":
@@ -105,7 +104,7 @@ def command(ctx: click.Context, net: str, time_limit: float, method: str, branch
                         deadline.elapsed())
     else:
         result = _answer(network, property, method, branching, solver, device, seed, deadline,
-                         None if proof is None else proof_target(asked, net, proof))
+                         None if proof is None else proof_target(asked, net, proof), evidence)
     _write(result, net=net, spec=asked.spec, witness=witness, vnncomp=vnncomp, json_out=json_out)
     if proof is not None and not result.choices.get("proof", {}).get("written"):
         why = result.choices.get("proof", {}).get("reason", "the property is not verified")
@@ -117,14 +116,16 @@ def command(ctx: click.Context, net: str, time_limit: float, method: str, branch
 
 
 def _answer(network: Any, property: Any, method: str, branching: str, solver: str, device: str | None, seed: int,
-            deadline: Any, proof: Any = None) -> Result:
+            deadline: Any, proof: Any = None, evidence: str | None = None) -> Result:
     """The verification, with errors that show the input to be at fault told apart from its outcomes."""
     from bounds.graph import UnsupportedOperator
     from verifier.strategy import verify
+    from verifier.verdict import Evidence
     from verifier.witness import ReplayError
     try:
         return verify(network.graph, property, replayer=network.replayer, method=method, device=device, seed=seed,
-                      deadline=deadline, simplified=network.simplified, proof=proof, branching=branching, solver=solver)
+                      deadline=deadline, simplified=network.simplified, proof=proof, branching=branching, solver=solver,
+                      evidence=None if evidence is None else Evidence[evidence.upper()])
     except (UnsupportedOperator, ValueError, ReplayError) as error:  # of the input, never of the work
         raise BadInput(" ".join(str(error).split())) from error
 
