@@ -296,7 +296,7 @@ class Batch:
         intervals = {n: Interval(v.lower[regions], v.upper[regions]) for n, v in self.state.intervals.items()}
         return replace(self.problem, tensors=tensors), State(
             row_lower=self.state.row_lower[rows], branch_proved=self.state.branch_proved[kept],
-            branch_closed=self.state.branch_closed[kept], intervals=intervals)
+            branch_closed=self.state.branch_closed[kept], rounded=self.state.rounded[kept], intervals=intervals)
 
     def _close(self, kept: Tensor) -> None:
         self.problem, self.state = self._narrowed(kept)

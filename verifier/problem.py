@@ -50,7 +50,7 @@ class Problem:
             return None
         graph = self.graph.to(dtype=torch.float64)
         tensors = self.property.tensors(graph.input_shape, dtype=torch.float64, device=graph.device)
-        return Double(graph, tensors, {})
+        return Double(graph, tensors, {}) if _same_question(self.tensors, tensors) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +82,17 @@ class Double:
             low, high = self.proved[i].lower, self.proved[i].upper
             low[regions] = torch.maximum(low[regions], x.lower)
             high[regions] = torch.minimum(high[regions], x.upper)
+
+
+def _same_question(narrow: PropertyTensors, wide: PropertyTensors) -> bool:
+    """Whether both have the same rows over the same regions (part of a property may be asked alone)."""
+    if narrow.C.shape != wide.C.shape or narrow.sets.lower.shape != wide.sets.lower.shape:
+        return False
+    return torch.equal(narrow.branch, wide.branch) and torch.equal(narrow.region, wide.region) \
+        and torch.equal(narrow.C.to(wide.C), wide.C) \
+        and bool((narrow.sets.lower <= wide.sets.lower).all() and (narrow.sets.upper >= wide.sets.upper).all()) \
+        and bool((narrow.sets.lower.float() - wide.sets.lower.float()).abs().max() < 1e-5 * (
+            1 + wide.sets.lower.abs().max()))
 
 
 def make_problem(

@@ -56,7 +56,7 @@ class Watch:
 
     def margin(self, x: Tensor) -> Tensor:
         """"P branches" at points "P n"."""
-        x = x.view(-1, *self.problem.graph.input_shape)
+        x = x.to(self.problem.graph.dtype).view(-1, *self.problem.graph.input_shape)
         tensors = self.problem.tensors
         return tensors.branch_margin(tensors.violation(x, self.problem.graph(x)))
 
@@ -178,9 +178,9 @@ def watched(monkeypatch: pytest.MonkeyPatch, problem: Problem, mode: dict[str, A
     watch = Watch(problem, points.flatten(0, 1), region)
     bound, children, leaves, batch = Bounder.bound, Search._children, Bounder.bound_leaves, Search._bound
     with monkeypatch.context() as patch:
-        def bounding(self: Bounder, domains: Domains) -> Bounded:
+        def bounding(self: Bounder, domains: Domains, **how: bool) -> Bounded:
             before = domains.map(torch.clone)
-            result = bound(self, domains)
+            result = bound(self, domains, **how)
             for name, value in vars(before).items():
                 assert torch.equal(value, getattr(domains, name)), f"bounding writes into {name}"
             watch.bounded(self, domains, result)
