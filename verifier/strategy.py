@@ -26,7 +26,7 @@ from verifier.branch_and_bound.recorder import ProofTarget, Recorder
 from verifier.deadline import CLOSING_S, Deadline
 from verifier.out_of_memory import is_out_of_memory
 from verifier.problem import Problem, State, make_problem
-from verifier.proof import certified, named_twin, target_of
+from verifier.proof import certified, falsified, named_twin, target_of
 from verifier.property import Property
 from verifier.stages import Stage, check_method, contradiction, stages_for
 from verifier.threads import threads_for
@@ -151,6 +151,9 @@ def verify(
             verdict = _conclude(problem, state)
             if recorder is not None and isinstance(verdict, Verified):
                 state.choices["proof"] = certified(recorder, problem, state)
+            elif recorder is not None and isinstance(verdict, Falsified):
+                recorder.discard()
+                state.choices["proof"] = falsified(recorder.target, problem, state)
     except (UnsupportedOperator, SolverUnsuitable) as error:
         if problem is None:
             raise

@@ -65,7 +65,8 @@ class BranchAndBoundStage:
             affine = replace(affine, exact=True)
         contractor = Contractor(problem.graph, layout, affine) if plan.contracts and affine is not None else None
         bounder = Bounder(problem.graph, question, layout, method, plan.refresh, plan.clips, warm=not plan.refresh,
-                          probes=not plan.inputs, fenced=plan.inputs, affine=affine if plan.cuts else None,
+                          probes=not plan.inputs, fenced=plan.inputs and recorder is None,
+                          affine=affine if plan.cuts else None,
                           contractor=contractor, recorder=recorder)
         progress = _Progress(problem)
 
