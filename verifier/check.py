@@ -42,7 +42,7 @@ from onnx import numpy_helper
 Array = np.ndarray[Any, Any]
 MAGIC = b"rmax-proof 2\n"
 MOST_BLOCK = 1 << 28          # unpacked bytes of a block: far above what a writer makes of one batch
-CLOSED, PLANE, KEPT = 0, 1, 2
+CLOSED, KEPT = 0, 1           # what a certificate is for
 U = 2.0**-53
 SAFETY = 1.01
 BLOCK_ENTRIES = 1 << 16       # entries of a block of rows: it stays in the cache
@@ -296,13 +296,17 @@ class Affine:
         """A W, for each input."""
         raise NotImplementedError
 
+    def reach(self, xs: list[Array]) -> Array:
+        """At least |W| |x| + |b|, and all that its roundings are relative to, for |x| <= xs."""
+        return self.apply(xs, absolute=True) + self.size
+
     def units(self, index: Array, sign: Array) -> list[Array] | None:
         """`pull` of the rows `sign * y[index]`, where that needs no rounding."""
         return None
 
 
 class Dense(Affine):
-    """A matrix "out in"; absolute >= |W|, larger where the matrix is itself a product."""
+    """A matrix "out in"; absolute >= |W|, larger where the matrix is itself a product whose terms cancel."""
 
     def __init__(self, weight: Array, bias: Array, absolute: Array | None = None, size: Array | None = None,
                  n: int = 0) -> None:
@@ -310,7 +314,10 @@ class Dense(Affine):
         self.absolute, self.size = np.abs(weight) if absolute is None else absolute, np.abs(bias) if size is None else size
 
     def apply(self, xs: list[Array], absolute: bool = False) -> Array:
-        return xs[0] @ (self.absolute if absolute else self.weight).T
+        return xs[0] @ (np.abs(self.weight) if absolute else self.weight).T
+
+    def reach(self, xs: list[Array]) -> Array:
+        return xs[0] @ self.absolute.T + self.size
 
     def pull(self, A: Array) -> list[Array]:
         return [A @ self.weight]
@@ -318,28 +325,44 @@ class Dense(Affine):
     def units(self, index: Array, sign: Array) -> list[Array] | None:
         return None if self.is_product else [self.weight[index] * sign[:, None]]
 
-    def after(self, first: Dense) -> Dense:
-        """Two matrices as one. The product's rounding is relative to |W2| |W1|."""
-        return Dense(self.weight @ first.weight, self.weight @ first.bias + self.bias, self.absolute @ first.absolute,
-                     self.absolute @ first.size + self.size, first.n + self.n)
+    def then(self, second: Any) -> Dense | None:
+        """This map and the next one as one matrix, where that is not larger: intervals lose less. The rounding of a
+        product is relative to |W2| |W1|."""
+        if isinstance(second, Gather) and second.is_shift:
+            exact = not self.is_product and not self.bias.any()
+            return Dense(self.weight, self.bias + second.bias, None if exact else self.absolute, self.size + second.size, 1)
+        if not isinstance(second, Dense) or len(second.weight) * self.weight.shape[1] > self.weight.size + second.weight.size:
+            return None
+        return Dense(second.weight @ self.weight, second.weight @ self.bias + second.bias,
+                     second.absolute @ self.absolute, second.absolute @ self.size + second.size, self.n + second.n)
 
 
 class Gather(Affine):
-    """y[k] = sum over inputs of factor[k] x[index[k]], plus bias: scalings, sums, whatever moves entries."""
+    """y[k] = sum over inputs of factor[k] x[index[k]], plus bias: scalings, sums, whatever moves entries. An index of
+    None is the identity, a factor of None is one."""
 
-    def __init__(self, terms: list[tuple[Array, Array, int]], bias: Array, size: Array | None = None, n: int = 2) -> None:
+    def __init__(self, terms: list[tuple[Array | None, Array | None, int]], bias: Array, size: Array | None = None,
+                 n: int = 2) -> None:
         self.terms, self.bias, self.n = terms, bias, n   # (index, factor, entries of the input)
         self.size = np.abs(bias) if size is None else size
+        self.is_shift = len(terms) == 1 and terms[0][0] is None and terms[0][1] is None
 
     def apply(self, xs: list[Array], absolute: bool = False) -> Array:
-        parts = (x[..., i] * (np.abs(f) if absolute else f) for x, (i, f, _) in zip(xs, self.terms, strict=True))
-        return sum(parts)  # type: ignore[return-value]
+        total: Any = 0
+        for x, (index, factor, _) in zip(xs, self.terms, strict=True):
+            y = x if index is None else x[..., index]
+            total = total + (y if factor is None else y * (np.abs(factor) if absolute else factor))
+        return np.asarray(total)
 
     def pull(self, A: Array) -> list[Array]:
-        back = [np.zeros((len(A), size), A.dtype) for _, _, size in self.terms]
-        for B, (i, f, _) in zip(back, self.terms, strict=True):
-            np.add.at(B.T, i, (A * f).T)
-        return back
+        found = []
+        for index, factor, size in self.terms:
+            B = A if factor is None else A * factor
+            if index is not None:
+                B, moved = np.zeros((len(A), size), A.dtype), B
+                np.add.at(B.T, index, moved.T)
+            found.append(B)
+        return found
 
 
 class Conv(Affine):
@@ -457,6 +480,14 @@ def read_network(data: bytes, numbers: Numbers) -> Network:
         if isinstance(found, Value):
             net.names[node.output[0]] = found.tensor
     net.output = known[graph.output[0].name].tensor
+    readers, k = [i for s in net.steps for i in s.inputs] + [net.output], 1
+    while k < len(net.steps):
+        first, second = net.steps[k - 1:k + 1]
+        alone = isinstance(first, Dense) and second.inputs == (first.out,) and readers.count(first.out) == 1
+        if joint := first.then(second) if alone else None:
+            joint.inputs, joint.out = first.inputs, second.out
+            net.steps[k - 1:k + 1] = [joint]
+        k = max(1, k - 1) if joint else k + 1
     return net
 
 
@@ -464,13 +495,6 @@ def _read_node(net: Network, node: Any, x: list[Any], a: dict[str, Any]) -> Any:
     kind, of, first = node.op_type, net.numbers.of, x[0] if x else None
     if kind == "Constant":
         return numpy_helper.to_array(a["value"])
-    if kind == "Concat":
-        shapes = [v.shape for v in x]
-        ends = np.cumsum([0, *(v.size for v in x)])
-        index = np.concatenate([np.arange(e, e + v.size).reshape(v.shape) for e, v in zip(ends, x, strict=False)], a["axis"])
-        inside = [(index.ravel() >= e) & (index.ravel() < e + v.size) for e, v in zip(ends, x, strict=False)]
-        terms = [(np.where(i, index.ravel() - e, 0), of(i), v.size) for i, e, v in zip(inside, ends, x, strict=False)]
-        return net.add(Gather(terms, of(np.zeros(index.size))), index.shape, *x)
     if kind in ("Add", "Sub", "Mul", "Div"):
         return _arithmetic(net, kind, first, x[1])
     if kind in ("MatMul", "Gemm"):
@@ -492,7 +516,7 @@ def _read_node(net: Network, node: Any, x: list[Any], a: dict[str, Any]) -> Any:
         factor = scale / np.sqrt(variance + float(np.float32(a.get("epsilon", 1e-5))))
         bias, size = shift - mean * factor, np.abs(shift) + np.abs(mean * factor)
         factor, bias, size = (np.repeat(v, first.size // len(v)) for v in (factor, bias, size))
-        return net.add(Gather([(np.arange(first.size), factor, first.size)], bias, size, n=12), first.shape, first)
+        return net.add(Gather([(None, factor, first.size)], bias, size, n=12), first.shape, first)
     if kind in ("Relu", "Sigmoid", "Tanh", "LeakyRelu", "Clip"):
         step = Activation(kind)
         if kind == "LeakyRelu":
@@ -534,43 +558,25 @@ def _moved(net: Network, kind: str, x: Any, rest: list[Any], a: dict[str, Any]) 
         return places
     if places.size == x.size and (places.ravel() == np.arange(x.size)).all():
         return Value(x.tensor, places.shape)
-    ones, zeros = net.numbers.of(np.ones(places.size)), net.numbers.of(np.zeros(places.size))
-    return net.add(Gather([(places.ravel(), ones, x.size)], zeros), places.shape, x)
+    return net.add(Gather([(places.ravel(), None, x.size)], net.numbers.of(np.zeros(places.size))), places.shape, x)
 
 
 def _arithmetic(net: Network, kind: str, x: Any, y: Any) -> Value:
     """Sums and differences, and products and quotients with a constant."""
-    of, places = net.numbers.of, np.arange
+    of = net.numbers.of
     if isinstance(x, Value) and isinstance(y, Value):
         if kind not in ("Add", "Sub") or x.shape != y.shape:
             raise ValueError("of two tensors only sums and differences of equal shapes are covered")
-        terms = [(places(x.size), of(np.full(x.size, s)), x.size) for s in (1, 1 if kind == "Add" else -1)]
-        return net.add(Gather(terms, of(np.zeros(x.size))), x.shape, x, y)
+        signs = (None, None if kind == "Add" else of(np.full(x.size, -1.0)))
+        return net.add(Gather([(None, s, x.size) for s in signs], of(np.zeros(x.size))), x.shape, x, y)
     value, constant = (x, y) if isinstance(x, Value) else (y, x)
     shape = np.broadcast_shapes(value.shape, np.shape(constant))
-    c, one = of(np.broadcast_to(constant, shape)).ravel(), of(np.ones(math.prod(shape)))
+    c, zero = of(np.broadcast_to(constant, shape)).ravel(), of(np.zeros(math.prod(shape)))
     if len(c) != value.size or (kind == "Div" and (value is y or (c == 0).any())):
         raise ValueError("not covered with these operands")
-    last = net.steps[-1] if net.steps else None
-    if kind == "Add" and isinstance(last, Dense) and last.out == value.tensor and not last.size.any():
-        last.bias, last.size = c, np.abs(c)   # a bias written as a sum, before anybody could read the tensor
-        return Value(value.tensor, shape)
-    factor = {"Mul": c, "Div": one / np.where(c == 0, 1, c)}.get(kind, -one if kind == "Sub" and value is y else one)
-    bias = c if kind == "Add" or value is y else -c
-    return net.add(Gather([(places(value.size), factor, value.size)], bias if kind in ("Add", "Sub") else 0 * c), shape, value)
-
-
-def joined(net: Network) -> None:
-    """Two matrices in a row become one where that is not larger: intervals lose less."""
-    readers = [i for s in net.steps for i in s.inputs]
-    for k in range(len(net.steps) - 1, 0, -1):
-        first, second = net.steps[k - 1:k + 1]
-        if isinstance(first, Dense) and isinstance(second, Dense) and second.inputs == (first.out,) \
-                and readers.count(first.out) == 1 and first.bias.shape != () \
-                and second.weight.shape[0] * first.weight.shape[1] <= first.weight.size + second.weight.size:
-            product = second.after(first)
-            product.inputs, product.out = first.inputs, second.out
-            net.steps[k - 1:k + 1] = [product]
+    factor = {"Mul": c, "Div": 1 / np.where(c == 0, 1, c), "Sub": zero - 1 if value is y else None}.get(kind)
+    bias = zero if kind in ("Mul", "Div") else -c if kind == "Sub" and value is x else c
+    return net.add(Gather([(None, factor, value.size)], bias), shape, value)
 
 
 # ---------------------------------------------------------------------- lines around activations
@@ -684,7 +690,7 @@ class Bounds:
         centres = [self.low[i] / 2 + self.high[i] / 2 for i in step.inputs]
         radii = [np.maximum(self.high[i] - c, c - self.low[i]) * (1 + 4 * self.u)
                  for i, c in zip(step.inputs, centres, strict=True)]
-        self.size[step.out] = v = step.apply([self.most[i][None] for i in step.inputs], absolute=True)[0] + step.size
+        self.size[step.out] = v = step.reach([self.most[i][None] for i in step.inputs])[0]
         y = step.apply(centres) + step.bias
         radius = step.apply(radii, absolute=True) + (self.charge(step.n) * v + self.tiny)
         known = np.isfinite((y + radius).astype(float))
@@ -715,7 +721,7 @@ class Bounds:
         if polish is not None:
             at, neuron, sign, chosen = polish
             here = np.flatnonzero((neuron >= first) & (neuron < first + codes.shape[1]))
-            value = self.bound(tensor, at[here], neuron[here] - first, sign[here], chosen(here))
+            value = self.bound(tensor, at[here], neuron[here] - first, sign[here], lambda part: chosen(here[part]))
             np.maximum.at(best, ((1 - sign[here]) // 2, at[here], neuron[here] - first), value)
         up, down = best[0], -best[1]
         low = np.where(codes == 3, np.maximum(low, up), np.where(codes == 1, np.maximum(low, np.minimum(up, 0)), low))
