@@ -25,6 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # measure the checkout that this file lies in, installed or not
 
+from benchmarks.lines import Lines  # noqa: E402
 from benchmarks.machine import calibration, commit, environment, hardware, markdown  # noqa: E402
 
 FAMILIES = ("acasxu", "rl_benchmarks", "safenlp", "collins_rul_cnn", "cersyve", "tllverifybench", "mnist_fc", "oval21",
@@ -68,8 +69,8 @@ def measure(family: str, net: Path, spec: Path, limit_s: float, threads: int) ->
             return entry
         start = time.monotonic()
         code, said = run(["check", str(net), str(spec), str(proof)], threads, PATIENCE_S)
-        return entry | {"check_s": round(time.monotonic() - start, 3), "bytes": proof.stat().st_size, "accepted": code == 0,
-                        "said": said[-300:].replace(folder, "")}
+        return entry | {"check_s": round(time.monotonic() - start, 3), "bytes": proof.stat().st_size,
+                        "accepted": code == 0, "said": said[-300:].replace(folder, "")}
 
 
 def run(arguments: Sequence[str], threads: int, limit_s: float) -> tuple[int, str]:
@@ -106,23 +107,20 @@ def table(entries: Sequence[Entry]) -> str:
 def main() -> int:
     arguments = parser().parse_args()
     out = Path(arguments.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     machine = {"hardware": hardware(), "commit": commit(), "calibration": calibration(arguments.threads)}
-    lines = out.with_suffix(".jsonl")
-    entries = [json.loads(line) for line in lines.read_text().splitlines()] if arguments.resume and lines.exists() else []
-    done = {(e["family"], e["net"], e["spec"]) for e in entries}
-    with lines.open("a" if arguments.resume else "w") as file:
+    settings = {name: getattr(arguments, name) for name in ("time_limit", "step", "threads")}
+    with Lines(out.with_suffix(".jsonl"), settings, resume=arguments.resume) as lines:
+        done = {(e["family"], e["net"], e["spec"]) for e in lines.entries}
         for family in arguments.families:
             for net, spec in instances(Path(arguments.shared) / "vnncomp", family, arguments.step):
-                if (family, net.name, spec.name) in done:
-                    continue
-                entry = measure(family, net, spec, arguments.time_limit, arguments.threads)
-                entries.append(entry)
-                print(json.dumps(entry), file=file, flush=True)
-                print(f"{family} {net.name} {spec.name}: {entry['verdict']} {entry['verify_s']} s, "
-                      f"{entry.get('bytes')} bytes, check {entry.get('check_s')} s: {entry.get('said', entry['recorded'])}",
-                      file=sys.stderr, flush=True)
-    out.write_text(json.dumps({**machine, "settings": vars(arguments), "entries": entries}, indent=1) + "\n")
+                if (family, net.name, spec.name) not in done:
+                    entry = measure(family, net, spec, arguments.time_limit, arguments.threads)
+                    lines.add(entry)
+                    print(family, net.name, spec.name, entry["verdict"], entry["verify_s"], "s,", entry.get("bytes"),
+                          "bytes, check", entry.get("check_s"), "s:", entry.get("said", entry["recorded"]),
+                          file=sys.stderr, flush=True)
+        entries = [e for e in lines.entries if e["family"] in arguments.families]
+    out.write_text(json.dumps({**machine, "settings": settings, "entries": entries}, indent=1) + "\n")
     print(table(entries))
     return int(any(not e.get("accepted", True) for e in entries))
 

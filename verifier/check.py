@@ -1,7 +1,8 @@
 """The checker of proof files: does this file prove this property of this network? (docs/proofs.md states the format.)
 
 It uses NumPy and onnx and nothing else of this project: what the search believed is of no interest here, every bound is
-computed anew. Read it from top to bottom: the file, the property, the network, lines, bounds, the tree, the verdict.
+computed anew. `verifier.check_input` reads network and property; then from top to bottom: the file, lines, bounds, what
+a file says, the tree, the verdict.
 
 The one operation. For a linear function A z of the neurons of some tensor, `Bounds.pull` finds a linear function of the
 input below it: through affine maps exactly, through an activation f on [l, u] by lines s z + t below or above f, by the
@@ -21,54 +22,47 @@ less than `Bounds.tiny`. Intervals: centre W c + b, radius |W| r + n u v. What i
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import itertools
 import json
 import math
-import re
 import struct
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import numpy_helper
 
-Array = np.ndarray[Any, Any]
+from verifier.check_input import (
+    Activation,
+    Affine,
+    Array,
+    Branch,
+    Network,
+    Numbers,
+    U,
+    Unreadable,
+    read_file,
+    read_network,
+    read_vnnlib,
+    robustness,
+)
+
 MAGIC = b"rmax-proof 2\n"
 MOST_BLOCK = 1 << 28          # unpacked bytes of a block: far above what a writer makes of one batch
 CLOSED, KEPT = 0, 1           # what a certificate is for
-U = 2.0**-53
 SAFETY = 1.01
 BLOCK_ENTRIES = 1 << 16       # entries of a block of rows: it stays in the cache
 BATCH_ENTRIES = 1 << 21       # entries of the intervals of a batch of nodes
-MOST_BRANCHES = 100_000
 
 
 class Refused(Exception):
     """The file does not prove the property; the message says where and why."""
 
 
-class Unreadable(Exception):
-    """The network, the property or the file cannot be read."""
-
-
 # ---------------------------------------------------------------------- the file
-
-
-def read_file(path: str) -> bytes:
-    """The decompressed bytes of PATH or PATH.gz."""
-    where = Path(path) if Path(path).is_file() else Path(path + ".gz")
-    try:
-        data = where.read_bytes()
-        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (OSError, EOFError, zlib.error) as error:
-        raise Unreadable(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def blocks(path: str) -> Iterator[tuple[dict[str, Any], dict[str, Array]]]:
@@ -109,476 +103,6 @@ def blocks(path: str) -> Iterator[tuple[dict[str, Any], dict[str, Array]]]:
             raise Refused("the file is not complete")
 
 
-# ---------------------------------------------------------------------- the property
-
-
-@dataclass
-class Row:
-    """`sum y_i Y_i + sum x_j X_j <= bound` (< where strict)."""
-
-    y: tuple[tuple[int, Fraction], ...]
-    x: tuple[tuple[int, Fraction], ...]
-    bound: Fraction
-    strict: bool
-
-
-@dataclass
-class Branch:
-    """Unsafe where x lies in the box (and in the ball: centre, radius, p) and all rows hold."""
-
-    low: list[Fraction]
-    high: list[Fraction]
-    rows: list[Row]
-    ball: tuple[list[Fraction], Fraction, float] | None = None
-
-
-def read_vnnlib(data: bytes, inputs: int, outputs: int) -> list[Branch]:
-    """The unsafe set of a VNN-LIB 1.0 file as a disjunction of conjunctions, in the order of the file."""
-    stack: list[list[Any]] = [[]]
-    for token in re.findall(r"[()]|[^\s()]+", re.sub(r";[^\n]*", "", data.decode("utf-8-sig"))):
-        if token == "(":
-            stack.append([])
-        elif token == ")":
-            stack[-2].append(stack.pop())
-        else:
-            stack[-1].append(token)
-    count = {"X": 0, "Y": 0}
-    common: list[Any] = []
-    choices: list[list[list[Any]]] = []
-    for sentence in stack[0] if len(stack) == 1 else [["brackets that are never closed"]]:
-        if sentence[0] == "declare-const" and sentence[2] == "Real":
-            if sentence[1] != f"{sentence[1][0]}_{count[sentence[1][0]]}":
-                raise ValueError(f"expected {sentence[1][0]}_{count[sentence[1][0]]}, got {sentence[1]}")
-            count[sentence[1][0]] += 1
-        elif sentence[0] == "assert" and len(sentence) == 2:
-            found = _normal_form(sentence[1])
-            choices += [found] * (len(found) != 1)
-            common += found[0] if len(found) == 1 else []
-        else:
-            raise ValueError(f"cannot read the statement {str(sentence)[:60]}")
-    if (count["X"], count["Y"]) != (inputs, outputs):
-        raise ValueError(f"declares {count['X']} inputs and {count['Y']} outputs, the network has {inputs}, {outputs}")
-    return [b for own in _product(choices) if (b := _branch(own + common, inputs, outputs)) is not None]
-
-
-def _linear(term: Any) -> dict[str, Fraction]:
-    """Coefficients by variable; "" is the constant."""
-    if isinstance(term, str):
-        return {term: Fraction(1)} if term[0] in "XY" else {"": Fraction(term)}
-    word, parts = term[0], [_linear(part) for part in term[1:]]
-    if word == "-" and len(parts) == 1:
-        return {v: -c for v, c in parts[0].items()}
-    total = dict(parts[0])
-    for part in parts[1:]:
-        if word in ("+", "-"):
-            for v, c in part.items():
-                total[v] = total.get(v, Fraction(0)) + (c if word == "+" else -c)
-        elif word == "*" and (set(total) <= {""} or set(part) <= {""}):
-            factor, rest = (part[""], total) if set(part) <= {""} else (total[""], part)
-            total = {v: c * factor for v, c in rest.items()}
-        else:
-            raise ValueError(f"cannot read the term ({word} ...)")
-    return total
-
-
-def _normal_form(node: Any) -> list[list[Any]]:
-    """A formula as a list of conjunctions of rows and of bounds (input, is upper, value)."""
-    word, arguments = node[0], node[1:]
-    if word == "and":
-        return _product([_normal_form(part) for part in arguments])
-    if word == "or":
-        return [conjunction for part in arguments for conjunction in _normal_form(part)]
-    if word not in ("<=", ">=", "<", ">", "=") or len(arguments) != 2:
-        raise ValueError(f"cannot read the formula ({word} ...)")
-    if word == "=":
-        return _product([_normal_form(["<=", *arguments]), _normal_form([">=", *arguments])])
-    terms = _linear(["-", *(arguments if word[0] == "<" else arguments[::-1])])
-    if word[0] == ">":  # the variables in the order written
-        terms = {v: terms[v] for v in [*_linear(arguments[0]), *_linear(arguments[1])]}
-    constant, strict = terms.pop("", Fraction(0)), len(word) == 1
-    y, x = (tuple((int(v[2:]), c) for v, c in terms.items() if v[0] == letter and c) for letter in "YX")
-    if not y and not x:
-        return [[]] if constant < 0 or (constant == 0 and not strict) else []
-    bound = [(x[0][0], x[0][1] > 0, -constant / x[0][1])] if not y and len(x) == 1 else []
-    return [bound if bound and not strict else [*bound, Row(y, x, -constant, strict)]]
-
-
-def _product(parts: list[list[list[Any]]]) -> list[list[Any]]:
-    if math.prod(map(len, parts)) > MOST_BRANCHES:
-        raise ValueError(f"more than {MOST_BRANCHES} disjuncts")
-    return [list(itertools.chain(*choice)) for choice in itertools.product(*parts)]
-
-
-def _branch(atoms: list[Any], inputs: int, outputs: int) -> Branch | None:
-    """The box of the bounds, and each row once; None where the box is empty."""
-    ends: tuple[dict[int, Fraction], dict[int, Fraction]] = ({}, {})
-    rows: list[Row] = []
-    for atom in atoms:
-        if not isinstance(atom, Row):
-            index, is_upper, value = atom
-            old = ends[is_upper].get(index, value)
-            ends[is_upper][index] = min(old, value) if is_upper else max(old, value)
-        elif atom not in rows:
-            rows.append(atom)
-    if any(i >= outputs for row in rows for i, _ in row.y) or any(i >= inputs for row in rows for i, _ in row.x):
-        raise ValueError("a row names a variable that is not declared")
-    low, high = ([end[i] for i in range(inputs)] for end in ends)  # a KeyError: an input without a bound
-    return Branch(low, high, rows) if all(a <= b for a, b in zip(low, high, strict=True)) else None
-
-
-def robustness(flags: dict[str, Any], x: Array, mask: Array | None, outputs: int) -> list[Branch]:
-    """The label stays on top within eps of x: a branch for every other class, or for the target alone."""
-    label, eps = flags["label"], Fraction(repr(float(flags["eps"])))
-    centre = [Fraction(float(v)) for v in x.ravel()]
-    free = [True] * len(centre) if mask is None else mask.astype(bool).ravel().tolist()
-    least, most = (Fraction(repr(float(v))) for v in flags["clip"]) if flags["clip"] else (None, None)
-    low = [c if not f else c - eps if least is None else max(c - eps, least) for c, f in zip(centre, free, strict=True)]
-    high = [c if not f else c + eps if most is None else min(c + eps, most) for c, f in zip(centre, free, strict=True)]
-    ball = None if flags["norm"] == "inf" else (centre, eps, float(flags["norm"]))
-    others = [j for j in range(outputs) if j != label] if flags["target"] is None else [flags["target"]]
-    one = Fraction(1)
-    return [Branch(low, high, [Row(((label, one), (j, -one)), (), Fraction(0), False)], ball) for j in others]
-
-
-# ---------------------------------------------------------------------- numbers
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """float64 with the unit roundoff u, or rationals with none."""
-
-    exact: bool = False
-
-    @property
-    def u(self) -> Any:
-        return 0 if self.exact else U
-
-    def of(self, values: Any) -> Array:
-        """Floats, exactly."""
-        values = np.asarray(values, np.float64)
-        if not np.isfinite(values).all():
-            raise ValueError("a parameter is not finite")
-        return values if not self.exact else \
-            np.array([*map(Fraction, values.ravel().tolist()), None], object)[:-1].reshape(values.shape)
-
-    def down(self, values: list[Fraction]) -> Array:
-        """The numbers, or the floats below."""
-        return np.array([*values, None], object)[:-1] if self.exact else np.array(
-            [f if Fraction(f) <= v else math.nextafter(f, -math.inf) for v in values for f in (float(v),)])
-
-    def up(self, values: list[Fraction]) -> Array:
-        return -self.down([-v for v in values])
-
-
-def dot(a: Array, b: Array) -> Array:
-    """Row by row."""
-    return (a * b).sum(-1) if object in (a.dtype, b.dtype) else np.einsum("...n,...n->...", a, b)
-
-
-# ---------------------------------------------------------------------- the network: tensors are flat, in C order
-
-
-class Affine:
-    """y = W x + b of the tensors `inputs`. n: roundings of an entry of W x or A W, in units u of |W| |x| or |A| |W|;
-    size >= |b|."""
-
-    inputs: tuple[int, ...]
-    out: int
-    n: int
-    bias: Array
-    size: Array
-
-    def apply(self, xs: list[Array], absolute: bool = False) -> Array:
-        """W x, or |W| x, for x "B n"."""
-        raise NotImplementedError
-
-    def pull(self, A: Array) -> list[Array]:
-        """A W, for each input."""
-        raise NotImplementedError
-
-    def reach(self, xs: list[Array]) -> Array:
-        """At least |W| |x| + |b|, and all that its roundings are relative to, for |x| <= xs."""
-        return self.apply(xs, absolute=True) + self.size
-
-    def units(self, index: Array, sign: Array) -> list[Array] | None:
-        """`pull` of the rows `sign * y[index]`, where that needs no rounding."""
-        return None
-
-
-class Dense(Affine):
-    """A matrix "out in"; absolute >= |W|, larger where the matrix is itself a product whose terms cancel."""
-
-    def __init__(self, weight: Array, bias: Array, absolute: Array | None = None, size: Array | None = None,
-                 n: int = 0) -> None:
-        self.weight, self.bias, self.n, self.is_product = weight, bias, max(weight.shape) + n, absolute is not None
-        self.absolute, self.size = np.abs(weight) if absolute is None else absolute, np.abs(bias) if size is None else size
-
-    def apply(self, xs: list[Array], absolute: bool = False) -> Array:
-        return xs[0] @ (np.abs(self.weight) if absolute else self.weight).T
-
-    def reach(self, xs: list[Array]) -> Array:
-        return xs[0] @ self.absolute.T + self.size
-
-    def pull(self, A: Array) -> list[Array]:
-        return [A @ self.weight]
-
-    def units(self, index: Array, sign: Array) -> list[Array] | None:
-        return None if self.is_product else [self.weight[index] * sign[:, None]]
-
-    def then(self, second: Any) -> Dense | None:
-        """This map and the next one as one matrix, where that is not larger: intervals lose less. The rounding of a
-        product is relative to |W2| |W1|."""
-        if isinstance(second, Gather) and second.is_shift:
-            exact = not self.is_product and not self.bias.any()
-            return Dense(self.weight, self.bias + second.bias, None if exact else self.absolute, self.size + second.size, 1)
-        if not isinstance(second, Dense) or len(second.weight) * self.weight.shape[1] > self.weight.size + second.weight.size:
-            return None
-        return Dense(second.weight @ self.weight, second.weight @ self.bias + second.bias,
-                     second.absolute @ self.absolute, second.absolute @ self.size + second.size, self.n + second.n)
-
-
-class Gather(Affine):
-    """y[k] = sum over inputs of factor[k] x[index[k]], plus bias: scalings, sums, whatever moves entries. An index of
-    None is the identity, a factor of None is one."""
-
-    def __init__(self, terms: list[tuple[Array | None, Array | None, int]], bias: Array, size: Array | None = None,
-                 n: int = 2) -> None:
-        self.terms, self.bias, self.n = terms, bias, n   # (index, factor, entries of the input)
-        self.size = np.abs(bias) if size is None else size
-        self.is_shift = len(terms) == 1 and terms[0][0] is None and terms[0][1] is None
-
-    def apply(self, xs: list[Array], absolute: bool = False) -> Array:
-        total: Any = 0
-        for x, (index, factor, _) in zip(xs, self.terms, strict=True):
-            y = x if index is None else x[..., index]
-            total = total + (y if factor is None else y * (np.abs(factor) if absolute else factor))
-        return np.asarray(total)
-
-    def pull(self, A: Array) -> list[Array]:
-        found = []
-        for index, factor, size in self.terms:
-            B = A if factor is None else A * factor
-            if index is not None:
-                B, moved = np.zeros((len(A), size), A.dtype), B
-                np.add.at(B.T, index, moved.T)
-            found.append(B)
-        return found
-
-
-class Conv(Affine):
-    """A convolution of maps "C H W": weight "out in kh kw"."""
-
-    def __init__(self, weight: Array, bias: Array, shape: tuple[int, ...], strides: list[int], pads: list[int],
-                 dilations: list[int]) -> None:
-        self.weight, self.shape, self.strides, self.pads, self.dilations = weight, shape, strides, pads, dilations
-        self.padded = (shape[1] + pads[0] + pads[2], shape[2] + pads[1] + pads[3])
-        self.map = tuple((p - d * (k - 1) - 1) // s + 1 for p, d, k, s in
-                         zip(self.padded, dilations, weight.shape[2:], strides, strict=True))
-        self.bias = np.repeat(bias, math.prod(self.map))
-        self.size, self.n = np.abs(self.bias), max(weight[:, 0].size, weight[0].size)
-
-    def _windows(self) -> Iterator[tuple[int, int, slice, slice]]:
-        """The kernel's entries, and what each of them sees of the padded map."""
-        (a, b), (s, t), (d, e) = self.map, self.strides, self.dilations
-        for i, j in itertools.product(range(self.weight.shape[2]), range(self.weight.shape[3])):
-            yield i, j, slice(i * d, i * d + s * (a - 1) + 1, s), slice(j * e, j * e + t * (b - 1) + 1, t)
-
-    def apply(self, xs: list[Array], absolute: bool = False) -> Array:
-        top, left, bottom, right = self.pads
-        x = np.pad(xs[0].reshape(-1, *self.shape), ((0, 0), (0, 0), (top, bottom), (left, right)))
-        patches = np.stack([x[:, :, rows, columns] for _, _, rows, columns in self._windows()], 2)
-        weight = self.weight.reshape(len(self.weight), -1)
-        y = (np.abs(weight) if absolute else weight) @ patches.reshape(len(x), weight.shape[1], -1)
-        return y.reshape(len(x), -1)
-
-    def pull(self, A: Array) -> list[Array]:
-        outs, ins, kh, kw = self.weight.shape
-        weight = self.weight.transpose(2, 3, 1, 0).reshape(-1, outs)
-        parts = (weight @ A.reshape(len(A), outs, -1)).reshape(len(A), kh, kw, ins, *self.map)
-        back = np.zeros((len(A), ins, *self.padded), A.dtype)
-        for i, j, rows, columns in self._windows():
-            back[:, :, rows, columns] += parts[:, i, j]
-        return self._cropped(back)
-
-    def units(self, index: Array, sign: Array) -> list[Array] | None:
-        channel, y, x = np.unravel_index(index, (len(self.weight), *self.map))
-        back = np.zeros((len(index), self.shape[0], *self.padded), self.weight.dtype)
-        for i, j, rows, columns in self._windows():
-            back[np.arange(len(index)), :, y * self.strides[0] + rows.start, x * self.strides[1] + columns.start] = \
-                self.weight[channel, :, i, j] * sign[:, None]
-        return self._cropped(back)
-
-    def _cropped(self, back: Array) -> list[Array]:
-        top, left, bottom, right = self.pads
-        return [back[:, :, top:self.padded[0] - bottom, left:self.padded[1] - right].reshape(len(back), -1)]
-
-
-@dataclass
-class Activation:
-    """y_i = f(x_i). alpha "n" (LeakyRelu), low and high (Clip); `at`: where a file's slopes of it begin."""
-
-    kind: str
-    alpha: Any = None
-    low: Any = None
-    high: Any = None
-    inputs: tuple[int, ...] = ()
-    out: int = 0
-    at: int = 0
-
-
-@dataclass
-class Network:
-    """Steps in order, sizes of tensors (0 is the input), tensors by ONNX name."""
-
-    numbers: Numbers
-    steps: list[Any] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    names: dict[str, int] = field(default_factory=dict)
-    output: int = 0
-    neurons: dict[int, tuple[int, int]] = field(default_factory=dict)  # tensor -> (first neuron of a file, count)
-    slopes: int = 0
-
-    def add(self, step: Any, shape: tuple[int, ...], *inputs: Value) -> Value:
-        step.inputs, step.out = tuple(v.tensor for v in inputs), len(self.sizes)
-        self.steps.append(step)
-        self.sizes.append(math.prod(shape))
-        return Value(step.out, shape)
-
-    @property
-    def extra(self) -> int:
-        """Roundings besides those of products: slopes, multipliers, additions to constants."""
-        return 8 * len(self.steps) + 16
-
-
-@dataclass(frozen=True)
-class Value:
-    """A tensor with its ONNX shape."""
-
-    tensor: int
-    shape: tuple[int, ...]
-    size = property(lambda self: math.prod(self.shape))
-
-
-def read_network(data: bytes, numbers: Numbers) -> Network:
-    """The stored function, node by node, with parameters as they are stored."""
-    model = onnx.ModelProto.FromString(data)
-    graph, net = model.graph, Network(numbers)
-    known: dict[str, Any] = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-    inputs = [i for i in graph.input if i.name not in known]
-    if len(inputs) != 1 or len(graph.output) != 1:
-        raise ValueError("expected one input and one output")
-    shape = tuple(d.dim_value for d in inputs[0].type.tensor_type.shape.dim)
-    known[inputs[0].name] = Value(0, (max(shape[0], 1), *shape[1:]))
-    net.sizes.append(known[inputs[0].name].size)
-    net.names[inputs[0].name] = 0
-    for node in graph.node:
-        a = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        try:
-            known[node.output[0]] = found = _read_node(net, node, [known[i] if i else None for i in node.input], a)
-        except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{node.op_type} (node {node.name or node.output[0]!r}): {error}") from error
-        if isinstance(found, Value):
-            net.names[node.output[0]] = found.tensor
-    net.output = known[graph.output[0].name].tensor
-    readers, k = [i for s in net.steps for i in s.inputs] + [net.output], 1
-    while k < len(net.steps):
-        first, second = net.steps[k - 1:k + 1]
-        alone = isinstance(first, Dense) and second.inputs == (first.out,) and readers.count(first.out) == 1
-        if joint := first.then(second) if alone else None:
-            joint.inputs, joint.out = first.inputs, second.out
-            net.steps[k - 1:k + 1] = [joint]
-        k = max(1, k - 1) if joint else k + 1
-    return net
-
-
-def _read_node(net: Network, node: Any, x: list[Any], a: dict[str, Any]) -> Any:
-    kind, of, first = node.op_type, net.numbers.of, x[0] if x else None
-    if kind == "Constant":
-        return numpy_helper.to_array(a["value"])
-    if kind in ("Add", "Sub", "Mul", "Div"):
-        return _arithmetic(net, kind, first, x[1])
-    if kind in ("MatMul", "Gemm"):
-        weight = of(x[1]) if a.get("transB") else of(x[1]).T
-        if first.size != first.shape[-1] or a.get("transA") or a.get("alpha", 1) != 1 or a.get("beta", 1) != 1:
-            raise ValueError("only products of one row with a matrix are covered")
-        bias = np.broadcast_to(of(x[2]).ravel() if len(x) > 2 else of(0), (len(weight),))
-        return net.add(Dense(weight, bias), (*first.shape[:-1], len(weight)), first)
-    if kind == "Conv" and a.get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID"):
-        groups, weight = a.get("group", 1), of(x[1])
-        wide = np.zeros((groups, len(weight) // groups, groups, *weight.shape[1:]), weight.dtype)
-        wide[np.arange(groups), :, np.arange(groups)] = weight.reshape(groups, -1, *weight.shape[1:])
-        wide = wide.reshape(len(weight), -1, *weight.shape[2:])
-        conv = Conv(wide, of(x[2]) if len(x) > 2 else of(np.zeros(len(weight))), first.shape[1:],
-                    a.get("strides", [1, 1]), a.get("pads", [0] * 4), a.get("dilations", [1, 1]))
-        return net.add(conv, (1, len(weight), *conv.map), first)
-    if kind == "BatchNormalization" and not net.numbers.exact:
-        scale, shift, mean, variance = (of(v) for v in x[1:])
-        factor = scale / np.sqrt(variance + float(np.float32(a.get("epsilon", 1e-5))))
-        bias, size = shift - mean * factor, np.abs(shift) + np.abs(mean * factor)
-        factor, bias, size = (np.repeat(v, first.size // len(v)) for v in (factor, bias, size))
-        return net.add(Gather([(None, factor, first.size)], bias, size, n=12), first.shape, first)
-    if kind in ("Relu", "Sigmoid", "Tanh", "LeakyRelu", "Clip"):
-        step = Activation(kind)
-        if kind == "LeakyRelu":
-            step.alpha = of(np.full(first.size, np.float32(a.get("alpha", 0.01))))
-        if kind == "Clip":
-            ends = (a.get(name, x[k] if len(x) > k else None) for k, name in ((1, "min"), (2, "max")))
-            step.low, step.high = (None if end is None else of(np.float32(end)).ravel()[0] for end in ends)
-        return net.add(step, first.shape, first)
-    return _moved(net, kind, first, x[1:], a)
-
-
-def _moved(net: Network, kind: str, x: Any, rest: list[Any], a: dict[str, Any]) -> Any:
-    """What only moves entries, found by moving their numbers (or a constant itself)."""
-    def given(name: str, k: int = 0, default: Any = None) -> Any:
-        return a[name] if name in a else rest[k].tolist() if len(rest) > k and rest[k] is not None else default
-    places = x if isinstance(x, np.ndarray) else np.arange(x.size).reshape(x.shape)
-    if kind == "Reshape":
-        shape = given("shape")
-        places = places.reshape([places.shape[i] if n == 0 and not a.get("allowzero") else n for i, n in enumerate(shape)])
-    elif kind == "Flatten":
-        places = places.reshape(math.prod(places.shape[:a.get("axis", 1)]), -1)
-    elif kind == "Squeeze":
-        axes = given("axes")
-        places = places.squeeze(None if axes is None else tuple(axes))
-    elif kind == "Unsqueeze":
-        places = np.expand_dims(places, tuple(given("axes")))
-    elif kind == "Transpose":
-        places = places.transpose(a.get("perm"))
-    elif kind == "Slice":
-        starts, ends = given("starts"), given("ends", 1)
-        axes, steps = given("axes", 2, range(len(starts))), given("steps", 3, [1] * len(starts))
-        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-            places = places[(slice(None),) * (axis % places.ndim) + (slice(start, end, step) if step > 0 else None,)]
-    elif kind == "Gather":
-        places = np.take(places, rest[0], a.get("axis", 0))
-    elif kind not in ("Identity", "Dropout"):
-        raise ValueError("this operator (with these operands) is not covered")
-    if isinstance(x, np.ndarray):
-        return places
-    if places.size == x.size and (places.ravel() == np.arange(x.size)).all():
-        return Value(x.tensor, places.shape)
-    return net.add(Gather([(places.ravel(), None, x.size)], net.numbers.of(np.zeros(places.size))), places.shape, x)
-
-
-def _arithmetic(net: Network, kind: str, x: Any, y: Any) -> Value:
-    """Sums and differences, and products and quotients with a constant."""
-    of = net.numbers.of
-    if isinstance(x, Value) and isinstance(y, Value):
-        if kind not in ("Add", "Sub") or x.shape != y.shape:
-            raise ValueError("of two tensors only sums and differences of equal shapes are covered")
-        signs = (None, None if kind == "Add" else of(np.full(x.size, -1.0)))
-        return net.add(Gather([(None, s, x.size) for s in signs], of(np.zeros(x.size))), x.shape, x, y)
-    value, constant = (x, y) if isinstance(x, Value) else (y, x)
-    shape = np.broadcast_shapes(value.shape, np.shape(constant))
-    c, zero = of(np.broadcast_to(constant, shape)).ravel(), of(np.zeros(math.prod(shape)))
-    if len(c) != value.size or (kind == "Div" and (value is y or (c == 0).any())):
-        raise ValueError("not covered with these operands")
-    factor = {"Mul": c, "Div": 1 / np.where(c == 0, 1, c), "Sub": zero - 1 if value is y else None}.get(kind)
-    bias = zero if kind in ("Mul", "Div") else -c if kind == "Sub" and value is x else c
-    return net.add(Gather([(None, factor, value.size)], bias), shape, value)
-
-
 # ---------------------------------------------------------------------- lines around activations
 
 
@@ -601,8 +125,8 @@ LOG_LOW = float(Fraction("0.693147180559945309417232121458176568") - Fraction(LO
 
 
 def below_sigmoid(s: Array, a: Array, b: Array) -> Array:
-    """At most the minimum of f(z) - s z over [a, b]. Where f is convex, up to 0, it lies above its tangent at any p (the
-    best has f'(p) = s, nothing rests on it); from 0 on it is concave, and least at an end."""
+    """At most the minimum of f(z) - s z over [a, b]. Where f is convex, up to 0, it lies above its tangent at any p
+    (the best has f'(p) = s, nothing rests on it); from 0 on it is concave, and least at an end."""
     end = np.minimum(b, 0)
     with np.errstate(all="ignore"):
         t = (1 - np.sqrt(np.maximum(1 - 4 * s, 0))) / 2
@@ -630,12 +154,17 @@ def intercepts(step: Activation, s: Any, t: Any, low: Array, high: Array, u: Any
         if step.kind == "Clip":
             f = np.maximum(f, step.low) if step.low is not None else f
             f = np.minimum(f, step.high) if step.high is not None else f
-        under.append(f - s * z - 4 * u * (np.abs(f) + np.abs(s * z)))
-        over.append(f - t * z + 4 * u * (np.abs(f) + np.abs(t * z)))
+        under.append(f - s * z - 4 * u * (np.abs(f) + np.abs(s * z) + u))
+        over.append(f - t * z + 4 * u * (np.abs(f) + np.abs(t * z) + u))
     return np.minimum.reduce(under), np.maximum.reduce(over)
 
 
 # ---------------------------------------------------------------------- bounds over a batch of nodes
+
+
+def dot(a: Array, b: Array) -> Array:
+    """Row by row."""
+    return np.asarray((a * b).sum(-1)) if object in (a.dtype, b.dtype) else np.einsum("...n,...n->...", a, b)
 
 
 @dataclass
@@ -645,46 +174,41 @@ class Chosen:
     given: Array
     value: Array
 
-    def take(self, part: Any) -> Chosen:
-        return Chosen(self.given[part], self.value[part])
+
+@dataclass
+class Stated:
+    """What a file says of a batch of nodes. lines "B slopes": default lines; codes "B neurons" or None: 1 (2): the row
+    +z (-z) shows the sign, the interval is cut at zero; 3: both rows count in full; narrow: (node, slope, value) of
+    upper slopes; polish: (node, neuron, sign, slopes of rows) of rows besides."""
+
+    lines: Array
+    codes: Array | None = None
+    narrow: tuple[Array, Array, Array] = (np.zeros(0, int), np.zeros(0, int), np.zeros(0))
+    polish: tuple[Array, Array, Array, Callable[[Array], Chosen]] | None = None
 
 
 class Bounds:
-    """Intervals "B n" of all tensors over B nodes, and what rows need on their way. stated "B slopes": default lines."""
+    """Intervals "B n" of all tensors over B nodes, and what rows need on their way. given: "B neurons", both ends."""
 
-    def __init__(self, net: Network, low: Array, high: Array, ball: Any, stated: Array) -> None:
-        self.net, self.u, self.ball, self.stated = net, net.numbers.u, ball, stated
+    def __init__(self, net: Network, low: Array, high: Array, ball: Any, given: tuple[Array, Array], stated: Stated
+                 ) -> None:
+        self.net, self.u, self.ball, self.given, self.stated = net, net.numbers.u, ball, given, stated
         self.low, self.high = {0: low}, {0: high}
         self.most: dict[int, Array] = {}     # tensor -> |z| at most, over all nodes
-        self.size: dict[int, Array] = {}     # tensor -> what charges for a row over it are measured by
+        self.size: dict[int, Array] = {}     # tensor -> v: what charges for rows over it are measured by
         self.lines: dict[int, tuple[Any, ...]] = {}
         self.empty = np.zeros(len(low), bool)
         self.tiny: Any = 0 if net.numbers.exact else 2.0**-1000
+        self._settle(0, 0)
+        for step in net.steps:
+            if isinstance(step, Affine):
+                self._map(step)
+            else:
+                self._activate(step)
+            self._settle(step.out, step.n)
 
     def charge(self, n: int) -> Any:
         return 0 if self.net.numbers.exact else SAFETY * (n + self.net.extra) * U
-
-    def refine(self, given: tuple[Array, Array], codes: Array | None, narrow: tuple[Array, ...], polish: Any) -> None:
-        """All intervals, in order: interval arithmetic, met with `given` "B neurons" and with rows, as codes say: 1 (2):
-        the row +z (-z) shows the sign, the interval is cut at zero; 3: both rows count in full."""
-        for step in (None, *self.net.steps):
-            tensor = 0 if step is None else step.out
-            if isinstance(step, Affine):
-                self._map(step)
-            elif step is not None:
-                self._activate(step, narrow)
-            if tensor in self.net.neurons:
-                first, count = self.net.neurons[tensor]
-                part = slice(first, first + count)
-                low, high = np.maximum(self.low[tensor], given[0][:, part]), np.minimum(self.high[tensor], given[1][:, part])
-                if codes is not None:
-                    low, high = self._by_rows(tensor, low, high, codes[:, part], first, polish)
-                self.empty |= (low > high).any(1)
-                self.low[tensor], self.high[tensor] = np.minimum(low, high), np.maximum(low, high)
-            self.most[tensor] = np.maximum(np.abs(self.low[tensor]), np.abs(self.high[tensor])).max(0)
-            self.size.setdefault(tensor, self.most[tensor])
-            if not self.net.numbers.exact:
-                self.tiny += 2.0**-1060 * (self.net.extra + getattr(step, "n", 0)) * float(self.size[tensor].sum())
 
     def _map(self, step: Affine) -> None:
         centres = [self.low[i] / 2 + self.high[i] / 2 for i in step.inputs]
@@ -694,46 +218,61 @@ class Bounds:
         y = step.apply(centres) + step.bias
         radius = step.apply(radii, absolute=True) + (self.charge(step.n) * v + self.tiny)
         known = np.isfinite((y + radius).astype(float))
-        self.low[step.out], self.high[step.out] = np.where(known, y - radius, -np.inf), np.where(known, y + radius, np.inf)
+        self.low[step.out] = np.where(known, y - radius, -np.inf)
+        self.high[step.out] = np.where(known, y + radius, np.inf)
 
-    def _activate(self, step: Activation, narrow: tuple[Array, ...]) -> None:
+    def _activate(self, step: Activation) -> None:
         low, high = self.low[step.inputs[0]], self.high[step.inputs[0]]
-        n = low.shape[1]
-        s = self.stated[:, step.at:step.at + n]
-        if step.kind == "Relu":
+        n, flat = low.shape[1], 0 * low
+        s = self.stated.lines[:, step.at:step.at + n]
+        if step.kind == "Relu":   # below it any line s z with 0 <= s <= 1, above it the chord
             inside = (low < 0) & (high > 0)
             t = np.where(inside, high / np.where(inside, high - low, 1), low >= 0)
-            at, slope, value = narrow
+            node, slope, value = self.stated.narrow
             here = (slope >= step.at) & (slope < step.at + n)
-            t[at[here], slope[here] - step.at] = value[here]
-            _, d = intercepts(step, s, t, low, high, self.u)
-            self.lines[step.out] = (s, t, None, d)   # f(z) >= s z for every z
+            t[node[here], slope[here] - step.at] = value[here]
+            self.lines[step.out] = (s, t, None, intercepts(step, s, t, low, high, self.u)[1])
         else:
-            t = self.stated[:, step.at + n:step.at + 2 * n]
+            t = self.stated.lines[:, step.at + n:step.at + 2 * n]
             self.lines[step.out] = (s, t, *intercepts(step, s, t, low, high, self.u))
-        self.low[step.out], self.high[step.out] = intercepts(step, 0 * low, 0 * high, low, high, self.u)
+        self.low[step.out], self.high[step.out] = intercepts(step, flat, flat, low, high, self.u)
 
-    def _by_rows(self, tensor: int, low: Array, high: Array, codes: Array, first: int, polish: Any) -> tuple[Array, Array]:
+    def _settle(self, tensor: int, n: int) -> None:
+        """Meet the intervals of a tensor with what is given and with rows, and measure it."""
+        if tensor in self.net.neurons:
+            first, count = self.net.neurons[tensor]
+            part = slice(first, first + count)
+            low = np.maximum(self.low[tensor], self.given[0][:, part])
+            high = np.minimum(self.high[tensor], self.given[1][:, part])
+            if self.stated.codes is not None:
+                low, high = self._by_rows(tensor, low, high, self.stated.codes[:, part], first)
+            self.empty |= (low > high).any(1)
+            self.low[tensor], self.high[tensor] = np.minimum(low, high), np.maximum(low, high)
+        self.most[tensor] = np.maximum(np.abs(self.low[tensor]), np.abs(self.high[tensor])).max(0)
+        self.size.setdefault(tensor, self.most[tensor])
+        if not self.net.numbers.exact:
+            self.tiny += 2.0**-1060 * (self.net.extra + n) * float(self.size[tensor].sum() + self.net.sizes[tensor])
+
+    def _by_rows(self, tensor: int, low: Array, high: Array, codes: Array, first: int) -> tuple[Array, Array]:
         best = np.full((2, *low.shape), -np.inf, low.dtype)
         for side in (0, 1):
             node, neuron = np.nonzero(codes & (side + 1))
-            best[side, node, neuron] = self.bound(tensor, node, neuron, np.full(len(node), 1 - 2 * side))
-        if polish is not None:
-            at, neuron, sign, chosen = polish
+            best[side, node, neuron] = self._row_bounds(tensor, node, neuron, np.full(len(node), 1 - 2 * side))
+        if self.stated.polish is not None:
+            node, neuron, sign, slopes = self.stated.polish
             here = np.flatnonzero((neuron >= first) & (neuron < first + codes.shape[1]))
-            value = self.bound(tensor, at[here], neuron[here] - first, sign[here], lambda part: chosen(here[part]))
-            np.maximum.at(best, ((1 - sign[here]) // 2, at[here], neuron[here] - first), value)
+            value = self._row_bounds(tensor, node[here], neuron[here] - first, sign[here], lambda p: slopes(here[p]))
+            np.maximum.at(best, ((1 - sign[here]) // 2, node[here], neuron[here] - first), value)
         up, down = best[0], -best[1]
         low = np.where(codes == 3, np.maximum(low, up), np.where(codes == 1, np.maximum(low, np.minimum(up, 0)), low))
         return low, np.where(codes == 3, np.minimum(high, down),
                              np.where(codes == 2, np.minimum(high, np.maximum(down, 0)), high))
 
-    def bound(self, tensor: int, node: Array, neuron: Array, sign: Array, chosen: Any = None) -> Array:
-        """Lower bounds of rows `sign z[neuron]` over their nodes; `chosen(part)` gives slopes of their own."""
+    def _row_bounds(self, tensor: int, node: Array, neuron: Array, sign: Array, slopes: Any = None) -> Array:
+        """Lower bounds of rows `sign z[neuron]` over their nodes; `slopes(part)` gives lines of their own."""
         value = np.zeros(len(node), self.low[0].dtype)
         for part in self.parts(len(node)):
-            A, b = self.pull(tensor, (neuron[part], sign[part]), node[part], 0, 0,
-                             None if chosen is None else chosen(part))
+            A, b = self.pull(tensor, (neuron[part], sign[part]), node[part], 0, 0, slopes and slopes(part))
             value[part] = self.minimum(A, b, node[part])
         return value
 
@@ -742,74 +281,101 @@ class Bounds:
         size = max(16, BLOCK_ENTRIES // max(self.net.sizes))
         return (slice(k, min(k + size, count)) for k in range(0, count, size))
 
-    def pull(self, tensor: int, A: Any, node: Array, c: Any, e: Any, chosen: Chosen | None = None,
+    def pull(self, tensor: int, rows: Any, node: Array, c: Any, e: Any, chosen: Chosen | None = None,
              multipliers: Array | None = None) -> tuple[Array, Array]:
-        """(A' "R inputs", b "R") with `A z + c >= A' x + b` for all x of each row's node, where c is off by at most e. A:
-        rows over `tensor`, or (neuron, sign) of unit rows."""
-        pending, net, wide = {tensor: A}, self.net, len(self.low[0]) > 1
-        steps = [None, *net.steps]
-
-        def of(values: Array) -> Array:
-            return values[node] if wide else values
-        for step in steps[::-1]:
+        """(A "R inputs", b "R") with `rows z + c >= A x + b` for all x of each row's node, where c is off by at most e.
+        rows: "R n" over a tensor, or (neuron, sign) of unit rows."""
+        pending: dict[int, Any] = {tensor: rows}
+        for step in (*self.net.steps[::-1], None):
             i = 0 if step is None else step.out
             A = pending.pop(i, None)
-            if multipliers is not None and i in net.neurons:
-                first, count = net.neurons[i]
-                s = multipliers[:, first:first + count]
-                low, high = of(self.low[i]), of(self.high[i])
+            if isinstance(A, tuple):
+                index, sign = A
+                c, e, A = 0 * sign, 0 * sign, None
+                if isinstance(step, Affine) and (units := step.units(index, sign)) is not None:
+                    c = step.bias[index] * sign   # exactly, as the row itself
+                    pending |= zip(step.inputs, units, strict=True)
+                    continue
+                A = np.zeros((len(index), self.net.sizes[i]), self.low[0].dtype)
+                A[np.arange(len(index)), index] = sign
+            if multipliers is not None and i in self.net.neurons:
+                first, count = self.net.neurons[i]
+                s, low, high = multipliers[:, first:first + count], self.low[i][node], self.high[i][node]
                 c = c + dot(np.maximum(s, 0), low) + dot(np.minimum(s, 0), high)
                 e = e + self.charge(count) * dot(np.abs(s), np.maximum(np.abs(low), np.abs(high)))
                 A = -s if A is None else A - s
+            if step is None:
+                A = np.zeros((len(node), self.net.sizes[0]), self.low[0].dtype) if A is None else A
+                break
             if A is None:
                 continue
-            if step is None:
-                return A, c - e - self.tiny
-            back = None
-            if isinstance(A, tuple):
-                index, sign = A
-                back = step.units(index, sign)
-                A = np.zeros((len(index), net.sizes[i]), self.low[0].dtype) if back is None else None
-                if A is None:
-                    c, e = step.bias[index] * sign, np.zeros(len(index), self.low[0].dtype)
-                else:
-                    A[np.arange(len(index)), index] = sign
-            if A is not None:
-                e = e + self.charge(getattr(step, "n", 0)) * (np.abs(A) @ self.size[i])
-                if isinstance(step, Affine):
-                    c, back = c + A @ step.bias, step.pull(A)
-                else:
-                    s, t, below, above = (None if line is None else of(line) for line in self.lines[i])
-                    if chosen is not None:
-                        n = A.shape[1]
-                        s, t = (v if k and step.kind == "Relu" else np.where(chosen.given[:, a:a + n], chosen.value[:, a:a + n], v)
-                                for k, v in enumerate((s, t)) for a in (step.at + k * n,))
-                        if step.kind != "Relu":
-                            below, above = intercepts(step, s, t, of(self.low[step.inputs[0]]),
-                                                      of(self.high[step.inputs[0]]), self.u)
-                    negative = np.minimum(A, 0)
-                    c, e = c + dot(negative, above), e - self.charge(A.shape[1]) * dot(negative, np.abs(above))
-                    if below is not None:
-                        c = c + dot(A - negative, below)
-                        e = e + self.charge(A.shape[1]) * dot(A - negative, np.abs(below))
-                    back = [A * np.where(A > 0, s, t)]
-            for j, B in zip(step.inputs, back, strict=True):
+            e = e + self.charge(step.n) * (np.abs(A) @ self.size[i])
+            if isinstance(step, Affine):
+                c, found = c + A @ step.bias, step.pull(A)
+            else:
+                back, constant, charge = self._through(step, A, node, chosen)
+                c, e, found = c + constant, e + charge, [back]
+            for j, B in zip(step.inputs, found, strict=True):
                 pending[j] = pending[j] + B if j in pending else B
-        return np.zeros((len(node), net.sizes[0]), self.low[0].dtype), c - e - self.tiny
+        return A, c - e - self.tiny
+
+    def _through(self, step: Activation, A: Array, node: Array, chosen: Chosen | None) -> tuple[Array, Array, Array]:
+        """(rows before an activation, constant, what it may be off by)."""
+        place = node if len(self.low[0]) > 1 else slice(None)   # one node's lines serve all rows
+        s, t, above = (self.lines[step.out][k][place] for k in (0, 1, 3))
+        below = None if self.lines[step.out][2] is None else self.lines[step.out][2][place]
+        if chosen is not None:
+            part = slice(step.at, step.at + A.shape[1])
+            s = np.where(chosen.given[:, part], chosen.value[:, part], s)
+            if step.kind != "Relu":
+                part = slice(part.stop, part.stop + A.shape[1])
+                t = np.where(chosen.given[:, part], chosen.value[:, part], t)
+                low, high = (end[step.inputs[0]][place] for end in (self.low, self.high))
+                below, above = intercepts(step, s, t, low, high, self.u)
+        negative, n = np.minimum(A, 0), A.shape[1]
+        constant, size = dot(negative, above), -dot(negative, np.abs(above))
+        if below is not None:
+            positive = A - negative
+            constant, size = constant + dot(positive, below), size + dot(positive, np.abs(below))
+        return A * np.where(A > 0, s, t), constant, self.charge(n) * size
 
     def of_neurons(self) -> tuple[Array, Array]:
         """Intervals of all neurons, in the file's order."""
-        return tuple(np.concatenate([end[t] for t in self.net.neurons], 1)  # type: ignore[return-value]
-                     if self.net.neurons else end[0][:, :0] for end in (self.low, self.high))
+        low, high = (np.concatenate([end[0][:, :0], *(end[t] for t in self.net.neurons)], 1)
+                     for end in (self.low, self.high))
+        return low, high
 
     def minimum(self, A: Array, b: Array, node: Array) -> Array:
         """At most the minimum of A x + b over each row's node."""
-        low, high = self.low[0][node], self.high[0][node]
+        low, high, size = self.low[0][node], self.high[0][node], np.abs(A)
         centre = low / 2 + high / 2
         radius = np.maximum(high - centre, centre - low) * (1 + 4 * self.u)
-        size = np.abs(A)
         value = b + dot(A, centre) - dot(size, radius) - self.charge(A.shape[1]) * (size @ self.most[0] + np.abs(b))
+        if self.ball is not None:   # A = B + (A - B), B over the ball by its dual norm, the rest over the box
+            c, r, p = self.ball
+            B = part_for_ball(A, low - c, high - c, r, p)
+            rest, norm = A - B, np.sqrt((B * B).sum(1)) if p == 2 else np.abs(B).max(1)
+            other = b + dot(rest, centre) - dot(np.abs(rest), radius) + B @ c - r * norm
+            error = (np.abs(rest) + np.abs(B)) @ (self.most[0] + np.abs(c)) + np.abs(b) + r * norm
+            value = np.fmax(value, other - 4 * self.charge(A.shape[1]) * error)
         return value if self.net.numbers.exact else np.where(np.isfinite(value), value, -np.inf)
+
+
+def part_for_ball(A: Array, low: Array, high: Array, r: float, p: float) -> Array:
+    """A good part B of the rows to be bounded over the ball (any is valid): at the optimum of p = 2 the minimiser is
+    z = clip(-s A) with |z| = r and B = -z / s; for p = 1 B = A cut off at +-t, where the rest has used up r."""
+    if p == 1:
+        room, order = np.where(A > 0, -low, high), np.argsort(-np.abs(A), 1)
+        spent = (np.cumsum(np.take_along_axis(room, order, 1), 1) < r).sum(1)
+        at = np.take_along_axis(order, np.minimum(spent, A.shape[1] - 1)[:, None], 1)
+        t = np.where((spent < A.shape[1])[:, None], np.abs(np.take_along_axis(A, at, 1)), 0)
+        return np.clip(A, -t, t)
+    least, most = np.full((len(A), 1), -60.0), np.full((len(A), 1), 60.0)   # of log2 s
+    for _ in range(50):
+        s = 2 ** ((least + most) / 2)
+        inside = (np.clip(-s * A, low, high)**2).sum(1, keepdims=True) <= r * r
+        least, most = np.where(inside, (least + most) / 2, least), np.where(inside, most, (least + most) / 2)
+    return -np.clip(-s * A, low, high) / s
 
 
 # ---------------------------------------------------------------------- what a file says of this network and property
@@ -821,7 +387,8 @@ POPULATION = np.array([bin(k).count("1") for k in range(256)])
 def ragged(counts: Array, chosen: Array) -> Array:
     """Places of the entries of chosen rows in a column that holds `counts` entries a row."""
     lengths = counts[chosen]
-    return np.repeat((np.cumsum(counts) - counts)[chosen] - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+    starts = (np.cumsum(counts) - counts)[chosen]
+    return np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
 
 
 class Question:
@@ -829,9 +396,12 @@ class Question:
 
     def __init__(self, net: Network, branches: list[Branch], head: dict[str, Any], columns: dict[str, Array]) -> None:
         self.net, self.region, self.inputs, of = net, columns["region"], net.sizes[0], net.numbers
-        self.low, self.high = (np.stack([end([*getattr(b, side)]) for b in branches])
-                               for end, side in ((of.down, "low"), (of.up, "high")))
-        self.ball, rows = branches[0].ball, [row for branch in branches for row in branch.rows]
+        boxes = {id(b.low): (of.down(b.low), of.up(b.high)) for b in branches}   # shared by most
+        self.low, self.high = (np.stack([boxes[id(b.low)][k] for b in branches]) for k in (0, 1))
+        self.ball, rows = None, [row for branch in branches for row in branch.rows]
+        if branches[0].ball is not None:
+            centre, radius, p = branches[0].ball
+            self.ball = np.array(centre, float), float(of.up([radius])[0]), p   # the centre is given in floats
         self.counts, self.strict = np.array([len(b.rows) for b in branches]), np.array([r.strict for r in rows])
         table = np.full((len(rows), self.inputs + net.sizes[net.output] + 1), Fraction(0))
         for k, row in enumerate(rows):
@@ -849,7 +419,7 @@ class Question:
         self.activations = [s for name in head["activations"] for s in net.steps if s.out == net.names[name]]
         for step in self.activations:
             step.at, net.slopes = net.slopes, net.slopes + net.sizes[step.out] * (1 if step.kind == "Relu" else 2)
-        if {s.out for s in net.steps if isinstance(s, Activation)} != {s.out for s in self.activations} \
+        if sorted(s.out for s in net.steps if isinstance(s, Activation)) != sorted(s.out for s in self.activations) \
                 or {s.inputs[0] for s in self.activations} != set(net.neurons):
             raise Refused("does not name the network's activations and the neurons that they read")
 
@@ -864,32 +434,28 @@ class Question:
                 raise Refused("a slope below a ReLU that is not between 0 and 1")
         return self.net.numbers.of(slopes)
 
-    def bounds(self, columns: dict[str, Array], table: str, part: Array, low: Array, high: Array,
-               given: tuple[Array, Array]) -> Bounds:
-        """The bounds over boxes that entries `part` of a table (`pass`, `visit`) describe."""
-        count = len(columns["pass.region" if table == "pass" else "visit.node"])
+    def stated(self, columns: dict[str, Array], table: str, count: int, part: Array) -> Stated:
+        """What a block says of entries `part` of a table (`pass`, `visit`) of `count`."""
         lines = columns[f"{table}.lines"].reshape(count, -1)[part]
         if lines.dtype == np.uint8:
             lines = np.unpackbits(lines, axis=1, count=self.net.slopes)
-        codes = None
+        found = Stated(self.legal(lines))
         if f"{table}.rows" in columns:
             packed = columns[f"{table}.rows"].reshape(count, -1)[part]
-            codes = np.stack([packed >> k & 3 for k in (0, 2, 4, 6)], -1).reshape(len(part), -1)[:, :self.neurons]
+            codes = np.stack([packed >> k & 3 for k in (0, 2, 4, 6)], -1).reshape(len(part), -1)
+            found.codes = codes[:, :self.neurons]
         place = np.full(count, -1)
         place[part] = np.arange(len(part))
-        narrow = np.zeros(0, int), np.zeros(0, int), np.zeros(0)
-        if len(columns.get("narrow.at", ())):
-            here = np.flatnonzero(place[columns["narrow.at"]] >= 0)
-            narrow = (place[columns["narrow.at"][here]], columns["narrow.slope"][here],
-                      self.net.numbers.of(columns["narrow.value"][here]))
-        polish = None
-        if len(columns.get("polish.at", ())):
-            own = np.flatnonzero(place[columns["polish.at"]] >= 0)
-            polish = (place[columns["polish.at"][own]], columns["polish.neuron"][own].astype(int),
-                      np.sign(columns["polish.sign"][own].astype(int)), lambda rows: self.chosen(columns, "polish", own[rows]))
-        bounds = Bounds(self.net, low, high, self.ball, self.legal(lines))
-        bounds.refine(given, codes, narrow, polish)
-        return bounds
+        if "narrow.at" in columns:
+            own = np.flatnonzero(place[columns["narrow.at"]] >= 0)
+            found.narrow = (place[columns["narrow.at"][own]], columns["narrow.slope"][own],
+                            self.net.numbers.of(columns["narrow.value"][own]))
+        if "polish.at" in columns:
+            rows = np.flatnonzero(place[columns["polish.at"]] >= 0)
+            sign = np.where(columns["polish.sign"][rows] > 0, 1, -1)
+            found.polish = (place[columns["polish.at"][rows]], columns["polish.neuron"][rows].astype(int), sign,
+                            lambda chosen: self.chosen(columns, "polish", rows[chosen]))
+        return found
 
     def chosen(self, columns: dict[str, Array], table: str, index: Array) -> Chosen:
         """The slopes that rows `index` of a table state."""
@@ -905,8 +471,9 @@ class Question:
         boxes, none = self.regions(columns["pass.region"]), np.full((1, self.neurons), np.inf)
         for k, region in enumerate(columns["pass.region"]):
             box = boxes[k:k + 1]
-            found = self.bounds(columns, "pass", np.array([k]), self.low[box], self.high[box], (-none, none))
-            self.intervals[int(region)] = found.of_neurons()
+            stated = self.stated(columns, "pass", len(boxes), np.array([k]))
+            bounds = Bounds(self.net, self.low[box], self.high[box], self.ball, (-none, none), stated)
+            self.intervals[int(region)] = bounds.of_neurons()
 
 
 # ---------------------------------------------------------------------- the tree
@@ -922,8 +489,9 @@ class Tree:
         self.branches = np.full((len(count), count.max()), -1)
         self.branches[np.arange(count.max()) < count[:, None]] = columns["branch"]
         own = self.branches >= 0
-        within = (q.low[self.box][:, None] <= q.low[self.branches]) & (q.high[self.branches] <= q.high[self.box][:, None])
-        if not (within.all(2) | ~own).all() or (self.cuts and (count != 1).any()):
+        within = ((q.low[self.box][:, None] <= q.low[self.branches])
+                  & (q.high[self.branches] <= q.high[self.box][:, None])).all(2)
+        if not (within | ~own).all() or (self.cuts and (count != 1).any()):
             raise Refused("a branch does not lie in the box of its root, or too many do")
         self.closed = ~own     # node, place among its root's branches
         self.parent, self.variable, self.point = np.zeros(0, int), np.zeros(0, int), np.zeros(0)
@@ -933,8 +501,8 @@ class Tree:
         self.known: dict[int, tuple[Array, Array, Any]] = {}   # where cuts are: intervals of a node, and its plane
 
     def split(self, parent: Array, variable: Array, point: Array) -> None:
-        if (parent < 0).any() or (parent >= len(self.closed) + 2 * np.arange(len(parent))).any() \
-                or (variable < 0).any() or (variable >= self.q.inputs + self.q.neurons).any() or not np.isfinite(point).all():
+        exists = (parent >= 0) & (parent < len(self.closed) + 2 * np.arange(len(parent)))
+        if not (exists & (variable >= 0) & (variable < self.q.inputs + self.q.neurons) & np.isfinite(point)).all():
             raise Refused("a split that cannot be")
         self.parent, self.variable = np.append(self.parent, parent), np.append(self.variable, variable)
         self.point = np.append(self.point, self.q.net.numbers.of(point))
@@ -949,7 +517,7 @@ class Tree:
     def sets(self, nodes: Array) -> tuple[Array, Array, Array, Array, Array]:
         """(root, low, high, least, greatest values of neurons) of nodes."""
         q, at = self.q, nodes.copy()
-        low, high = (np.full((len(at), q.inputs + q.neurons), v, self.point.dtype) for v in (-np.inf, np.inf))
+        low, high = (np.full((len(at), q.inputs + q.neurons), v, q.low.dtype) for v in (-np.inf, np.inf))
         rows, k, upper = self.up(at)
         while len(rows):
             for end, pick, side in ((low, np.maximum, 1), (high, np.minimum, 0)):
@@ -975,17 +543,20 @@ class Tree:
             given = [np.concatenate([self.start[r][end] for r in root]) for end in (0, 1)]
             if self.cuts:
                 self.cut(nodes[part], root, low, high, given)
-            given = np.maximum(given[0], least), np.minimum(given[1], most)
-            bounds = self.q.bounds(columns, "visit", part, low, high, given)
+            given = [np.maximum(given[0], least), np.minimum(given[1], most)]
+            bounds = Bounds(self.q.net, low, high, self.q.ball, (given[0], given[1]),
+                            self.q.stated(columns, "visit", len(nodes), part))
             self.closed[nodes[part[bounds.empty]]] = True
             if self.cuts:
+                ends = bounds.of_neurons()
                 for k, node in enumerate(nodes[part].tolist()):
-                    self.known[node] = (*(z[k:k + 1] for z in bounds.of_neurons()), None)
+                    self.known[node] = (ends[0][k], ends[1][k], None)
             for table in ("certificate", "fine"):
                 if f"{table}.at" in columns:
                     self.certify(columns, table, nodes, root, part, bounds)
 
-    def certify(self, columns: dict[str, Array], table: str, nodes: Array, root: Array, part: Array, bounds: Bounds) -> None:
+    def certify(self, columns: dict[str, Array], table: str, nodes: Array, root: Array, part: Array, bounds: Bounds
+                ) -> None:
         """Evaluate the certificates of a batch of visits."""
         q, column = self.q, {name: columns[f"{table}.{name}"] for name in
                              ("at", "branch", "kind", "weights", "m_count", "m_neuron", "m_value")}
@@ -1015,18 +586,19 @@ class Tree:
             value = bounds.minimum(A, b, at)
             proved = (value > 0) | ((value >= 0) & (weights[:, q.strict] > 0).any(1))
             for k, node in enumerate(nodes[column["at"][index]].tolist()):
-                if column["kind"][index[k]] == KEPT and self.cuts:
-                    self.known[node] = (*self.known[node][:2], (A[k], b[k]))
+                if column["kind"][index[k]] == KEPT and self.cuts and branch[k] == self.branches[root[at[k]], 0]:
+                    h = b[k] - bounds.charge(0) * (np.abs(A[k]) @ most[:n])
+                    self.known[node] = (*self.known[node][:2], (A[k], h))
                 elif not proved[k]:
                     raise Refused(f"node {node}, branch {branch[k]}: its certificate proves {float(value[k]):.6g} only")
                 else:
                     self.closed[node] |= (self.branches[root[at[k]]] == branch[k]) | (branch[k] < 0)
 
     def cut(self, nodes: Array, root: Array, low: Array, high: Array, given: list[Array]) -> None:
-        """Start from the last visit of each node or of its parent; neurons that are affine in the input are bounded anew
-        where its last split, and the plane of that visit, leave less of the box."""
-        neuron, planes = self.affine(root[0])
+        """Start from the last visit of each node or of its parent; neurons that are affine in the input are bounded
+        anew where its last split, and the plane of that visit, leave less of the box."""
         for k, node in enumerate(nodes.tolist()):
+            neuron, planes = self.affine(int(root[k]))
             half, source = [], node
             if source not in self.known and source >= len(self.region):
                 split, upper = divmod(node - len(self.region), 2)
@@ -1037,7 +609,7 @@ class Tree:
             if source not in self.known:
                 continue
             *ends, plane = self.known[source]
-            given[0][k], given[1][k] = np.maximum(given[0][k], ends[0][0]), np.minimum(given[1][k], ends[1][0])
+            given[0][k], given[1][k] = np.maximum(given[0][k], ends[0]), np.minimum(given[1][k], ends[1])
             half += [plane] if plane is not None else []
             is_open = np.flatnonzero((given[0][k, neuron] < 0) & (given[1][k, neuron] > 0))
             for g, h in half:
@@ -1045,21 +617,23 @@ class Tree:
                     found = self.behind(planes[0][side][is_open], planes[1][side][is_open], g, h, low[k], high[k])
                     end[k, neuron[is_open]] = pick(end[k, neuron[is_open]], found if side == 0 else -found)
 
-    def affine(self, root: int) -> tuple[Array, tuple[list[Array], list[Array]]]:
-        """(neurons that are affine in the input, planes (A, b) below them and below their negatives) over a root's box."""
+    def affine(self, root: int) -> Any:
+        """(neurons that are affine in the input, A and b of planes below them and below their negatives) over a box."""
         if root not in self.planes:
             net, part = self.q.net, slice(self.box[root], self.box[root] + 1)
             nothing = np.full((1, self.q.neurons), np.inf)
-            flat = Bounds(net, self.q.low[part], self.q.high[part], None, np.zeros((1, net.slopes), self.q.low.dtype))
-            flat.refine((-nothing, nothing), None, (np.zeros(0, int),) * 3, None)
-            is_affine, found = {0}, []
+            flat = Bounds(net, self.q.low[part], self.q.high[part], None, (-nothing, nothing),
+                          Stated(np.zeros((1, net.slopes), self.q.low.dtype)))
+            is_affine: set[int] = {0}
+            found: list[Any] = []
             for step in net.steps:
                 if isinstance(step, Affine) and is_affine.issuperset(step.inputs):
                     is_affine.add(step.out)
             for tensor, (first, count) in net.neurons.items():
                 if tensor in is_affine:
                     each, zero = np.arange(count), np.zeros(count, int)
-                    found.append((first + each, *(flat.pull(tensor, (each, zero + sign), zero, 0, 0) for sign in (1, -1))))
+                    both = (flat.pull(tensor, (each, zero + sign), zero, 0, 0) for sign in (1, -1))
+                    found.append((first + each, *both))
             self.planes[root] = (np.concatenate([f[0] for f in found]),
                                  [[np.concatenate([f[side][k] for f in found]) for side in (1, 2)] for k in (0, 1)])
         return self.planes[root]
@@ -1080,7 +654,9 @@ class Tree:
         t = np.where((slope[:, 0] + fall[:, 0] > 0) & np.isfinite(t), t, 0)
         mixed, most = A + t[:, None] * g, np.maximum(np.abs(low), np.abs(high))
         error = (np.abs(A) + t[:, None] * np.abs(g)) @ most + np.abs(b) + t * np.abs(h)
-        return b + t * h + mixed @ centre - np.abs(mixed) @ radius - SAFETY * (A.shape[1] + 16) * self.q.net.numbers.u * error
+        value = b + t * h + mixed @ centre - np.abs(mixed) @ radius
+        value = value - (0 if self.q.net.numbers.exact else SAFETY * (A.shape[1] + 16) * U) * error
+        return np.where(np.isfinite(value.astype(float)), value, -np.inf)
 
     def uncovered(self) -> int | None:
         """A leaf, and so a set of inputs, for which some branch is not closed at it or above it."""
@@ -1112,7 +688,8 @@ def read_question(net_path: str, spec: str | None, flags: dict[str, Any] | None,
             branches = read_vnnlib(text, inputs, outputs)
             return net, branches, {**about, "property": {"sha256": hashlib.sha256(text).hexdigest()}}
         assert flags is not None
-        flags, arrays = dict(flags), {}
+        arrays: dict[str, Any] = {}
+        flags = dict(flags)
         for key in ("input", "mask"):
             where = flags.pop(key)
             flags[f"{key}_sha256"] = None if where is None else hashlib.sha256(Path(where).read_bytes()).hexdigest()
@@ -1121,7 +698,8 @@ def read_question(net_path: str, spec: str | None, flags: dict[str, Any] | None,
                 raise ValueError(f"expected {inputs} numbers")
         return net, robustness(flags, arrays["input"], arrays["mask"], outputs), {**about, "property": flags}
     except Exception as error:  # protobuf, onnx and numpy raise types of their own for what they cannot read
-        raise error if isinstance(error, Unreadable) else Unreadable(f"{where}: {str(error) or type(error).__name__}") from error
+        sentence = f"{where}: {' '.join(str(error).split()) or type(error).__name__}"
+        raise error if isinstance(error, Unreadable) else Unreadable(sentence) from error
 
 
 def check(net_path: str, spec: str | None, proof: str, flags: dict[str, Any] | None = None, exact: bool = False) -> str:
@@ -1151,7 +729,8 @@ def check_trees(q: Question, file: Iterator[tuple[dict[str, Any], dict[str, Arra
             tree = Tree(q, head, columns)
         elif head["block"] == "nodes" and tree is not None:
             if "split.parent" in columns:
-                tree.split(columns["split.parent"].astype(int), columns["split.variable"].astype(int), columns["split.point"])
+                tree.split(columns["split.parent"].astype(int), columns["split.variable"].astype(int),
+                           columns["split.point"])
             if "visit.node" in columns:
                 tree.visit(columns)
         elif head["block"] == "closed" and tree is not None:
@@ -1175,12 +754,11 @@ def check_witness(net: Network, branches: list[Branch], head: dict[str, Any]) ->
         p = int(branch.ball[2])
         if sum(m**p for m in moves) > branch.ball[1]**p:
             raise Refused("the witness does not lie in the ball")
-    stated = np.zeros((1, 2 * sum(net.sizes)), net.numbers.of(0).dtype)
-    bounds = Bounds(net, net.numbers.down(x)[None], net.numbers.up(x)[None], None, stated)
-    bounds.refine((stated, stated), None, (np.zeros(0, int),) * 3, None)
+    lines = np.zeros((1, 2 * sum(net.sizes)), net.numbers.of(0).dtype)   # no row needs them
+    bounds = Bounds(net, net.numbers.down(x)[None], net.numbers.up(x)[None], None, (lines, lines), Stated(lines))
     low, high = ([Fraction(v) for v in end[net.output][0]] for end in (bounds.low, bounds.high))
     for row in branch.rows:
         most = sum(c * (high if c > 0 else low)[i] for i, c in row.y) + sum(c * x[j] for j, c in row.x) - row.bound
         if most > 0 or (row.strict and most == 0):
-            raise Refused(f"at the witness a row is met up to {float(most):.3g} only: the real-valued network may be safe there")
+            raise Refused(f"at the witness a row is met up to {float(most):.3g} only: it is none of the real network")
     return "falsified: the witness is unsafe"

@@ -68,7 +68,6 @@ class Recorder:
     target: ProofTarget
     problem: Problem
     writer: ProofWriter
-    free: Tensor
     refusal: str = ""
     proved: set[int] = field(default_factory=set)
     leaves: int = 0
@@ -79,8 +78,7 @@ class Recorder:
     def of(target: ProofTarget, problem: Problem, source: Graph) -> Recorder:
         """`source`: the network as read, whose tensors the search graph's neurons are named after."""
         sets = problem.tensors.sets
-        free = (sets.lower < sets.upper).flatten(1).any(0).nonzero().squeeze(1)
-        recorder = Recorder(target, problem, ProofWriter(target.path), free)
+        recorder = Recorder(target, problem, ProofWriter(target.path))
         graph = problem.graph
         recorder.refusal = unnamed_neurons(graph, source, sets.centre_point[:1])
         nodes = graph.nodes
@@ -88,8 +86,7 @@ class Recorder:
             **_about(target), "verdict": "verified",
             "neurons": [[nodes[i].name, torch.Size(nodes[i].shape).numel()] for i in graph.relaxed_inputs],
             "activations": [nodes[i].name for i in slope_places(graph)[0]],
-        }, {"free": _numpy(free).astype(np.int32),
-            "region": np.array([problem.property.regions.index(b.region) for b in problem.property.branches],
+        }, {"region": np.array([problem.property.regions.index(b.region) for b in problem.property.branches],
                                np.int32)})
         return recorder
 
