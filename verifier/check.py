@@ -436,12 +436,12 @@ class Question:
 
     def stated(self, columns: dict[str, Array], table: str, count: int, part: Array) -> Stated:
         """What a block says of entries `part` of a table (`pass`, `visit`) of `count`."""
-        lines = columns[f"{table}.lines"].reshape(count, -1)[part]
+        lines = columns[f"{table}.lines"]
         if lines.dtype == np.uint8:
-            lines = np.unpackbits(lines, axis=1, count=self.net.slopes)
-        found = Stated(self.legal(lines))
+            lines = np.unpackbits(lines.reshape(count, -(-self.net.slopes // 8)), axis=1, count=self.net.slopes)
+        found = Stated(self.legal(lines.reshape(count, self.net.slopes)[part]))
         if f"{table}.rows" in columns:
-            packed = columns[f"{table}.rows"].reshape(count, -1)[part]
+            packed = columns[f"{table}.rows"].reshape(count, -(-self.neurons // 4))[part]
             codes = np.stack([packed >> k & 3 for k in (0, 2, 4, 6)], -1).reshape(len(part), -1)
             found.codes = codes[:, :self.neurons]
         place = np.full(count, -1)
@@ -540,12 +540,11 @@ class Tree:
             root, low, high, least, most = self.sets(nodes[part])
             if (low > high).any():
                 raise Refused(f"node {nodes[part][(low > high).any(1)][0]} has an empty box")
-            given = [np.concatenate([self.start[r][end] for r in root]) for end in (0, 1)]
+            given = (np.maximum(np.concatenate([self.start[r][0] for r in root]), least),
+                     np.minimum(np.concatenate([self.start[r][1] for r in root]), most))
             if self.cuts:
-                self.cut(nodes[part], root, low, high, given)
-            given = [np.maximum(given[0], least), np.minimum(given[1], most)]
-            bounds = Bounds(self.q.net, low, high, self.q.ball, (given[0], given[1]),
-                            self.q.stated(columns, "visit", len(nodes), part))
+                self.cut(nodes[part], root, low, high, *given)
+            bounds = Bounds(self.q.net, low, high, self.q.ball, given, self.q.stated(columns, "visit", len(nodes), part))
             self.closed[nodes[part[bounds.empty]]] = True
             if self.cuts:
                 ends = bounds.of_neurons()
@@ -594,8 +593,8 @@ class Tree:
                 else:
                     self.closed[node] |= (self.branches[root[at[k]]] == branch[k]) | (branch[k] < 0)
 
-    def cut(self, nodes: Array, root: Array, low: Array, high: Array, given: list[Array]) -> None:
-        """Start from the last visit of each node or of its parent; neurons that are affine in the input are bounded
+    def cut(self, nodes: Array, root: Array, low: Array, high: Array, least: Array, most: Array) -> None:
+        """Start from the last visit of each node or of its parent (least, most: in place); neurons that are affine in the input are bounded
         anew where its last split, and the plane of that visit, leave less of the box."""
         for k, node in enumerate(nodes.tolist()):
             neuron, planes = self.affine(int(root[k]))
@@ -609,13 +608,14 @@ class Tree:
             if source not in self.known:
                 continue
             *ends, plane = self.known[source]
-            given[0][k], given[1][k] = np.maximum(given[0][k], ends[0]), np.minimum(given[1][k], ends[1])
+            least[k], most[k] = np.maximum(least[k], ends[0]), np.minimum(most[k], ends[1])
             half += [plane] if plane is not None else []
-            is_open = np.flatnonzero((given[0][k, neuron] < 0) & (given[1][k, neuron] > 0))
+            is_open = np.flatnonzero((least[k, neuron] < 0) & (most[k, neuron] > 0))
+            at = neuron[is_open]
             for g, h in half:
-                for side, (end, pick) in enumerate(((given[0], np.maximum), (given[1], np.minimum))):
-                    found = self.behind(planes[0][side][is_open], planes[1][side][is_open], g, h, low[k], high[k])
-                    end[k, neuron[is_open]] = pick(end[k, neuron[is_open]], found if side == 0 else -found)
+                up, down = (self.behind(planes[0][side][is_open], planes[1][side][is_open], g, h, low[k], high[k])
+                            for side in (0, 1))
+                least[k, at], most[k, at] = np.maximum(least[k, at], up), np.minimum(most[k, at], -down)
 
     def affine(self, root: int) -> Any:
         """(neurons that are affine in the input, A and b of planes below them and below their negatives) over a box."""

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from bounds import Graph
 from tests.verifier.models import save_network, spec
 from verifier import read_vnnlib, verify
+from verifier.branch_and_bound import plan
 from verifier.check import check
 from verifier.strategy import Result
 from verifier.verdict import Verified
@@ -58,8 +59,13 @@ def test_input_splits_are_accepted(tmp_path: Path, seed: int) -> None:
     proved(tmp_path, net, upper_spec(net, 3, 2, 0.02))
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_neuron_splits_are_accepted(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("cuts", [True, False])
+@pytest.mark.parametrize("refresh", [True, False])
+@pytest.mark.parametrize("seed", range(2))
+def test_neuron_splits_are_accepted(tmp_path: Path, seed: int, refresh: bool, cuts: bool,
+                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "CUT_ENTRIES", plan.CUT_ENTRIES * cuts)
+    monkeypatch.setattr(plan, "SMALL_NEURONS", plan.SMALL_NEURONS * refresh)
     net = random_network(tmp_path / "n.onnx", [24, 10, 8, 2], seed)
     proved(tmp_path, net, upper_spec(net, 24, 2, 0.35))
 
