@@ -396,7 +396,7 @@ class Question:
 
     def __init__(self, net: Network, branches: list[Branch], head: dict[str, Any], columns: dict[str, Array]) -> None:
         self.net, self.region, self.inputs, of = net, columns["region"], net.sizes[0], net.numbers
-        boxes = {id(b.low): (of.down(b.low), of.up(b.high)) for b in branches}   # shared by most
+        boxes = {k: (of.down(b.low), of.up(b.high)) for k, b in {id(b.low): b for b in branches}.items()}   # few
         self.low, self.high = (np.stack([boxes[id(b.low)][k] for b in branches]) for k in (0, 1))
         self.ball, rows = None, [row for branch in branches for row in branch.rows]
         if branches[0].ball is not None:

@@ -96,7 +96,7 @@ def read_vnnlib(data: bytes, inputs: int, outputs: int) -> list[Branch]:
     for own in _product(choices):
         ends = dict(bounds)
         all_rows = list(dict.fromkeys([*_sorted(own, ends), *rows]))   # own rows first, each once
-        low, high = box if ends == bounds else _box(ends, inputs)
+        low, high = box if all(isinstance(atom, Row) for atom in own) else _box(ends, inputs)
         if any(k >= most for row in all_rows for terms, most in ((row.y, outputs), (row.x, inputs)) for k, _ in terms):
             raise ValueError("a row names a variable that is not declared")
         if all(a is not None and b is not None and a <= b for a, b in zip(low, high, strict=True)):
