@@ -7,8 +7,8 @@ a file says, the tree, the verdict.
 The one operation. For a linear function A z of the neurons of some tensor, `Bounds.pull` finds a linear function of the
 input below it: through affine maps exactly, through an activation f on [l, u] by lines s z + t below or above f, by the
 sign of A's entries. A line's slope comes from the file and may be anything; its intercept t is computed here. A
-multiplier s on a neuron with l <= z <= u changes A: `A z >= (A - s) z + max(s, 0) l + min(s, 0) u`. The minimum over the
-box bounds neurons (rows +-z) and the property's rows; a bound > 0 means that the node holds no unsafe point.
+multiplier s on a neuron with l <= z <= u changes A: `A z >= (A - s) z + max(s, 0) l + min(s, 0) u`. The minimum over
+the box bounds neurons (rows +-z) and the property's rows; a bound > 0 means that the node holds no unsafe point.
 
 Rounding. With u = 2^-53, n products summed in any order, fused or not, give sum x_i y_i (1 + d_i) with |d_i| <= n u
 / (1 - n u) (Higham, Accuracy and Stability of Numerical Algorithms, 2002, chapter 3). So for a computed A' = fl(A W)
@@ -544,7 +544,8 @@ class Tree:
                      np.minimum(np.concatenate([self.start[r][1] for r in root]), most))
             if self.cuts:
                 self.cut(nodes[part], root, low, high, *given)
-            bounds = Bounds(self.q.net, low, high, self.q.ball, given, self.q.stated(columns, "visit", len(nodes), part))
+            stated = self.q.stated(columns, "visit", len(nodes), part)
+            bounds = Bounds(self.q.net, low, high, self.q.ball, given, stated)
             self.closed[nodes[part[bounds.empty]]] = True
             if self.cuts:
                 ends = bounds.of_neurons()
@@ -594,8 +595,8 @@ class Tree:
                     self.closed[node] |= (self.branches[root[at[k]]] == branch[k]) | (branch[k] < 0)
 
     def cut(self, nodes: Array, root: Array, low: Array, high: Array, least: Array, most: Array) -> None:
-        """Start from the last visit of each node or of its parent (least, most: in place); neurons that are affine in the input are bounded
-        anew where its last split, and the plane of that visit, leave less of the box."""
+        """Start from the last visit of each node or of its parent (least, most: in place); neurons that are affine in
+        the input are bounded anew where its last split, and the plane of that visit, leave less of the box."""
         for k, node in enumerate(nodes.tolist()):
             neuron, planes = self.affine(int(root[k]))
             half, source = [], node

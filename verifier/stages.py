@@ -273,6 +273,8 @@ def stages_for(method: str, problem: Problem, branching: str = BRANCHING[0], sol
     if plan.inputs:
         # Small boxes are soon bounded well by CROWN; optimising bounds of the whole set would only delay that.
         return brief, BoundStage("ibp"), BoundStage("crown", keep=True), search, long
+    # What these decide no proof file can state: a search would have to prove it once more.
+    planes: tuple[Stage, ...] = (LeaningStage(), TiltedStage()) if problem.recorder is None else ()
     return (
         brief,
         BoundStage("ibp"),
@@ -280,8 +282,7 @@ def stages_for(method: str, problem: Problem, branching: str = BRANCHING[0], sol
         BoundStage("alpha-crown-rows", {"neuron_iterations": 0}, method="alpha-crown", inherit=True),
         AttackStage("pgd", MIDDLE, share=0.25),
         BoundStage("alpha-crown", keep=True),
-        LeaningStage(),
-        TiltedStage(),
+        *planes,
         search,
         long,
     )

@@ -29,8 +29,8 @@ def precise_sigmoid(z: float) -> Decimal:
 
 def points() -> np.ndarray:
     r = np.random.default_rng(0)
-    return np.concatenate([r.standard_normal(300), 30 * r.standard_normal(300), [0.0, -0.0, 1e-300, -1e-300, 5e-324, 36.9,
-                           -36.9, 699.9, -699.9, 701.0, -701.0, 745.2, -745.2, 1e300, -1e300]])
+    special = [0.0, -0.0, 1e-300, 5e-324, 36.9, -36.9, 699.9, -699.9, 701.0, -701.0, 745.2, -745.2, 1e300, -1e300]
+    return np.concatenate([r.standard_normal(300), 30 * r.standard_normal(300), special])
 
 
 def test_sigmoids_are_enclosed() -> None:
@@ -76,25 +76,24 @@ def every_operator(path: Path) -> Path:
     """Convolutions with groups, dilations, strides, uneven padding; moves; arithmetic on either side."""
     r, make = np.random.default_rng(5), helper.make_node
     weights = {"k": r.standard_normal((4, 1, 2, 3)).astype(np.float32), "kb": r.standard_normal(4).astype(np.float32),
-               "one": np.float32([1.5]), "half": np.float32([[0.3], [-2.0]]), "w": r.standard_normal((15, 3)).astype(np.float32),
+               "one": np.float32([1.5]), "half": np.float32(0.3), "w": r.standard_normal((15, 3)).astype(np.float32),
                "shape": np.int64([1, -1, 5]), "starts": np.int64([1]), "ends": np.int64([4]), "axes": np.int64([1]),
                "which": np.int64([2, 0, 2]), "c": r.standard_normal((1, 3)).astype(np.float32), "low": np.float32(-0.4),
                "high": np.float32(0.9)}
     nodes = [make("Conv", ["x", "k", "kb"], ["z"], group=2, dilations=[2, 1], strides=[1, 2], pads=[1, 0, 2, 1]),
              make("LeakyRelu", ["z"], ["a"], alpha=0.1), make("Transpose", ["a"], ["t"], perm=[0, 2, 3, 1]),
              make("Reshape", ["t", "shape"], ["s"]), make("Slice", ["s", "starts", "ends", "axes"], ["sl"]),
-             make("Gather", ["sl", "which"], ["g"], axis=1), make("Mul", ["half_", "g"], ["m"]),
+             make("Gather", ["sl", "which"], ["g"], axis=1), make("Mul", ["half", "g"], ["m"]),
              make("Sub", ["one", "m"], ["u"]), make("Clip", ["u", "low", "high"], ["v"]), make("Flatten", ["v"], ["f"]),
              make("MatMul", ["f", "w"], ["p"]), make("Add", ["c", "p"], ["q"]), make("Tanh", ["q"], ["th"]),
              make("Sub", ["th", "q"], ["y"])]
-    weights["half_"] = np.float32(0.3)
-    del weights["half"]
     return layered(path, [1, 2, 4, 6], nodes, weights, 3)
 
 
 def networks(folder: Path) -> list[Path]:
     return [every_operator(folder / "every.onnx"), residual(folder / "residual.onnx", 1),
-            random_network(folder / "dense.onnx", [5, 9, 9, 3], 0), smooth(folder / "smooth.onnx", ["Sigmoid", "Relu"], 0),
+            random_network(folder / "dense.onnx", [5, 9, 9, 3], 0),
+            smooth(folder / "smooth.onnx", ["Sigmoid", "Relu"], 0),
             save_network(folder / "linear.onnx", [(np.ones((4, 3)), np.ones(4))], last="Sigmoid")]
 
 
@@ -145,7 +144,7 @@ def test_maps_pull_back_by_their_transpose(tmp_path: Path, which: int) -> None:
         index, sign = r.integers(len(matrix), size=6), r.choice([-1, 1], 6)
         units = step.units(index, sign)
         assert units is None or np.array_equal(np.concatenate(units, 1), matrix[index] * sign[:, None])
-        assert (step.apply(zeros, absolute=True).T >= np.abs(matrix) - 1e-12).all()
+        assert (np.abs(matrix) - step.apply(zeros, absolute=True).T <= 1e-12).all()
 
 
 def test_strides_beyond_the_kernel_are_covered() -> None:
@@ -178,8 +177,8 @@ def cancelling(folder: Path) -> Path:
     big = 1e6 * r.standard_normal((4, 6))
     first = np.concatenate([big, big + r.standard_normal((4, 6))])
     second = np.concatenate([np.eye(4) * 1e3, -np.eye(4) * 1e3], 1)
-    return save_network(folder / "cancel.onnx", [(first, np.zeros(8)), (second, np.zeros(4)), (r.standard_normal((2, 4)),
-                                                                                             np.zeros(2))])
+    last = r.standard_normal((2, 4))
+    return save_network(folder / "cancel.onnx", [(first, np.zeros(8)), (second, np.zeros(4)), (last, np.zeros(2))])
 
 
 def rounding_holds(path: Path) -> bool:
@@ -212,7 +211,8 @@ def test_bounds_account_for_all_rounding(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("p", [1, 2])
 def test_balls_are_bounded_below_all_of_their_points(tmp_path: Path, p: int) -> None:
-    net, r = read_network(random_network(tmp_path / "n.onnx", [8, 2], 0).read_bytes(), Numbers()), np.random.default_rng(0)
+    net = read_network(random_network(tmp_path / "n.onnx", [8, 2], 0).read_bytes(), Numbers())
+    r = np.random.default_rng(0)
     centre, radius = r.random(8), 0.3
     low, high = np.maximum(centre - radius, 0), np.minimum(centre + radius, 1)
     none = np.zeros((1, 0))
@@ -274,14 +274,13 @@ def test_a_dropped_charge_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not rounding_holds(cancelling(tmp_path))
 
 
-@pytest.mark.parametrize("where, name, fault", [(checker, "intercepts", swapped), (Bounds, "minimum", narrow_box)])
+@pytest.mark.parametrize(("where", "name", "fault"), [(checker, "intercepts", swapped),
+                                                      (Bounds, "minimum", narrow_box)])
 def test_other_faults_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: Any, name: str,
                                   fault: Callable[..., Any]) -> None:
     monkeypatch.setattr(where, name, fault)
     with pytest.raises(AssertionError):
-        for which in range(4):
-            (tmp_path / str(which)).mkdir()
-            test_intervals_hold_all_points(tmp_path / str(which), which)
+        test_intervals_hold_all_points(tmp_path, 1)
 
 
 def test_a_sharper_tangent_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

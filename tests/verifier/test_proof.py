@@ -93,7 +93,7 @@ def test_many_regions_and_conjunctions_are_accepted(tmp_path: Path, inputs: int)
 
 def test_rows_over_inputs_and_outputs_are_accepted(tmp_path: Path) -> None:
     net = random_network(tmp_path / "n.onnx", [3, 10, 10, 2], 2)
-    low, high = sampled_range(net, 3)
+    _, high = sampled_range(net, 3)
     proved(tmp_path, net, spec([(-1.0, 1.0)] * 3, 2, f"(> (+ Y_0 (* 0.5 X_1)) {high[0] + 0.6})", "(>= X_0 X_1)"))
 
 
@@ -122,11 +122,13 @@ def residual(path: Path, seed: int) -> Path:
         return (r.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
     weights = {"k0": normal(3, 1, 3, 3), "c0": normal(3), "k1": normal(3, 3, 3, 3), "k2": normal(3, 3, 1, 1),
                "scale": np.float32([1.0, 0.5, 2.0]), "shift": normal(3), "mean": normal(3),
-               "var": np.float32([1.0, 2.0, 0.5]), "w": normal(6, 27), "v": normal(2, 6), "b": normal(6), "mu": normal(1),
+               "var": np.float32([1.0, 2.0, 0.5]), "w": normal(6, 27), "v": normal(2, 6), "b": normal(6),
+               "mu": normal(1),
                "sd": np.float32([0.7])}
     make = helper.make_node
     nodes = [make("Sub", ["x", "mu"], ["x0"]), make("Div", ["x0", "sd"], ["x1"]),
-             make("Conv", ["x1", "k0", "c0"], ["z0"], pads=[1, 1, 1, 1], strides=[2, 2]), make("Relu", ["z0"], ["a0"]),
+             make("Conv", ["x1", "k0", "c0"], ["z0"], pads=[1, 1, 1, 1], strides=[2, 2]),
+             make("Relu", ["z0"], ["a0"]),
              make("Conv", ["a0", "k1"], ["u"], pads=[1, 1, 1, 1]),
              make("BatchNormalization", ["u", "scale", "shift", "mean", "var"], ["n"]), make("Relu", ["n"], ["a1"]),
              make("Conv", ["a1", "k2"], ["t"]), make("Add", ["t", "a0"], ["s"]), make("Relu", ["s"], ["a2"]),
