@@ -469,11 +469,15 @@ class Question:
     def passes(self, columns: dict[str, Array]) -> None:
         """Intervals of neurons over whole regions, from which later trees start."""
         boxes, none = self.regions(columns["pass.region"]), np.full((1, self.neurons), np.inf)
-        for k, region in enumerate(columns["pass.region"]):
-            box = boxes[k:k + 1]
-            stated = self.stated(columns, "pass", len(boxes), np.array([k]))
-            bounds = Bounds(self.net, self.low[box], self.high[box], self.ball, (-none, none), stated)
-            self.intervals[int(region)] = bounds.of_neurons()
+        size = max(1, BATCH_ENTRIES // sum(self.net.sizes))
+        for first in range(0, len(boxes), size):
+            part = np.arange(first, min(first + size, len(boxes)))
+            low, high = self.low[boxes[part]], self.high[boxes[part]]
+            stated = self.stated(columns, "pass", len(boxes), part)
+            bounds = Bounds(self.net, low, high, self.ball, (-none, none), stated)
+            low, high = bounds.of_neurons()
+            for k, region in enumerate(columns["pass.region"][part].tolist()):
+                self.intervals[region] = low[k:k + 1], high[k:k + 1]
 
 
 # ---------------------------------------------------------------------- the tree

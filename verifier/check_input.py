@@ -11,7 +11,7 @@ import itertools
 import math
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -291,7 +291,7 @@ class Gather(Affine):
     """y[k] = sum over inputs of factor[k] x[index[k]], plus bias: scalings, sums, whatever moves entries. An index of
     None is the identity, a factor of None is one."""
 
-    def __init__(self, terms: list[tuple[Array | None, Array | None, int]], bias: Array, size: Array | None = None,
+    def __init__(self, terms: Sequence[tuple[Array | None, Array | None, int]], bias: Array, size: Array | None = None,
                  n: int = 2) -> None:
         self.terms, self.bias = terms, bias   # (index, factor, entries of the input)
         self.n = n + max((int(np.bincount(index).max()) for index, _, _ in terms if index is not None), default=0)
@@ -449,6 +449,14 @@ def _read_node(net: Network, node: Any, x: list[Any], a: dict[str, Any]) -> Any:
     first: Any = x[0] if x else None
     if kind == "Constant":
         return numpy_helper.to_array(a["value"])
+    if kind == "Concat":
+        starts = np.cumsum([0, *(v.size for v in x[:-1])])
+        numbers = [e + np.arange(v.size).reshape(v.shape) for e, v in zip(starts, x, strict=True)]
+        index = np.concatenate(numbers, a["axis"])
+        places = [index.ravel() - e for e in starts]
+        inside = [(p >= 0) & (p < v.size) for p, v in zip(places, x, strict=True)]
+        terms = [(np.where(i, p, 0), of(i), v.size) for i, p, v in zip(inside, places, x, strict=True)]
+        return net.add(Gather(terms, of(np.zeros(index.size))), index.shape, *x)
     if kind in ("Add", "Sub", "Mul", "Div"):
         return _arithmetic(net, kind, first, x[1])
     if kind in ("MatMul", "Gemm"):
@@ -478,7 +486,7 @@ def _read_node(net: Network, node: Any, x: list[Any], a: dict[str, Any]) -> Any:
             step.alpha = of(np.full(first.size, np.float32(a.get("alpha", 0.01))))
         if kind == "Clip":
             ends = (a.get(name, x[k] if len(x) > k else None) for k, name in ((1, "min"), (2, "max")))
-            step.low, step.high = (None if end is None else of(np.float32(end)).ravel()[0] for end in ends)
+            step.low, step.high = (None if end is None else of(end).ravel()[0] for end in ends)
         return net.add(step, first.shape, first)
     return _moved(net, kind, first, x[1:], a)
 

@@ -86,8 +86,8 @@ def every_operator(path: Path) -> Path:
              make("Gather", ["sl", "which"], ["g"], axis=1), make("Mul", ["half", "g"], ["m"]),
              make("Sub", ["one", "m"], ["u"]), make("Clip", ["u", "low", "high"], ["v"]), make("Flatten", ["v"], ["f"]),
              make("MatMul", ["f", "w"], ["p"]), make("Add", ["c", "p"], ["q"]), make("Tanh", ["q"], ["th"]),
-             make("Sub", ["th", "q"], ["y"])]
-    return layered(path, [1, 2, 4, 6], nodes, weights, 3)
+             make("Sub", ["th", "q"], ["o"]), make("Concat", ["o", "f", "th"], ["y"], axis=1)]
+    return layered(path, [1, 2, 4, 6], nodes, weights, 21)
 
 
 def networks(folder: Path) -> list[Path]:

@@ -81,13 +81,13 @@ class Recorder:
         recorder = Recorder(target, problem, ProofWriter(target.path))
         graph = problem.graph
         recorder.refusal = unnamed_neurons(graph, source, sets.centre_point[:1])
-        nodes = graph.nodes
+        nodes, asked = graph.nodes, problem.property
+        number = {id(region): u for u, region in enumerate(asked.regions)}
         recorder.writer.block("header", {
             **_about(target), "verdict": "verified",
             "neurons": [[nodes[i].name, torch.Size(nodes[i].shape).numel()] for i in graph.relaxed_inputs],
             "activations": [nodes[i].name for i in slope_places(graph)[0]],
-        }, {"region": np.array([problem.property.regions.index(b.region) for b in problem.property.branches],
-                               np.int32)})
+        }, {"region": np.array([number[id(branch.region)] for branch in asked.branches], np.int32)})
         return recorder
 
     def not_proved(self) -> Tensor:
@@ -277,23 +277,21 @@ class Recorder:
         if len(of_rows):
             mask = bounder.question.mask[branch[of_rows]]
             w = torch.ones_like(mask, dtype=torch.float64) if noted.weights is None else noted.weights[of_rows].double()
-            weights = _numpy((w * self._scales(bounder)[bounder.question.rows[branch[of_rows]]])[mask])
+            weights = _numpy((w * self._scales[bounder.question.rows[branch[of_rows]]])[mask])
         self.writer.add(table, at=_numpy(place).astype(np.int32), branch=_numpy(branch).astype(np.int32),
                         kind=_numpy(kind).astype(np.uint8), weights=weights, m_count=count, m_neuron=neuron,
                         m_value=value.astype(np.float64), **_slopes(noted))
 
-    def _scales(self, bounder: Bounder) -> Tensor:
+    @functools.cached_property
+    def _scales(self) -> Tensor:
         """"N": by what the property's rows were multiplied on their way into tensors."""
-        found = self.__dict__.get("_row_scales")
-        if found is None:
-            tensors = self.problem.tensors
-            scales = []
-            for n, row in enumerate(row for b in self.problem.property.branches for row in b.rows):
-                at, exact = (tensors.C[n, row.y[0][0]], row.y[0][1]) if row.y else \
-                    (tensors.D[n, row.x[0][0]], row.x[0][1])  # type: ignore[index]
-                scales.append(float(Fraction(float(at)) / exact))
-            found = self._row_scales = torch.tensor(scales, dtype=torch.float64, device=tensors.C.device)
-        return found
+        tensors = self.problem.tensors
+        D = tensors.C if tensors.D is None else tensors.D
+        rows = [row for branch in self.problem.property.branches for row in branch.rows]
+        first = [(tensors.C[n, row.y[0][0]], row.y[0][1]) if row.y else (D[n, row.x[0][0]], row.x[0][1])
+                 for n, row in enumerate(rows)]
+        return torch.tensor([float(Fraction(float(number)) / exact) for number, exact in first], dtype=torch.float64,
+                            device=tensors.C.device)
 
     # ------------------------------------------------------------------ the file
 
