@@ -25,7 +25,8 @@ from bounds.final import finish, output_rows, part_of
 from bounds.graph.graph import Graph
 from bounds.intermediate import RowBound, refine
 from bounds.interval import Interval
-from bounds.journal import GRID, Journal, Noted, multiples, noted_slopes, snapped
+from bounds.journal import GRID, Journal, Noted, keeps_grid, noted_slopes, nothing, slopes_of, snapped
+from bounds.ops.base import Elementwise
 from bounds.proved import confirmed, value_at
 from bounds.rows import Rows
 from bounds.sets import InputSet
@@ -123,6 +124,7 @@ class AlphaCrown:
         with torch.no_grad():
             engine.value(block)
             params, low, high = initial(engine, block)
+        grid = GRID if keeps_grid(engine.graph) else 0
         params = {i: snapped(p, low[i], high[i], GRID) for i, p in params.items()}
         best: Tensor | None = None
         best_params = params
@@ -148,15 +150,26 @@ class AlphaCrown:
 
         def in_full(i: int, q: Tensor) -> Tensor:
             layout, shape = block.gathered[i, "layout"], engine.graph.nodes[i].shape
-            # Outside of a window (or of the columns that matter) is no parameter: zeros become NONE.
-            full = [replace(layout, A=k.to(torch.int16) + 1).as_full(shape).A for k in q]
-            return (torch.stack(full) - 1).to(torch.uint8)
+            # Outside of a window (or of the columns that matter) is no parameter.
+            wide = q if grid == 0 else q.to(torch.int16)
+            full = torch.stack([replace(layout, A=k).as_full(shape).A for k in wide])
+            met = torch.stack([replace(layout, A=torch.ones_like(k)).as_full(shape).A for k in wide])
+            return torch.where(met == 1, full, torch.full_like(full, nothing(grid))).to(q.dtype)
         with torch.no_grad():
-            slopes = {i: multiples(p, low[i], high[i], GRID) for i, p in best_params.items()}
-            noted = Noted(torch.arange(len(sign)), noted_slopes(engine.graph, slopes, len(sign), GRID, in_full), GRID)
+            slopes = {i: self._slopes(engine, block, i, p, low[i], high[i], grid) for i, p in best_params.items()}
+            noted = Noted(torch.arange(len(sign)), noted_slopes(engine.graph, slopes, len(sign), grid, in_full), grid)
         domain = block.rows.owner.domains(len(sign), sign)
         engine.journal.polished.append((block.start, noted, domain, index, sign))
         return best
+
+    @staticmethod
+    def _slopes(engine: Backward, block: Block, node: int, p: Tensor, low: Tensor, high: Tensor, grid: int) -> Tensor:
+        """What is noted of the parameters "K N ..." of one node."""
+        source = engine.intervals[engine.graph.nodes[node].inputs[0]]
+        layout, op = block.gathered[node, "layout"], engine.graph.nodes[node].op
+        assert isinstance(op, Elementwise)
+        x = source if op.reuses_lines else source.map(layout.gather)
+        return slopes_of(op.select(layout.gather, source.lower.shape), x, p, low, high, grid)
 
     # ------------------------------------------------------------------ asked rows
 

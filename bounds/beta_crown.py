@@ -33,7 +33,8 @@ from torch import Tensor
 from bounds.alpha_crown import on_grid
 from bounds.alpha_slopes import initial
 from bounds.backward import Backward, Block, Multipliers, Params, Pulled, input_rows
-from bounds.journal import FINE_GRID, GRID, NONE, Noted, multiples, noted_slopes, snapped
+from bounds.journal import FINE_GRID, GRID, Noted, keeps_grid, noted_slopes, nothing, slopes_of, snapped
+from bounds.ops.base import Elementwise
 from bounds.ops.round_off import MORE, gamma
 from bounds.relaxation import Relaxation
 from bounds.rounding import magnitude
@@ -437,13 +438,19 @@ class _Climb:
         """The best parameters of groups `chosen`, whose index is `alive[chosen]`."""
         at = self.best_at
         assert at.weights is not None
+        graph = self.engine.graph
+        grid = self.grid if keeps_grid(graph) else 0
         slopes = {}
         for i, p in at.slopes.items():
             low, high = (t if t.shape[1] == 1 else t.index_select(1, chosen) for t in (self.low[i], self.high[i]))
-            slopes[i] = multiples(p.index_select(1, chosen), low, high, self.grid)
-        return Noted(alive[chosen], noted_slopes(self.engine.graph, slopes, len(chosen), self.grid,
-                                                 self._noted_in_full),
-                     self.grid, {i: s.index_select(0, chosen) for i, s in at.multipliers.items()},
+            op, source = graph.nodes[i].op, self.engine.intervals[graph.nodes[i].inputs[0]]
+            assert isinstance(op, Elementwise)
+            gather = self._layout(i).gather
+            x = source if op.reuses_lines else source.map(gather).map(
+                lambda t: t if t.shape[0] == 1 else t.index_select(0, chosen))
+            slopes[i] = slopes_of(op.select(gather, source.lower.shape), x, p.index_select(1, chosen), low, high, grid)
+        return Noted(alive[chosen], noted_slopes(graph, slopes, len(chosen), grid, self._noted_in_full),
+                     grid, {i: s.index_select(0, chosen) for i, s in at.multipliers.items()},
                      at.weights.index_select(0, chosen))
 
     def _noted_in_full(self, node: int, q: Tensor) -> Tensor:
@@ -452,7 +459,8 @@ class _Climb:
         shape = self.engine.graph.nodes[node].shape
         if columns is None:
             return q.reshape(*q.shape[:2], *shape)
-        flat = q.new_full((*q.shape[:2], math.prod(shape)), NONE if q.dtype == torch.uint8 else -1)
+        grid = self.grid if keeps_grid(self.engine.graph) else 0
+        flat = q.new_full((*q.shape[:2], math.prod(shape)), nothing(grid))
         return flat.index_copy_(2, columns, q).view(*q.shape[:2], *shape)
 
     @torch.no_grad()

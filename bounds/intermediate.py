@@ -77,16 +77,16 @@ def refine(engine: Backward, *, given: Mapping[int, Interval] | None = None,
                     intervals[i] = _polish(engine, i, intervals[i], polish)
             if engine.journal is not None:
                 was, now = undecided(engine, i, before), undecided(engine, i, intervals[i])
-                intervals[i] = engine.journal.note(graph, i, before, intervals[i], was, now, _threshold(engine, i))
+                intervals[i] = engine.journal.note(i, before, intervals[i], was, now, _threshold(engine, i), not exact)
             if engine.prover is not None:
                 intervals[i] = _proved(engine, engine.prover, i, before, intervals[i])
         elif engine.prover is not None and i:
             engine.prover.enclosures[i] = engine.prover.prices.image(i)
         if i in needed:
             intervals[i] = _consistent(engine, intervals[i]) if known else intervals[i].uncrossed()
-            if engine.journal is not None:
-                intervals[i] = engine.journal.widened(i, intervals[i], undecided(engine, i, intervals[i]))
             engine.enclose(i, intervals[i])
+            if engine.journal is not None:
+                engine.journal.enclosed(engine, i)
     return intervals
 
 
@@ -166,14 +166,14 @@ def _rows(engine: Backward, domain: Tensor, index: Tensor, sign: Tensor) -> Rows
 def _both_sides(engine: Backward, i: int, x: Interval, domain: Tensor, index: Tensor, bound: RowBound) -> Interval:
     sign = x.lower.new_tensor([1.0, -1.0]).repeat(index.shape[0])
     rows = _rows(engine, domain.repeat_interleave(2), index.repeat_interleave(2), sign)
-    value = bound(i, rows, _threshold(engine, i))
+    value = bound(i, rows, _stop(engine, i))
     return _meet_at(x, domain, index, value[::2], -value[1::2])
 
 
 def _one_side(engine: Backward, i: int, x: Interval, domain: Tensor, index: Tensor, sign: Tensor,
               bound: RowBound) -> Interval:
     """Rows `sign * z`: a lower bound where the sign is 1, an upper one where it is -1."""
-    value = bound(i, _rows(engine, domain, index, sign), _threshold(engine, i)) * sign
+    value = bound(i, _rows(engine, domain, index, sign), _stop(engine, i)) * sign
     lower, upper = x.lower.flatten(1)[domain, index], x.upper.flatten(1)[domain, index]
     return _meet_at(x, domain, index, torch.where(sign > 0, value, lower), torch.where(sign > 0, upper, value))
 
@@ -184,6 +184,12 @@ def _meet_at(x: Interval, domain: Tensor, index: Tensor, low: Tensor, high: Tens
     lower = lower.index_put((domain, index), torch.maximum(low, lower[domain, index]))
     upper = upper.index_put((domain, index), torch.minimum(high, upper[domain, index]))
     return Interval(lower.view_as(x.lower), upper.view_as(x.upper))
+
+
+def _stop(engine: Backward, i: int) -> float | None:
+    """From where a row's bound need not be better. A row that stops on its way must be watched by whoever runs it
+    again, so that rows which are noted run to the end."""
+    return None if engine.journal is not None else _threshold(engine, i)
 
 
 def _threshold(engine: Backward, i: int) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any
 from bounds.files import read_bytes
 from bounds.graph import Graph
 from verifier.branch_and_bound.plan import plan_for
-from verifier.branch_and_bound.recorder import ProofTarget, Recorder, unnamed_neurons
+from verifier.branch_and_bound.recorder import ProofTarget, Recorder, record_witness, unnamed_neurons
 from verifier.branch_and_bound.stage import BranchAndBoundStage
 from verifier.certificate import sha256
 from verifier.problem import Problem, State, without_final_softmax
@@ -40,6 +40,12 @@ def named_twin(graph: Graph, property: Property, simplified: Graph | None = None
     search = without_final_softmax(merged, property)
     x = property.tensors(graph.input_shape, dtype=search.dtype).sets.centre_point[:1]
     return graph.simplify(merge=False) if unnamed_neurons(search, graph, x) else merged
+
+
+def falsified(target: ProofTarget, problem: Problem, state: State) -> dict[str, Any]:
+    """A file with the witness; what became of it."""
+    assert state.witness is not None
+    return record_witness(target, state.witness, problem.property)
 
 
 def certified(recorder: Recorder, problem: Problem, state: State) -> dict[str, Any]:

@@ -138,9 +138,9 @@ class BoundStage:
                 bounds = method.bound(problem.graph, tensors.sets.index(regions), spec,
                                       given=given if self.inherit else None, **notes)
                 bounds = self._confirmed(problem, name, method, regions, rows, owner, bounds, prover)
-            self._take_over(problem, state, regions, rows, owner, bounds)
-            if journal is not None and problem.recorder is not None and state.intervals:
-                problem.recorder.kept(regions, journal)
+            kept = self._take_over(problem, state, regions, rows, owner, bounds)
+            if journal is not None and problem.recorder is not None:
+                problem.recorder.kept(regions, kept, journal)
 
     @staticmethod
     def _confirmed(problem: Problem, name: str, method: Any, regions: Tensor, rows: Tensor, owner: Tensor,
@@ -163,7 +163,8 @@ class BoundStage:
         return replace(bounds, lower=torch.where(decided, rounded_down(found, bounds.lower.dtype), bounds.lower))
 
     def _take_over(self, problem: Problem, state: State, regions: Tensor, rows: Tensor, owner: Tensor,
-                   bounds: Bounds) -> None:
+                   bounds: Bounds) -> Tensor:
+        """Improve the state; positions (in `regions`) of those whose enclosures were kept."""
         state.domains += len(regions)
         crossed = _crossed(bounds.intervals, len(regions), regions.device)
         nan = torch.isnan(bounds.lower)
@@ -173,10 +174,10 @@ class BoundStage:
             state.numerical = f"{self.name}: a bound is not a number"
         usable = ~(nan | crossed[owner])
         state.improve(rows[usable], bounds.lower[usable].detach())
-        if self.keep:
-            rest = (~crossed).nonzero().squeeze(1)
-            _keep_intervals(problem, state, regions[rest],
-                            {i: x.map(lambda t: t[rest]) for i, x in bounds.intervals.items()})
+        rest = (~crossed).nonzero().squeeze(1)
+        kept = self.keep and _keep_intervals(problem, state, regions[rest],
+                                             {i: x.map(lambda t: t[rest]) for i, x in bounds.intervals.items()})
+        return rest if kept else rest[:0]
 
 
 def _chunks(problem: Problem, state: State) -> Iterator[tuple[Tensor, Tensor]]:
@@ -217,20 +218,23 @@ def _crossed(intervals: dict[int, Interval], batch: int, device: torch.device) -
     return bad
 
 
-def _keep_intervals(problem: Problem, state: State, regions: Tensor, intervals: dict[int, Interval]) -> None:
-    """Meet what is known of the intermediate nodes with new bounds, while that fits into memory."""
+def _keep_intervals(problem: Problem, state: State, regions: Tensor, intervals: dict[int, Interval]) -> bool:
+    """Meet what is known of the intermediate nodes with new bounds, while that fits into memory (else false). Where a
+    proof is recorded, the new bounds alone are kept: they are as good, and those before need not be proved."""
     total = problem.tensors.sets.batch
     sizes = sum(i.lower[0].numel() * i.lower.element_size() for i in intervals.values() if len(i.lower))
     if 2 * sizes * total > KEPT_INTERVAL_BYTES:
-        return
+        return False
     for node, new in intervals.items():
         if node not in state.intervals:
             shape = (total, *new.lower.shape[1:])
             state.intervals[node] = Interval(new.lower.new_full(shape, -torch.inf),
                                              new.lower.new_full(shape, torch.inf))
         known = state.intervals[node]
-        known.lower[regions] = torch.maximum(known.lower[regions], new.lower.detach())
-        known.upper[regions] = torch.minimum(known.upper[regions], new.upper.detach())
+        anew = problem.recorder is not None
+        known.lower[regions] = new.lower.detach() if anew else torch.maximum(known.lower[regions], new.lower.detach())
+        known.upper[regions] = new.upper.detach() if anew else torch.minimum(known.upper[regions], new.upper.detach())
+    return True
 
 
 def sample_points(sets: InputSet, generator: torch.Generator) -> Tensor:
@@ -335,6 +339,8 @@ def stages_for(method: str, problem: Problem, branching: str = BRANCHING[0], sol
     if plan.inputs:
         # Small boxes are soon bounded well by CROWN; optimising bounds of the whole set would only delay that.
         return brief, BoundStage("ibp"), BoundStage("crown", keep=True), search, long
+    # What these decide no proof file can state: a search would have to prove it once more.
+    planes: tuple[Stage, ...] = (LeaningStage(), TiltedStage()) if problem.recorder is None else ()
     return (
         brief,
         BoundStage("ibp"),
@@ -342,8 +348,7 @@ def stages_for(method: str, problem: Problem, branching: str = BRANCHING[0], sol
         BoundStage("alpha-crown-rows", {"neuron_iterations": 0}, method="alpha-crown", inherit=True),
         AttackStage("pgd", MIDDLE, share=0.25),
         BoundStage("alpha-crown", keep=True),
-        LeaningStage(),
-        TiltedStage(),
+        *planes,
         search,
         long,
     )

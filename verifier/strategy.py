@@ -26,7 +26,7 @@ from verifier.branch_and_bound.recorder import ProofTarget, Recorder
 from verifier.deadline import CLOSING_S, Deadline
 from verifier.out_of_memory import is_out_of_memory
 from verifier.problem import Problem, State, make_problem
-from verifier.proof import certified, named_twin, target_of
+from verifier.proof import certified, falsified, named_twin, target_of
 from verifier.property import Property
 from verifier.stages import Stage, check_method, contradiction, stages_for
 from verifier.threads import threads_for
@@ -122,8 +122,8 @@ def verify(
     `replayer` is the original network, on which a counterexample must stand: an ONNX path, a module or a
     `Replayer`. `method` "auto" or one bound method alone. `deadline` replaces `time_limit_s` where the caller's
     clock already runs. `simplified` saves work where one network answers many questions. `proof`: a file for the
-    recorded proof (`verifier.certificate`), written only where the property is verified; `choices["proof"]` says what
-    became of it. `branching`: the rule that chooses splits (`verifier.branch_and_bound.branching`). `solver`: of method
+    recorded proof (docs/proofs.md), written where the property is verified, or falsified (the witness);
+    `choices["proof"]` says what became of it. `branching`: the rule that chooses splits (`verifier.branch_and_bound.branching`). `solver`: of method
     "milp", one of `milp.solvers.MIXED_SOLVERS`.
 
     Verified: for every branch some row's violation stays > 0 (closed) or >= 0 (strict). Its `evidence` is ROUNDED where
@@ -154,6 +154,9 @@ def verify(
             verdict = _conclude(problem, state, evidence)
             if recorder is not None and isinstance(verdict, Verified):
                 state.choices["proof"] = certified(recorder, problem, state)
+            elif recorder is not None and isinstance(verdict, Falsified):
+                recorder.discard()
+                state.choices["proof"] = falsified(recorder.target, problem, state)
     except (UnsupportedOperator, SolverUnsuitable) as error:
         if problem is None:
             raise

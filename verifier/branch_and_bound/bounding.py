@@ -85,7 +85,8 @@ class Question:
 class Bounded:
     """What a batch of domains became.
 
-    domains: with tightened bounds, closed branches crossed out and boxes clipped; closed "B": nothing is open.
+    domains: with tightened bounds, closed branches crossed out and boxes clipped; closed "B": nothing is open;
+    z_low, z_high "B neurons": the bounds before.
     group_domain, group_branch "G" and group_lower "G": every open branch's bound. For the groups that stayed open
     ("H"), `reached` with `reached.open` as indices into G, and sensitivity "H n": the size of the coefficients at the
     inputs, over all rows of the group. refused: domains that must not count as closed, since float64 does not confirm
@@ -104,6 +105,8 @@ class Bounded:
     scores: Tensor
     engine: Backward
     numerical: bool
+    z_low: Tensor
+    z_high: Tensor
     refused: Tensor | None = None
 
 
@@ -244,13 +247,13 @@ class Bounder:
             single = None
             if first is not None and weights is not None:
                 single = torch.where(first > target, weights.argmax(1), torch.full_like(d, -1))
-            self.recorder.bounded(self, domains, out, d, branch, done, single, contradicted, engine, reached, gone,
+            self.recorder.bounded(self, domains, out, d, branch, done, single, contradicted, engine, reached,
                                   shown_empty)
         sensitivity = reached.steepness + reached.A.flatten(1).abs()
         if planes is not None:
             sensitivity = sensitivity + planes[0][reached.open].abs().sum(1)
         return Bounded(out, closed, engine.empty, d, slot, branch, lower, reached, sensitivity, scores, engine,
-                       numerical, refused)
+                       numerical, domains.z_low, domains.z_high, refused)
 
     def _refused(self, domains: Domains, d: Tensor, branch: Tensor, done: Tensor, reached: Reached) -> Tensor | None:
         """Indices of domains that closed here but not in float64 (None: nobody asks)."""

@@ -143,10 +143,12 @@ class Search:
 
     def _children(self, parents: Domains) -> Domains:
         children = parents.children(self.bounder.layout)
-        children.node = self.tree.nodes + torch.arange(len(children), device=children.node.device)
+        # The k-th split makes the nodes 2k and 2k + 1 after the roots.
+        places = torch.arange(len(children), device=children.node.device)
+        children.node = self.tree.nodes + 2 * (places % len(parents)) + places // len(parents)
         self.tree.nodes += len(children)
         if self.recorder is not None:
-            self.recorder.split(parents, children)
+            self.recorder.split(parents)
         return children
 
     def _adapt(self, count: int, seconds: float) -> None:
@@ -213,6 +215,9 @@ class Search:
         domains.choice, domains.point = self.rule.choose(bounder, bounded, domains, group)
         if bounder.fenced:
             domains.fences = bounder.fences(bounded, rest, domains.choice, domains.point)
+        if self.recorder is not None and bounder.affine is None:
+            # Children start from the root's intervals and their splits, so that a proof need not follow their parents.
+            domains.z_low, domains.z_high = bounded.z_low[rest], bounded.z_high[rest]
         if bounder.affine is not None:
             plane = torch.cat([reached.A[group].flatten(1), reached.b[group].unsqueeze(1)], 1)
             alone = (domains.open.sum(1) == 1).unsqueeze(1)  # the plane speaks of one branch
@@ -264,11 +269,6 @@ class Search:
 
     def _leaves(self, leaves: Domains) -> None:
         """Domains with nothing left to split: linear programmes, exact where every neuron is linear."""
-        if self.recorder is not None:
-            node = self.tree.nodes + torch.arange(len(leaves), device=leaves.node.device)
-            self.recorder.again(leaves.node, node)
-            self.tree.nodes += len(leaves)
-            leaves.node = node
         bounded = self.bounder.bound_leaves(leaves)
         done = bounded.group_lower > self.bounder.question.target[bounded.group_branch]
         tree = self.tree

@@ -84,7 +84,8 @@ class BranchAndBoundStage:
             intervals = {}  # they are not proved with their rounding, and every box is bounded anew in any case
         contractor = Contractor(problem.graph, layout, affine) if plan.contracts and affine is not None else None
         bounder = Bounder(problem.graph, question, layout, method, plan.refresh, plan.clips, warm=not plan.refresh,
-                          probes=not plan.inputs, fenced=plan.inputs, affine=affine if plan.cuts else None,
+                          probes=not plan.inputs, fenced=plan.inputs and recorder is None,
+                          affine=affine if plan.cuts else None,
                           contractor=contractor, recorder=recorder, confirmer=confirmer,
                           rounded=True if plan.inputs and problem.rounded else None)
         progress = _Progress(problem)

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 BUILT_IN = {
     "verify": ("verifier.cli.verify:command", "Prove a property of a network, or find a counterexample."),
+    "check": ("verifier.cli.check:command", "Accept or refuse a proof file, independently of the search."),
     "bounds": ("verifier.cli.bounds:command", "Bound the outputs, one row a method, with times."),
     "sweep": ("verifier.cli.sweep:command", "Verify a whole benchmark: a CSV of networks and properties."),
     "demo": ("verifier.cli.demo:command", "Prove and attack the bundled digit networks, offline."),
 }
-PLANNED = ("radius", "lipschitz", "attack", "check", "train", "evaluate", "report")
+PLANNED = ("radius", "lipschitz", "attack", "train", "evaluate", "report")
 
 EXIT_WRONG_USE = 2
 EXIT_UNKNOWN = 3

@@ -62,11 +62,20 @@ class PropertyFlags:
         if self.clip is not None and not -math.inf < self.clip[0] <= self.clip[1] < math.inf:
             raise BadInput(f"--clip needs two numbers LO <= HI, got {self.clip[0]} {self.clip[1]}")
 
+    def ball(self) -> dict[str, Any]:
+        """The second form as plain values, with defaults filled in."""
+        return {"input": self.input, "label": self.label, "eps": self.eps, "target": self.target,
+                "norm": self.norm or "inf", "clip": None if self.clip is None else list(self.clip), "mask": self.mask}
+
 
 def property_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     """The flags that state a property; the command receives them as `flags: PropertyFlags`."""
+    return click.argument("spec", required=False, metavar="[SPEC.vnnlib]")(ball_flags(command))
+
+
+def ball_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Those of a property that is made from an input."""
     for option in reversed((
-        click.argument("spec", required=False, metavar="[SPEC.vnnlib]"),
         click.option("--input", metavar="X.npy", help="The input whose neighbourhood is asked about."),
         click.option("--label", type=int, metavar="K", help="Its class: the output that must stay largest."),
         click.option("--eps", type=float, metavar="E", help="The radius, in the network's input units."),
@@ -122,11 +131,10 @@ def proof_target(flags: PropertyFlags, net: str, out: str) -> ProofTarget:
     if flags.spec is not None:
         about: dict[str, Any] = {"sha256": sha256(read_bytes(flags.spec))}
     else:
-        assert flags.input is not None, "checked before"
-        about = {"input_sha256": sha256(Path(flags.input).read_bytes()), "label": flags.label, "eps": flags.eps,
-                 "target": flags.target, "norm": flags.norm or "inf",
-                 "clip": None if flags.clip is None else list(flags.clip),
-                 "mask_sha256": None if flags.mask is None else sha256(Path(flags.mask).read_bytes())}
+        about = flags.ball()
+        for key in ("input", "mask"):
+            path = about.pop(key)
+            about[f"{key}_sha256"] = None if path is None else sha256(Path(path).read_bytes())
     return ProofTarget(Path(out), {"sha256": sha256(read_bytes(net))}, about)
 
 
