@@ -122,8 +122,8 @@ def verify(
     `Replayer`. `method` "auto" or one bound method alone. `deadline` replaces `time_limit_s` where the caller's
     clock already runs. `simplified` saves work where one network answers many questions. `proof`: a file for the
     recorded proof (docs/proofs.md), written where the property is verified, or falsified (the witness);
-    `choices["proof"]` says what became of it. `branching`: the rule that chooses splits (`verifier.branch_and_bound.branching`). `solver`: of method
-    "milp", one of `milp.solvers.MIXED_SOLVERS`.
+    `choices["proof"]` says what became of it. `branching`: the rule that chooses splits
+    (`verifier.branch_and_bound.branching`). `solver`: of method "milp", one of `milp.solvers.MIXED_SOLVERS`.
 
     Verified: for every branch some row's violation stays > 0 (closed) or >= 0 (strict), in ordinary floating
     point. Falsified: the witness meets the unsafe set as written. Wrong use raises `ValueError` or
