@@ -60,8 +60,7 @@ Exit codes: 0 verified, 1 falsified, 2 wrong use or unreadable input, 3 unknown.
               help="rounded: every rounding error of what is verified must be accounted for, or the answer is unknown; "
                    "float: account for none.  [default: as much as is known, and the answer says so]")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of the attack's random starts.")
-@click.option("--proof", metavar="OUT",
-              help="Write a proof file for `rmax check`: of a verified property, or of the counterexample.")
+@click.option("--proof", metavar="OUT", help="Write a proof file for rmax check, of either verdict.")
 @click.option("--witness", metavar="OUT", help="Write the counterexample: .npz with x and y, or .npy with x.")
 @click.option("--vnncomp", metavar="OUT", help="Write the competition's result file.")
 @click.option("--json", "json_out", metavar="OUT|-", help="Write the result as JSON; - for stdout alone.")
