@@ -27,7 +27,7 @@ from bounds.ops.base import Affine, Elementwise, Relaxed
 from bounds.ops.linear import Linear
 from bounds.ops.round_off import MORE
 from bounds.relaxation import Relaxation
-from bounds.rounding import Prices, Unpriced
+from bounds.rounding import Prices, Unpriced, is_priced
 from bounds.rows import Rows
 from bounds.sets import InputSet
 from bounds.sweep import Block, Sweep, Trace
@@ -103,7 +103,7 @@ class Backward:
         """What the prover says of optimised rows of the node that is being refined: their lower bounds "N"."""
         self.intervals: dict[int, Interval] = {}
         self.enclosures: dict[int, Interval] = {0: Interval(sets.lower, sets.upper)}
-        self.rounded = sets.dtype == torch.float64 if rounded is None else rounded
+        self.rounded = is_priced(sets.dtype) if rounded is None else rounded
         self.prices = (Prices if self.rounded else Unpriced)(graph, self.enclosures)
         self._lines: dict[int, NodeLines] = {}
         self._balls: dict[int, tuple[Interval, Tensor, Tensor]] = {}

@@ -18,7 +18,9 @@ derivation. On CUDA convolutions may run as Winograd or Fourier transforms, whic
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -32,6 +34,24 @@ from bounds.relaxation import Relaxation
 
 MULTIPLIER_ULPS = 8
 Keep = Callable[[int, str, Callable[[], Any]], Any]
+
+
+_PRICED: ContextVar[bool] = ContextVar("priced", default=True)
+
+
+def is_priced(dtype: torch.dtype) -> bool:
+    """Whether bounds in this dtype account for their rounding where nobody says otherwise: in float64."""
+    return dtype == torch.float64 and _PRICED.get()
+
+
+@contextmanager
+def priced(on: bool) -> Iterator[None]:
+    """Inside the block bounds in float64 account for their rounding, or (off) they do not."""
+    token = _PRICED.set(on)
+    try:
+        yield
+    finally:
+        _PRICED.reset(token)
 
 
 def magnitude(x: Interval) -> Tensor:

@@ -20,8 +20,10 @@ from torch import nn
 
 from bounds.graph import Graph, UnsupportedOperator
 from bounds.precision import full_precision
+from bounds.rounding import priced
 from milp.solvers.refusals import SolverUnsuitable
 from verifier.branch_and_bound.branching import BRANCHING
+from verifier.branch_and_bound.plan import plan_for
 from verifier.branch_and_bound.recorder import ProofTarget, Recorder
 from verifier.deadline import CLOSING_S, Deadline
 from verifier.out_of_memory import is_out_of_memory
@@ -149,8 +151,12 @@ def verify(
                 recorder = Recorder.of(target_of(proof, replayer, property), problem, graph)
                 problem = dataclasses.replace(problem, recorder=recorder)
                 recorder.problem = problem
+            if plan_for(problem, branching).contracts:
+                # Unit propagation lives on thresholds that are met exactly, which no price leaves as they are.
+                problem = dataclasses.replace(problem, rounded=False)
             state = State.of(problem)
-            decided_by = _run(stages_for(method, problem, branching, solver), problem, state, logs)
+            with priced(problem.rounded):
+                decided_by = _run(stages_for(method, problem, branching, solver), problem, state, logs)
             verdict = _conclude(problem, state, evidence)
             if recorder is not None and isinstance(verdict, Verified):
                 state.choices["proof"] = certified(recorder, problem, state)

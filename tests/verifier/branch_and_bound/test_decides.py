@@ -68,7 +68,7 @@ def test_thresholds_met_exactly(kind: str, mode: str, seed: int) -> None:
     margins = [truths[b.region].margin(b.rows) for b in prop.branches]
     unsafe = [m < 0 or (m == 0 and not any(row.strict for row in b.rows))
               for m, b in zip(margins, prop.branches, strict=True)]
-    problem = problem_of(graph, prop, steps=4000)
+    problem = problem_of(graph, prop, steps=400)
     state = search(problem, MODES[mode])
     got = verdict(problem, state)
     if got == "verified":
