@@ -17,6 +17,7 @@ from bounds.ops.base import Affine
 from bounds.ops.linear import Linear
 from bounds.ops.max_pool import MaxPool
 from bounds.ops.relu import Relu
+from bounds.rounding import priced
 from tests.bounds.networks import GraphBuilder
 from tests.verifier.test_oracle import GraphReplayer, affine_values, draw_graph, quarters, windows_of
 from verifier.branch_and_bound.plan import Plan, plan_for
@@ -84,10 +85,11 @@ MODES: dict[str, dict[str, object]] = {
 def search(problem: Problem, mode: dict[str, object], *, crown: bool = True) -> State:
     """Branch and bound alone (after CROWN's bounds of neurons): no attack, nothing else that decides."""
     state = State.of(problem)
-    if crown:
-        BoundStage("crown", keep=True).run(problem, state)
-        state.row_lower.fill_(-torch.inf)
-    BranchAndBoundStage(plan_with(problem, **mode)).run(problem, state)
+    with priced(not mode["contracts"]):  # as the strategy has it
+        if crown:
+            BoundStage("crown", keep=True).run(problem, state)
+            state.row_lower.fill_(-torch.inf)
+        BranchAndBoundStage(plan_with(problem, **mode)).run(problem, state)
     return state
 
 
