@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 from hypothesis import settings
 
 from verifier import deadline
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell: processes would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Every run draws new examples, except where a failure must come from the change at hand.
 settings.register_profile("fixed", derandomize=True)
