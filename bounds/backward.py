@@ -127,7 +127,8 @@ class Backward:
         if found is None:
             entry = self.graph.nodes[node]
             assert isinstance(entry.op, Elementwise)
-            chosen = self.choose_lines(entry.op, self.intervals[entry.inputs[0]])
+            x = self.intervals[entry.inputs[0]]
+            chosen = self.prices.proved(node, self.choose_lines(entry.op, x), x)
             relaxation, paid = self.prices.lines(node, chosen)
             found = self._lines[node] = NodeLines(relaxation, self._columns(node, chosen), paid)
         return found
@@ -323,7 +324,8 @@ class Backward:
             else:
                 x = block.keep(i, "x", lambda: self.intervals[node.inputs[0]].map(rows.gather))
                 op = node.op.select(rows.gather, self.intervals[node.inputs[0]].lower.shape)
-                relaxation = self.prices.steeper(i, op.relax_with(x, params[i]), rows.gather, block.keep)
+                chosen = self.prices.proved(i, op.relax_with(x, params[i]), x, block.keep)
+                relaxation = self.prices.steeper(i, chosen, rows.gather, block.keep)
         assert rows.A is not None
         if sweep.trace is not None:
             sweep.trace[i] = (rows, relaxation)

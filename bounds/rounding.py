@@ -130,14 +130,6 @@ def image(graph: Graph, i: int, intervals: Mapping[int, Interval]) -> Interval:
     return Prices(graph, dict(intervals)).image(i)
 
 
-def _moved_out(graph: Graph, i: int, x: Interval, error: Tensor | None) -> Interval:
-    op = graph.nodes[i].op
-    if isinstance(op, Elementwise) and not op.exact_ends:
-        spare = SPARE * unit(x.lower.dtype)
-        return Interval(x.lower - spare * x.lower.abs(), x.upper + spare * x.upper.abs())
-    return x if error is None else Interval(x.lower - error, x.upper + error)
-
-
 class Unpriced:
     """Bounds in ordinary floating point: the same questions as `Prices` answers, without what rounding costs."""
 
@@ -190,6 +182,11 @@ class Unpriced:
         by rounding, or about so much, is charged in any case."""
         return self.size(i) * (MULTIPLIER_ULPS * 2 * unit(self.size(i).dtype))
 
+    def proved(self, i: int, chosen: Relaxation, x: Interval, keep: Keep | None = None) -> Relaxation:
+        """The lines of elementwise node i over intervals x of its input, moved so that they hold in spite of the
+        library that computed them. keep: stores what does not depend on the lines."""
+        return chosen
+
     def lines(self, i: int, chosen: Relaxation) -> tuple[Relaxation, Tensor | None]:
         """(the lines of elementwise node i, moved out by what rows that take them cost; by how much, "B *shape")."""
         return chosen, None
@@ -224,9 +221,13 @@ class Prices(Unpriced):
         return centre, radius + share * (centre.abs() + radius)
 
     def image(self, i: int) -> Interval:
+        node = self.graph.nodes[i]
+        if isinstance(node.op, Elementwise):
+            return node.op.enclosed(*(self.at(j) for j in node.inputs))
         with torch.no_grad():
             error = self.error(i)
-        return _moved_out(self.graph, i, super().image(i), error)
+        x = super().image(i)
+        return x if error is None else Interval(x.lower - error, x.upper + error)
 
     @torch.no_grad()
     def start(self, i: int) -> tuple[Tensor | None, Tensor | None]:
@@ -238,6 +239,14 @@ class Prices(Unpriced):
         own = magnitude(x) * (2 * gamma(x.lower[0].numel(), x.lower.dtype))
         chain = self.chain(i)
         return own if chain is None else own + chain
+
+    def proved(self, i: int, chosen: Relaxation, x: Interval, keep: Keep | None = None) -> Relaxation:
+        op = self.graph.nodes[i].op
+        if not isinstance(op, Elementwise) or not op.needs_proof:
+            return chosen
+        with torch.no_grad():
+            known = op.known(x) if keep is None else keep(i, "known", lambda: op.known(x))
+        return op.proved(chosen, x, known)
 
     def lines(self, i: int, chosen: Relaxation) -> tuple[Relaxation, Tensor | None]:
         node = self.graph.nodes[i]

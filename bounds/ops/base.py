@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bounds.interval import Interval
 from bounds.ops.least_area import least_area_point
+from bounds.ops.round_off import SPARE, unit
 from bounds.relaxation import Relaxation
 from bounds.window import Extent, Owner
 
@@ -127,9 +128,13 @@ class Elementwise(Operator):
     kind: ClassVar[str] = "elementwise"
     increasing: ClassVar[bool] = True
     rounding_known: ClassVar[bool] = False
-    """True where `interval` and all lines hold exactly as stored, without trust in a library's functions."""
+    """True where `enclosed` and all lines (those of smooth operators once they went through `proved`) hold exactly as
+    stored, without trust in a library's functions."""
     exact_ends: ClassVar[bool] = False
     """True where `interval` computes nothing that is rounded."""
+    needs_proof: ClassVar[bool] = False
+    """True where lines are computed from a library's functions, so that they are proposals until `proved` moved them.
+    Searches whose answers carry no `rounded` evidence, training among them, take them as they are."""
     only_kink: ClassVar[float | None] = None
     """Where f consists of two straight pieces, the point between them."""
 
@@ -138,6 +143,31 @@ class Elementwise(Operator):
         if not self.increasing:
             raise NotImplementedError(f"{self.kind} is not increasing and has no interval of its own")
         return Interval(self.forward(x.lower), self.forward(x.upper))
+
+    def enclosed(self, x: Interval) -> Interval:
+        """As `interval`, rounding included."""
+        found = self.interval(x)
+        if self.exact_ends:
+            return found
+        spare = SPARE * unit(x.lower.dtype)
+        return Interval(found.lower - spare * found.lower.abs(), found.upper + spare * found.upper.abs())
+
+    def known(self, x: Interval) -> tuple[Tensor, ...]:
+        """What `intercepts` needs of intervals whatever the slopes, each broadcastable as x is."""
+        return ()
+
+    def intercepts(self, lower_slope: Tensor, upper_slope: Tensor, x: Interval, known: tuple[Tensor, ...]
+                   ) -> tuple[Tensor, Tensor]:
+        """(c, d), where `lower_slope z + c <= f(z) <= upper_slope z + d` over the reals for all z in x and any finite
+        slopes, numbers as stored. known: `known(x)`; all broadcastable against "N *shape". Without gradients."""
+        raise NotImplementedError(f"{self.kind} does not prove its lines")
+
+    def proved(self, lines: Relaxation, x: Interval, known: tuple[Tensor, ...]) -> Relaxation:
+        """The lines with proved intercepts in place of theirs, whose gradients they keep."""
+        with torch.no_grad():
+            low, high = self.intercepts(lines.lower_slope, lines.upper_slope, x, known)
+        return Relaxation(lines.lower_slope, _with_gradient(low, lines.lower_intercept),
+                          lines.upper_slope, _with_gradient(high, lines.upper_intercept))
 
     def relax(self, x: Interval) -> Relaxation:
         """The default two lines on [x.lower, x.upper] (adaptive: small area, CROWN's choice)."""
@@ -185,6 +215,12 @@ class Elementwise(Operator):
         """Two valid lines for ANY `params` inside their box: "K N *shape", where N equals (or
         broadcasts against) the leading axis of x. Differentiable in params and in x."""
         raise NotImplementedError(f"{self.kind} has no parameterised relaxation")
+
+
+def _with_gradient(value: Tensor, source: Tensor | None) -> Tensor:
+    if source is None or not source.requires_grad:
+        return value
+    return value + (source - source.detach())  # the difference is zero: nothing but its gradient is left
 
 
 class Relaxed(Operator):

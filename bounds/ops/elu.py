@@ -11,7 +11,8 @@ The slope boxes hold those slopes that are not beaten everywhere by another. For
 below (CROWN, arXiv:1811.00866, section 3.2). For alpha > 1 and l < 0 < u: above, the chord or, where the graph
 pokes through it at 0, a line through the origin; below, tangents up to the one through (u, u), whose slope t* maximises
 (u - f(d)) / (u - d) (Dinkelbach's iteration, quadratic). Intercepts carry the slack of `bounds.ops.slack`,
-except where the line is z itself on [l, u] >= 0.
+except where the line is z itself on [l, u] >= 0. That trusts the library's functions; where all rounding is accounted
+for, `intercepts` computes them anew from enclosures.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bounds.interval import Interval
+from bounds.ops import enclose
 from bounds.ops.base import Elementwise
 from bounds.ops.least_area import least_area_point
+from bounds.ops.proved_lines import margin, tangent_rise, within
+from bounds.ops.round_off import SPARE, unit
 from bounds.ops.slack import slack
 from bounds.relaxation import Relaxation
 
@@ -38,6 +42,8 @@ class Elu(Elementwise):
 
     alpha: float = 1.0
     kind: ClassVar[str] = "Elu"
+    rounding_known: ClassVar[bool] = True
+    needs_proof: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.alpha >= 0:
@@ -157,3 +163,48 @@ class Elu(Elementwise):
     def relax_with(self, x: Interval, params: Tensor) -> Relaxation:
         upper = self._chord_slope(x) if self.alpha <= 1 else params[1]
         return self._lines(x, params[0], upper)
+
+    # ------------------------------------------------------------------ rounding included
+
+    def _times_alpha(self, x: Interval) -> Interval:
+        spare, tiny = SPARE * unit(x.lower.dtype), torch.finfo(x.lower.dtype).tiny
+        low, high = x.lower * self.alpha, x.upper * self.alpha
+        return Interval(low - low.abs() * spare - tiny, high + high.abs() * spare + tiny)
+
+    def _enclosed(self, z: Tensor) -> Interval:
+        curve = self._times_alpha(enclose.expm1(z))
+        return Interval(torch.where(z < 0, curve.lower, z), torch.where(z < 0, curve.upper, z))
+
+    def enclosed(self, x: Interval) -> Interval:
+        return Interval(self._enclosed(x.lower).lower, self._enclosed(x.upper).upper)
+
+    def known(self, x: Interval) -> tuple[Tensor, ...]:
+        """The function's upper ends at both ends."""
+        return self._enclosed(x.lower).upper, self._enclosed(x.upper).upper
+
+    def intercepts(self, lower_slope: Tensor, upper_slope: Tensor, x: Interval, known: tuple[Tensor, ...]
+                   ) -> tuple[Tensor, Tensor]:
+        reach = torch.maximum(x.lower.abs(), x.upper.abs())
+        straight = torch.maximum(x.lower, torch.zeros_like(x.lower)), x.upper  # the ends of the part where f(z) = z
+        nothing = torch.full_like(reach, -torch.inf)
+        # Above: both parts are convex, so f(z) - t z is largest at an end or at 0.
+        t = upper_slope
+        left = torch.where(x.lower < 0, known[0] - t * x.lower, (1 - t) * straight[0])
+        right = torch.where(x.upper < 0, known[1] - t * x.upper, (1 - t) * x.upper)
+        kink = torch.where((x.lower < 0) & (x.upper > 0), torch.zeros_like(reach), nothing)
+        above = torch.maximum(torch.maximum(left, right), kink)
+        size = torch.where(x.lower < 0, torch.maximum(known[0].abs(), known[1].abs()) + t.abs() * reach,
+                           (1 - t).abs() * reach)
+        above = above + margin(size, t)
+        # Below: the largest of -f(z) + s z on the exponential part, which is concave, and at the ends of the other.
+        s = lower_slope
+        curve = Interval(x.lower.clamp(max=0), x.upper.clamp(max=0))
+        p = within((s.clamp(min=0) / self.alpha).log() if self.alpha > 0 else torch.zeros_like(s), curve)
+        value, slope = (self._times_alpha(y) for y in enclose.expm1_and_slope(p))
+        rise = tangent_rise(Interval(-slope.upper, -slope.lower), -s, p, curve.lower, curve.upper)
+        bent = torch.where(x.lower < 0, s * p - value.lower + rise, nothing)
+        ends = torch.maximum((s - 1) * straight[0], (s - 1) * straight[1])
+        below = torch.maximum(bent, torch.where(x.upper >= 0, ends, nothing))
+        largest = torch.maximum(known[0].abs(), known[1].abs()) + rise.abs()
+        size = torch.where(x.lower < 0, largest + s.abs() * reach, (s - 1).abs() * reach)
+        return -(below + margin(size, s)), above

@@ -21,7 +21,9 @@ converges quadratically from anywhere and never from below. With x = -L, log(1 +
 first order for small and for large x, so few steps do.
 
 Derivatives are 1 / cosh^2, not 1 - tanh^2: a slope must keep its relative accuracy in the tails, where it
-meets arguments of 1e8. Intercepts carry the slack of `bounds.ops.slack`.
+meets arguments of 1e8. Intercepts carry the slack of `bounds.ops.slack`, which trusts the library's functions; where
+all rounding is accounted for, `intercepts` computes them anew from enclosures: for any slope the line above is highest
+over f at L, or at U <= 0, or on [max(L, 0), U], where f is concave (`bounds.ops.proved_lines`).
 """
 
 from __future__ import annotations
@@ -33,8 +35,10 @@ import torch
 from torch import Tensor
 
 from bounds.interval import Interval
+from bounds.ops import enclose
 from bounds.ops.base import Elementwise
 from bounds.ops.least_area import least_area_point
+from bounds.ops.proved_lines import margin, tangent_rise, within
 from bounds.ops.slack import slack
 from bounds.relaxation import Relaxation
 
@@ -123,6 +127,8 @@ class SShape(Elementwise):
     All three are powers of two or zero, so that scaling adds no rounding error of its own.
     """
 
+    rounding_known: ClassVar[bool] = True
+    needs_proof: ClassVar[bool] = True
     offset: ClassVar[float]
     height: ClassVar[float]
     stretch: ClassVar[float]
@@ -181,3 +187,25 @@ class SShape(Elementwise):
         ends = self._ends(x)
         d = params * self.stretch
         return self._lines(ends, *ends.upper_line(_stack(-d[0], d[1])))
+
+    def known(self, x: Interval) -> tuple[Tensor, ...]:
+        """Ends of tanh at the scaled lower end and at the upper one."""
+        low, high = enclose.tanh(x.lower * self.stretch), enclose.tanh(x.upper * self.stretch)
+        return low.lower, low.upper, high.lower, high.upper
+
+    def intercepts(self, lower_slope: Tensor, upper_slope: Tensor, x: Interval, known: tuple[Tensor, ...]
+                   ) -> tuple[Tensor, Tensor]:
+        unscaled = 1 / (self.height * self.stretch)  # slopes of tanh: a power of two
+        s = _stack(*torch.broadcast_tensors(lower_slope * unscaled, upper_slope * unscaled))
+        low, high = x.lower * self.stretch, x.upper * self.stretch
+        L, U = _stack(-high, low), _stack(-low, high)
+        at_lower, at_upper = _stack(-known[2], known[1]), _stack(-known[0], known[3])
+        concave = Interval(L.clamp(min=0), U.clamp(min=0))
+        p = within(inverse_derivative(s.clamp(torch.finfo(s.dtype).tiny, 1)), concave)
+        value, slope = enclose.tanh_and_slope(p)
+        rise = tangent_rise(slope, s, p, concave.lower, concave.upper)
+        most = torch.maximum(at_lower - s * L, torch.where(U > 0, value.upper - s * p + rise, at_upper - s * U))
+        values = torch.maximum(at_lower.abs(), at_upper.abs()) + self.offset / self.height  # `offset` is added below
+        size = values + s.abs() * torch.maximum(low.abs(), high.abs()) + rise.abs()
+        most = self.height * (most + margin(size, s))
+        return self.offset - most[0], self.offset + most[1]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bounds.interval import Interval
+from bounds.ops import enclose
 from bounds.ops.s_shape import SShape
 from bounds.ops.slack import widen
 
@@ -28,3 +29,6 @@ class Sigmoid(SShape):
     def interval(self, *inputs: Interval) -> Interval:
         (x,) = inputs
         return widen(torch.sigmoid(x.lower), torch.sigmoid(x.upper))
+
+    def enclosed(self, x: Interval) -> Interval:
+        return Interval(enclose.sigmoid(x.lower).lower, enclose.sigmoid(x.upper).upper)

@@ -3,7 +3,8 @@
 (Tangent and chord of a convex activation: CROWN, arXiv:1811.00866, section 3.2.) PyTorch's module
 returns z itself beyond `threshold / beta` and so drops by `jump` = log(1 + exp(-threshold)) / beta there; the stored
 function is then not quite convex, and where that point can be inside, both lines move out by `jump`.
-Intercepts carry the slack of `bounds.ops.slack`.
+Intercepts carry the slack of `bounds.ops.slack`, which trusts the library's functions; where all rounding is accounted
+for, `intercepts` computes them anew from enclosures.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bounds.interval import Interval
+from bounds.ops import enclose
 from bounds.ops.base import Elementwise
+from bounds.ops.proved_lines import margin, tangent_rise, within
+from bounds.ops.round_off import SPARE, unit
 from bounds.ops.slack import slack
 from bounds.relaxation import Relaxation
 
@@ -29,6 +33,8 @@ class Softplus(Elementwise):
     beta: float = 1.0
     threshold: float = 20.0
     kind: ClassVar[str] = "Softplus"
+    rounding_known: ClassVar[bool] = True
+    needs_proof: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
@@ -93,3 +99,47 @@ class Softplus(Elementwise):
 
     def relax_with(self, x: Interval, params: Tensor) -> Relaxation:
         return Relaxation(*self._tangent(x, params[0]), *self._chord(x))
+
+    # ------------------------------------------------------------------ rounding included
+
+    def _enclosed(self, z: Tensor) -> tuple[Interval, Interval]:
+        """Ends of log(1 + exp(beta z)) / beta and of its derivative."""
+        if self.beta == 1:
+            return enclose.softplus_and_slope(z)
+        info = torch.finfo(z.dtype)
+        spare = SPARE * unit(z.dtype)
+        scaled = z * self.beta
+        error = scaled.abs() * spare + info.tiny
+        low, high = enclose.softplus_and_slope(scaled - error), enclose.softplus_and_slope(scaled + error)
+        value = Interval(low[0].lower / self.beta, high[0].upper / self.beta)
+        return (Interval(value.lower * (1 - spare) - info.tiny, value.upper * (1 + spare) + info.tiny),
+                Interval(low[1].lower, high[1].upper))
+
+    def _drop(self, x: Interval) -> Tensor:
+        """How far the stored function may lie below log(1 + exp(beta z)) / beta on x."""
+        exact = torch.tensor(-self.threshold, dtype=torch.float64)  # log(1 + exp(-threshold))
+        most = float(enclose.softplus_and_slope(exact)[0].upper) / self.beta * (1 + 1e-6)
+        scaled = x.upper * self.beta
+        reaches = scaled + SPARE * unit(scaled.dtype) * scaled.abs() >= self.threshold
+        return torch.where(reaches, torch.full_like(scaled, most), torch.zeros_like(scaled))
+
+    def enclosed(self, x: Interval) -> Interval:
+        lower = self._enclosed(x.lower)[0].lower - self._drop(x)
+        return Interval(lower - SPARE * unit(lower.dtype) * lower.abs(), self._enclosed(x.upper)[0].upper)
+
+    def known(self, x: Interval) -> tuple[Tensor, ...]:
+        """The function's upper ends at both ends."""
+        return self._enclosed(x.lower)[0].upper, self._enclosed(x.upper)[0].upper
+
+    def intercepts(self, lower_slope: Tensor, upper_slope: Tensor, x: Interval, known: tuple[Tensor, ...]
+                   ) -> tuple[Tensor, Tensor]:
+        reach = torch.maximum(x.lower.abs(), x.upper.abs())
+        above = torch.maximum(known[0] - upper_slope * x.lower, known[1] - upper_slope * x.upper)
+        above = above + margin(known[1] + upper_slope.abs() * reach, upper_slope)
+        s = lower_slope
+        p = within(torch.logit(s.clamp(0, 1)) / self.beta, x)
+        value, slope = self._enclosed(p)
+        rise = tangent_rise(Interval(-slope.upper, -slope.lower), -s, p, x.lower, x.upper)  # of -f, which is concave
+        below = value.lower - s * p - rise
+        drop = self._drop(x)
+        return below - drop - margin(known[1] + s.abs() * reach + rise.abs() + drop, s), above

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bounds.interval import Interval
+from bounds.ops import enclose
 from bounds.ops.s_shape import SShape
 from bounds.ops.slack import widen
 
@@ -28,3 +29,6 @@ class Tanh(SShape):
     def interval(self, *inputs: Interval) -> Interval:
         (x,) = inputs
         return widen(torch.tanh(x.lower), torch.tanh(x.upper))
+
+    def enclosed(self, x: Interval) -> Interval:
+        return Interval(enclose.tanh(x.lower).lower, enclose.tanh(x.upper).upper)
