@@ -324,7 +324,7 @@ class Backward:
             else:
                 x = block.keep(i, "x", lambda: self.intervals[node.inputs[0]].map(rows.gather))
                 op = node.op.select(rows.gather, self.intervals[node.inputs[0]].lower.shape)
-                chosen = self.prices.proved(i, op.relax_with(x, params[i]), x, block.keep)
+                chosen = self.prices.relax_with(i, op, x, params[i], block.keep)
                 relaxation = self.prices.steeper(i, chosen, rows.gather, block.keep)
         assert rows.A is not None
         if sweep.trace is not None:

@@ -182,10 +182,14 @@ class Unpriced:
         by rounding, or about so much, is charged in any case."""
         return self.size(i) * (MULTIPLIER_ULPS * 2 * unit(self.size(i).dtype))
 
-    def proved(self, i: int, chosen: Relaxation, x: Interval, keep: Keep | None = None) -> Relaxation:
-        """The lines of elementwise node i over intervals x of its input, moved so that they hold in spite of the
-        library that computed them. keep: stores what does not depend on the lines."""
+    def proved(self, i: int, chosen: Relaxation, x: Interval) -> Relaxation:
+        """The lines of elementwise node i over intervals x of its input, so that they hold whatever the library that
+        computed them."""
         return chosen
+
+    def relax_with(self, i: int, op: Elementwise, x: Interval, params: Tensor, keep: Keep) -> Relaxation:
+        """The lines of `op`, which stands at node i, for parameters: as `proved`."""
+        return op.relax_with(x, params)
 
     def lines(self, i: int, chosen: Relaxation) -> tuple[Relaxation, Tensor | None]:
         """(the lines of elementwise node i, moved out by what rows that take them cost; by how much, "B *shape")."""
@@ -240,13 +244,15 @@ class Prices(Unpriced):
         chain = self.chain(i)
         return own if chain is None else own + chain
 
-    def proved(self, i: int, chosen: Relaxation, x: Interval, keep: Keep | None = None) -> Relaxation:
+    def proved(self, i: int, chosen: Relaxation, x: Interval) -> Relaxation:
         op = self.graph.nodes[i].op
-        if not isinstance(op, Elementwise) or not op.needs_proof:
-            return chosen
-        with torch.no_grad():
-            known = op.known(x) if keep is None else keep(i, "known", lambda: op.known(x))
-        return op.proved(chosen, x, known)
+        assert isinstance(op, Elementwise)
+        return op.proved(chosen, x, op.known(x)) if op.needs_proof else chosen
+
+    def relax_with(self, i: int, op: Elementwise, x: Interval, params: Tensor, keep: Keep) -> Relaxation:
+        if not op.needs_proof:
+            return op.relax_with(x, params)
+        return op.relax_proved(x, params, keep(i, "known", lambda: op.known(x)))
 
     def lines(self, i: int, chosen: Relaxation) -> tuple[Relaxation, Tensor | None]:
         node = self.graph.nodes[i]

@@ -216,6 +216,10 @@ class Elementwise(Operator):
         broadcasts against) the leading axis of x. Differentiable in params and in x."""
         raise NotImplementedError(f"{self.kind} has no parameterised relaxation")
 
+    def relax_proved(self, x: Interval, params: Tensor, known: tuple[Tensor, ...]) -> Relaxation:
+        """As `relax_with`, with lines that hold over the reals (see `proved`); differentiable in params."""
+        return self.proved(self.relax_with(x, params), x, known)
+
 
 def _with_gradient(value: Tensor, source: Tensor | None) -> Tensor:
     if source is None or not source.requires_grad:

@@ -105,7 +105,7 @@ def outward(value: Tensor) -> Interval:
     """[value - error, value + error], where value is off by less than 20 u of its size, and by less than the smallest
     normal number besides."""
     error = value.abs().mul_(VALUE_UNITS * unit(value.dtype)).add_(2 * torch.finfo(value.dtype).tiny)
-    return Interval(value - error, value + error)
+    return Interval(value - error, error.add_(value))
 
 
 @torch.no_grad()
