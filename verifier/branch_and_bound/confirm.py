@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 ITERATIONS = 8
 
 
-def splits_are_known(graph: Graph) -> bool:
-    """Whether every split of a neuron is at a kink, so that the two halves follow from the side alone."""
+def kinks_tell(graph: Graph) -> bool:
+    """Whether every split of a neuron is at a kink, so that the two halves follow from the side alone. Else domains
+    note their `cuts`."""
     return all(node.op.only_kink is not None for node in graph.nodes if isinstance(node.op, Elementwise))
 
 
@@ -54,7 +55,8 @@ class Confirmer:
             high=sets.upper.flatten(1)[region], z_low=z_low, z_high=z_high,
             slopes=bounder.flat_slopes({i: p.to(like) for i, p in start.slopes.items()}, G, like),
             multipliers=self._flat(start.multipliers, layout, like), choice=zeros + NO_CHOICE,
-            point=like.new_zeros(G), plane=like.new_zeros(G, 0), fences=like.new_zeros(G, 2, 0))
+            point=like.new_zeros(G), plane=like.new_zeros(G, 0), fences=like.new_zeros(G, 2, 0),
+            cuts=like.new_zeros(G, 2, 0))
         closed = bounder.bound(one).closed
         rest = (~closed).nonzero().squeeze(1)
         if len(rest):
@@ -63,17 +65,23 @@ class Confirmer:
         return closed
 
     def _sides(self, domains: Domains, layout: Layout) -> tuple[Tensor, Tensor]:
-        """What is proved of the regions' neurons, cut at the kinks of those that were split."""
+        """What is proved of the regions' neurons, cut where they were split."""
         lows, highs, kinks = [], [], []
         graph = self.bounder.graph
         for i in layout.nodes:
             x = self.double.proved[i]
             lows.append(x.lower[domains.region].flatten(1))
             highs.append(x.upper[domains.region].flatten(1))
+            if domains.cuts.shape[2]:
+                continue
             found = {op.only_kink for j in graph.consumers[i] if isinstance(op := graph.nodes[j].op, Elementwise)}
             kink = found.pop() if len(found) == 1 else None
             kinks.append(torch.full_like(lows[-1][:1], float("nan") if kink is None else kink))
-        low, high, point = torch.cat(lows, 1), torch.cat(highs, 1), torch.cat(kinks, 1)
+        low, high = torch.cat(lows, 1), torch.cat(highs, 1)
+        if domains.cuts.shape[2]:
+            cuts = domains.cuts.to(low)
+            return torch.maximum(low, cuts[:, 0]), torch.minimum(high, cuts[:, 1])
+        point = torch.cat(kinks, 1)
         low = torch.where(sets_lower(domains.sides), torch.fmax(low, point), low)
         return low, torch.where(sets_upper(domains.sides), torch.fmin(high, point), high)
 

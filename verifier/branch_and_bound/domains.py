@@ -81,7 +81,9 @@ class Domains:
     split (`Layout` index, or NO_CHOICE); in a child the last one; plane "B n+1" (or "B 0"): unsafe points x of the
     domain have `plane . (x, 1) <= 0` (zeros: nothing is known);
     fences "B 2 n+1" (or "B 2 0"): points of the lower and of the upper child of a neuron split have
-    `fence . (x, 1) <= 0`.
+    `fence . (x, 1) <= 0`;
+    cuts "B 2 neurons" (or "B 2 0": nobody asks): where splits have set neurons' lower and upper bounds, however much
+    these were tightened since (infinite: nowhere).
     """
 
     region: Tensor
@@ -100,6 +102,7 @@ class Domains:
     point: Tensor
     plane: Tensor
     fences: Tensor
+    cuts: Tensor
 
     def __len__(self) -> int:
         return len(self.region)
@@ -130,6 +133,9 @@ class Domains:
         d, j, p = rows[~on_input], self.choice[~on_input] - layout.inputs, self.point[~on_input]
         upper.z_low[d, j] = torch.maximum(upper.z_low[d, j], p)
         lower.z_high[d, j] = torch.minimum(lower.z_high[d, j], p)
+        if self.cuts.shape[2]:
+            upper.cuts[d, 0, j] = torch.maximum(upper.cuts[d, 0, j], p)
+            lower.cuts[d, 1, j] = torch.minimum(lower.cuts[d, 1, j], p)
         sides = self.sides[d, j]
         has_lower, has_upper = sets_lower(sides), sets_upper(sides)
         upper.sides[d, j] = torch.where(has_upper, BOTH_SET, LOWER_SET).to(sides)

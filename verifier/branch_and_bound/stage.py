@@ -19,7 +19,7 @@ from bounds.ops.max_pool import MaxPool
 from bounds.rounding import is_covered
 from verifier.branch_and_bound.bounding import Bounder, Question
 from verifier.branch_and_bound.branching.rule import rule_of
-from verifier.branch_and_bound.confirm import Confirmer, splits_are_known
+from verifier.branch_and_bound.confirm import Confirmer, kinks_tell
 from verifier.branch_and_bound.contract import Contractor
 from verifier.branch_and_bound.cut import AffineNeurons
 from verifier.branch_and_bound.domains import NO_CHOICE, Domains, Layout
@@ -111,7 +111,7 @@ def _is_confirmed(plan: Plan, problem: Problem) -> bool:
     """Whether what a search in float32 closes can be closed once more in float64."""
     changes_boxes = plan.inputs or plan.clips or plan.cuts or plan.contracts
     pools = any(isinstance(node.op, MaxPool) for node in problem.graph.nodes)
-    return problem.double is not None and not changes_boxes and not pools and splits_are_known(problem.graph)
+    return problem.double is not None and not changes_boxes and not pools
 
 
 def _take_over(state: State, question: Question, search: Search) -> None:
@@ -180,13 +180,16 @@ def root_domains(problem: Problem, state: State, intervals: Mapping[int, Interva
             low[:, at] = torch.maximum(low[:, at], interval.lower[region].flatten(1))
             high[:, at] = torch.minimum(high[:, at], interval.upper[region].flatten(1))
     longs = torch.zeros(count, dtype=torch.long, device=like.device)
+    noted = 0 if bounder.confirmer is None or kinks_tell(problem.graph) else neurons
+    cuts = like.new_tensor([-torch.inf, torch.inf]).view(1, 2, 1).repeat(count, 1, noted)
     return Domains(
         region=region, open=opened, lower=like.new_full((count,), -torch.inf), depth=longs, node=longs,
         low=tensors.sets.lower.flatten(1)[region], high=tensors.sets.upper.flatten(1)[region], z_low=low, z_high=high,
         sides=torch.zeros(count, neurons, dtype=torch.int8, device=like.device), slopes=like.new_zeros(count, 0),
         multipliers=like.new_zeros(count, neurons), choice=longs + NO_CHOICE, point=like.new_zeros(count),
         plane=like.new_zeros(count, 0 if bounder.affine is None else layout.inputs + 1),
-        fences=like.new_zeros(count, 2, layout.inputs + 1 if bounder.fenced else 0))
+        fences=like.new_zeros(count, 2, layout.inputs + 1 if bounder.fenced else 0),
+        cuts=cuts)
 
 
 class _Progress:

@@ -47,7 +47,7 @@ def domains_of(layout: Layout, low: Tensor, high: Tensor) -> Domains:
         region=longs, open=torch.ones(B, 1, dtype=torch.bool), lower=low.new_full((B,), -torch.inf), depth=longs,
         node=longs, low=low, high=high, z_low=-inf, z_high=inf, sides=torch.zeros(B, neurons, dtype=torch.int8),
         slopes=low.new_zeros(B, 0), multipliers=low.new_zeros(B, neurons), choice=longs + NO_CHOICE,
-        point=low.new_zeros(B), plane=low.new_zeros(B, 0), fences=low.new_zeros(B, 2, 0))
+        point=low.new_zeros(B), plane=low.new_zeros(B, 0), fences=low.new_zeros(B, 2, 0), cuts=low.new_zeros(B, 2, 0))
 
 
 def conjunctions(graph: Graph, points: Tensor, seed: int, *, inputs: bool) -> Groups:
