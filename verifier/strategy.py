@@ -23,7 +23,7 @@ from bounds.precision import full_precision
 from bounds.rounding import priced
 from milp.solvers.refusals import SolverUnsuitable
 from verifier.branch_and_bound.branching import BRANCHING
-from verifier.branch_and_bound.plan import plan_for
+from verifier.branch_and_bound.plan import has_kinks, plan_for
 from verifier.branch_and_bound.recorder import ProofTarget, Recorder
 from verifier.deadline import CLOSING_S, Deadline
 from verifier.out_of_memory import is_out_of_memory
@@ -151,7 +151,7 @@ def verify(
                 recorder = Recorder.of(target_of(proof, replayer, property), problem, graph)
                 problem = dataclasses.replace(problem, recorder=recorder)
                 recorder.problem = problem
-            if plan_for(problem, branching).contracts:
+            if plan_for(problem, branching).contracts and has_kinks(problem.graph):
                 # Unit propagation lives on thresholds that are met exactly, which no price leaves as they are.
                 problem = dataclasses.replace(problem, rounded=False)
             state = State.of(problem)

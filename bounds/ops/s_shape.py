@@ -202,7 +202,8 @@ class SShape(Elementwise):
         there, the sizes of what does not depend on slopes, the chord's slope, and where it is used."""
         low, high = x.lower * self.stretch, x.upper * self.stretch
         (at_low, slope_low), (at_high, slope_high) = enclose.tanh_and_slope(low), enclose.tanh_and_slope(high)
-        at_lower, at_upper = torch.stack((-at_high.lower, at_low.upper), 1), torch.stack((-at_low.lower, at_high.upper), 1)
+        at_lower = torch.stack((-at_high.lower, at_low.upper), 1)
+        at_upper = torch.stack((-at_low.lower, at_high.upper), 1)
         U = torch.stack((-low, high), 1)
         width = high - low
         chord = ((at_high.upper - at_low.upper) / torch.where(width > 0, width, torch.ones_like(width))).clamp(0, 1)

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from fractions import Fraction
 
+import mpmath
 import numpy as np
 import pytest
 import torch
+from mpmath import mpf
 from torch import Tensor
 
 from bounds import crown, ibp
-from bounds.backward import Backward, Block
+from bounds.backward import Backward, Block, adaptive, parallel
 from bounds.beta_crown import BetaCrown, Groups, Start
 from bounds.bounds import LinearRows
 from bounds.final import final_bounds
 from bounds.graph import Graph
 from bounds.intermediate import refine
 from bounds.interval import Interval
+from bounds.ops.base import Elementwise
 from bounds.ops.clip import Clip
 from bounds.ops.leaky_relu import LeakyRelu
 from bounds.ops.linear import Linear
 from bounds.ops.prelu import PRelu
 from bounds.ops.relu import Relu
 from bounds.ops.round_off import gamma, unit
-from bounds.rounding import Prices, Unpriced, image, sum_down
+from bounds.rounding import Prices, Unpriced, image, is_covered, sum_down
 from bounds.rows import Rows
 from bounds.sets import InputSet
 from bounds.window import Owner
@@ -318,3 +322,91 @@ def test_crown_in_double_precision_loses_next_to_nothing() -> None:
     plain = Backward(graph, sets, rounded=False)
     refine(plain, row_bound=plain.lower)
     assert torch.allclose(paid, final_bounds(plain, LinearRows(C), {}).lower, rtol=1e-11, atol=1e-11)
+
+
+SMOOTH: dict[str, Callable[[mpf], mpf]] = {
+    "Tanh": mpmath.tanh,
+    "Sigmoid": lambda z: 1 / (1 + mpmath.exp(-z)),
+    "Elu": lambda z: z if z > 0 else mpmath.expm1(z),
+    "Softplus": lambda z: mpmath.log1p(mpmath.exp(2 * z)) / 2 if 2 * z <= 20 else z,
+}
+
+
+def outputs(graph: Graph, f: Callable[[mpf], mpf], x: Tensor) -> list[mpf]:
+    """What a dense network with the activation f makes of one point, in 200 bits."""
+    values = [mpf(v) for v in x.double().tolist()]
+    for node in graph.nodes[1:]:
+        if isinstance(node.op, Linear):
+            assert node.op.bias is not None
+            weight, bias = node.op.weight.double().tolist(), node.op.bias.double().tolist()
+            values = [mpmath.fdot(zip(row, values, strict=True)) + b for row, b in zip(weight, bias, strict=True)]
+        else:
+            values = [f(v) for v in values]
+    return values
+
+
+def smooth_bounds(graph: Graph, sets: InputSet, rounded: bool) -> list[Tensor]:
+    """Lower bounds of the outputs by CROWN's lines, by parallel ones, by parameters, and from enclosures alone."""
+    rows = LinearRows(torch.eye(graph.output_shape[0], dtype=sets.dtype))
+    found = []
+    for lines in (adaptive, parallel):
+        engine = Backward(graph, sets, lines, rounded=rounded)
+        refine(engine, row_bound=engine.lower)
+        found.append(final_bounds(engine, rows, {}).lower)
+    block = Block(graph.output, Rows.full(rows.C, Owner.of(1, None)))
+    params = {}
+    for i, node in enumerate(graph.nodes):
+        if isinstance(node.op, Elementwise):
+            box = node.op.parameters(engine.intervals[node.inputs[0]])
+            assert box is not None
+            params[i] = torch.lerp(box[1], box[2], 0.3).expand(-1, len(rows.C), *box[1].shape[2:])
+    found.append(engine.value(block, params))
+    if rounded:
+        found.append(ibp.bound(graph, sets, rows).lower)
+    return found
+
+
+def violations(activation: str, dtype: torch.dtype, rounded: bool) -> int:
+    """How many bounds exceed what the network makes of points of the set, on sets of no or next to no width, where
+    nothing but rounding keeps them apart."""
+    wrong = 0
+    for seed in range(12):
+        graph = random_graph(seed, "dense", activation, dtype)
+        generator = torch.Generator().manual_seed(seed)
+        centre = torch.randn(1, *graph.input_shape, generator=generator).to(dtype)
+        for width in (0.0, 4 * torch.finfo(dtype).eps):
+            sets = InputSet(centre - width, centre + width)
+            with mpmath.workprec(200):
+                points = (sets.lower[0], centre[0], sets.upper[0])
+                least = [min(column) for column in zip(*(outputs(graph, SMOOTH[activation], x) for x in points),
+                                                       strict=True)]
+                for lower in smooth_bounds(graph, sets, rounded):
+                    wrong += sum(mpf(v) > m for v, m in zip(lower.double().tolist(), least, strict=True))
+    return wrong
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", SMOOTH)
+def test_bounds_of_smooth_networks_never_exceed_the_truth(activation: str, dtype: torch.dtype) -> None:
+    assert violations(activation, dtype, rounded=True) == 0
+
+
+@pytest.mark.parametrize("activation", SMOOTH)
+def test_bounds_of_smooth_networks_hold_though_the_library_is_wrong(activation: str, monkeypatch: pytest.MonkeyPatch
+                                                                    ) -> None:
+    """Functions of the library that are off by a part in a thousand million: bounds that trust them are wrong."""
+    for name in ("tanh", "cosh", "log", "log1p", "exp", "expm1", "sigmoid", "logit", "sqrt"):
+        for place in (torch, Tensor):
+            if hasattr(place, name):
+                function = getattr(place, name)
+                monkeypatch.setattr(place, name, lambda *args, f=function, **kw: f(*args, **kw) * (1 + 1e-9))
+    for name in ("elu", "softplus"):
+        function = getattr(torch.nn.functional, name)
+        monkeypatch.setattr(torch.nn.functional, name, lambda *args, f=function: f(*args) * (1 + 1e-9))
+    assert violations(activation, torch.float64, rounded=True) == 0
+    assert violations(activation, torch.float64, rounded=False) > 5
+
+
+def test_smooth_networks_are_covered() -> None:
+    for activation in SMOOTH:
+        assert is_covered(random_graph(0, "dense", activation))

@@ -44,15 +44,15 @@ def softplus(z: mpf) -> mpf:
 
 
 def points(dtype: torch.dtype) -> Tensor:
-    """Random numbers of all sizes, an even grid, whole multiples of log 2, what the formats cut off, zeros, denormals."""
+    """Random numbers of all sizes, an even grid, multiples of log 2, what the formats cut off, zeros, denormals."""
     generator = torch.Generator().manual_seed(0)
     size = 10 ** (torch.rand(1500, generator=generator, dtype=torch.float64) * 12 - 9)
     drawn = torch.randn(1500, generator=generator, dtype=torch.float64) * size
     halves = torch.arange(-130, 131, dtype=torch.float64) * float(enclose.LOG_2) / 2
     tiny = torch.finfo(dtype).tiny
-    few = torch.tensor([0.0, -0.0, tiny, -tiny, tiny / 8, -tiny / 8, tiny * torch.finfo(dtype).eps, 1e-300, 43.0, 43.001,
-                        86.0, 86.001, 87.0, 104.0, 350.0, 350.01, 700.0, 700.01, 745.0, 746.0, 1e5, 1e30, 3e38],
-                       dtype=torch.float64)
+    few = torch.tensor([0.0, -0.0, tiny, -tiny, tiny / 8, -tiny / 8, tiny * torch.finfo(dtype).eps, 1e-300,
+                        43.0, 43.001, 86.0, 86.001, 87.0, 104.0, 350.0, 350.01, 700.0, 700.01, 745.0, 746.0, 1e5,
+                        1e30, 3e38], dtype=torch.float64)
     every = torch.cat([drawn, torch.linspace(-50, 50, 1001, dtype=torch.float64), halves, few, -few]).to(dtype)
     near = torch.cat([torch.nextafter(halves.to(dtype), torch.tensor(s * torch.inf, dtype=dtype)) for s in (-1, 1)])
     return torch.cat([every, near])
@@ -236,7 +236,8 @@ def test_proved_lines_hold_and_are_as_tight_as_rounding_allows(smooth: Smooth, d
 def test_enclosed_intervals_hold_the_ends(smooth: Smooth, dtype: torch.dtype) -> None:
     x = intervals(dtype)
     found = smooth.op.enclosed(x)
-    for l, u, low, high in zip(*(t.double().tolist() for t in (x.lower, x.upper, found.lower, found.upper)), strict=True):
+    columns = (x.lower, x.upper, found.lower, found.upper)
+    for l, u, low, high in zip(*(t.double().tolist() for t in columns), strict=True):
         values = [smooth.exact(mpf(z)) for z in (l, u)]
         assert mpf(low) <= min(values) and max(values) <= mpf(high), (l, u)
 
@@ -289,6 +290,64 @@ def test_proved_lines_keep_the_gradients_of_proposals(smooth: Smooth) -> None:
     torch.testing.assert_close(gradient(held), gradient(smooth.op.relax_with(x, params)))
     without = proved(smooth.op, x, smooth.op.relax_with(x, params.detach()))
     assert torch.equal(without.lower_intercept, held.lower_intercept)  # type: ignore[arg-type]
+
+
+def random_params(op: Elementwise, x: Interval, scale: float) -> Tensor:
+    """In the box, and beyond it by so much."""
+    found = op.parameters(x)
+    assert found is not None
+    generator = torch.Generator().manual_seed(int(scale))
+    share = torch.rand(found[0].shape, generator=generator, dtype=found[0].dtype)
+    return torch.lerp(found[1], found[2], share) + scale * (share - 0.5)
+
+
+@every_dtype
+@every_operator
+def test_lines_proved_as_they_are_chosen_hold_for_any_parameters(smooth: Smooth, dtype: torch.dtype) -> None:
+    x = intervals(dtype)
+    for scale in (0.0, 1.0, 100.0):
+        params = random_params(smooth.op, x, scale)
+        held = smooth.op.relax_proved(x, params, smooth.op.known(x))
+        assert crossings(smooth, x, held) == 0
+        if scale == 0:  # and they are those of the same parameters, but for rounding
+            proposed = smooth.op.relax_with(x, params)
+            wide = x.upper - x.lower > 1e-3 * (1 + x.upper.abs())
+            for new, old in ((held.lower_slope, proposed.lower_slope), (held.upper_slope, proposed.upper_slope)):
+                torch.testing.assert_close(new[wide], old[wide], rtol=2e-3, atol=1e-5)
+
+
+@every_operator
+def test_slopes_and_intercepts_turn_with_their_parameters(smooth: Smooth) -> None:
+    """Against differences, where the box leaves room for them."""
+    x = intervals(torch.float64)
+    found = smooth.op.parameters(x)
+    assert found is not None
+    near = torch.maximum(x.lower.abs(), x.upper.abs()) < 50  # far out differences are rounding
+    room = (found[2] - found[1] > 0.05).all(0) & near
+    x = x.map(lambda t: t[room])
+    low, high = found[1][:, room], found[2][:, room]
+    params, known = torch.lerp(low, high, 0.4).requires_grad_(), smooth.op.known(x)
+
+    def total(p: Tensor) -> Tensor:
+        lines = smooth.op.relax_proved(x, p, known)
+        assert lines.lower_intercept is not None and lines.upper_intercept is not None
+        return 0.7 * lines.lower_slope + lines.lower_intercept + 0.3 * lines.upper_slope - lines.upper_intercept
+    (found_gradient,) = torch.autograd.grad(total(params).sum(), params)
+    for k in range(len(low)):
+        step = torch.zeros_like(low)
+        step[k] = 1e-6
+        with torch.no_grad():
+            slope = (total(params + step) - total(params - step)) / 2e-6
+        torch.testing.assert_close(found_gradient[k], slope, rtol=1e-4, atol=1e-4 * float(1 + slope.abs().max()))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@every_dtype
+@every_function
+def test_enclosures_on_a_gpu_hold_the_value(function: Function, dtype: torch.dtype) -> None:
+    on_gpu = Function(function.name, lambda z: function.enclose(z.cuda()).map(Tensor.cpu), function.exact)
+    assert missed(on_gpu, points(dtype)) == []
 
 
 @every_operator
