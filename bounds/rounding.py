@@ -8,7 +8,7 @@ Sums in IEEE arithmetic have the error bound of `bounds.ops.round_off`. Three pl
   (|W| |x| + |b|)`, the same number, once for each domain, and that of what follows down to the next relaxed operator
   adds to it (`Prices.chain`). Where rows pass through an elementwise operator with slopes s, a coefficient at its
   output costs `s v` and its own rounding: so the operator's lines are moved out by that much (`Prices.lines`), and
-  the search pays without another pass over its rows.
+  the search pays without another pass over its rows. Lines of smooth operators are proved first (`Prices.proved`).
 - Sums of a few numbers a row are lowered by their own error (`sum_down`).
 
 Everything is computed in the same arithmetic; what that may lose itself is covered by `MORE`. docs/rounding.md has the
@@ -227,7 +227,7 @@ class Prices(Unpriced):
     def image(self, i: int) -> Interval:
         node = self.graph.nodes[i]
         if isinstance(node.op, Elementwise):
-            return node.op.enclosed(*(self.at(j) for j in node.inputs))
+            return node.op.enclosed_with_gradient(self.at(node.inputs[0]))
         with torch.no_grad():
             error = self.error(i)
         x = super().image(i)

@@ -152,6 +152,14 @@ class Elementwise(Operator):
         spare = SPARE * unit(x.lower.dtype)
         return Interval(found.lower - spare * found.lower.abs(), found.upper + spare * found.upper.abs())
 
+    def enclosed_with_gradient(self, x: Interval) -> Interval:
+        """As `enclosed`, with the gradients of `interval` where that trusts a library."""
+        found = self.enclosed(x)
+        if not (self.needs_proof and (x.lower.requires_grad or x.upper.requires_grad)):
+            return found
+        source = self.interval(x)
+        return Interval(_with_gradient(found.lower, source.lower), _with_gradient(found.upper, source.upper))
+
     def known(self, x: Interval) -> tuple[Tensor, ...]:
         """What `intercepts` needs of intervals whatever the slopes, each broadcastable as x is."""
         return ()

@@ -225,6 +225,8 @@ class SShape(Elementwise):
         return self.offset - top[:, 0], self.offset + top[:, 1]
 
     def relax_proved(self, x: Interval, params: Tensor, known: tuple[Tensor, ...]) -> Relaxation:
+        if x.lower.requires_grad or x.upper.requires_grad:
+            return super().relax_proved(x, params, known)
         return Relaxation(*_Tangents.apply(params, self, known))
 
 

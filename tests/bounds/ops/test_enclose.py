@@ -292,6 +292,20 @@ def test_proved_lines_keep_the_gradients_of_proposals(smooth: Smooth) -> None:
     assert torch.equal(without.lower_intercept, held.lower_intercept)  # type: ignore[arg-type]
 
 
+@every_operator
+def test_enclosed_intervals_keep_the_gradients_of_intervals(smooth: Smooth) -> None:
+    x = intervals(torch.float64)
+    x = Interval(x.lower[:100].clone().requires_grad_(), x.upper[:100].clone().requires_grad_())
+
+    def gradient(y: Interval) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((y.upper - 0.3 * y.lower).sum(), (x.lower, x.upper))
+    found, source = smooth.op.enclosed_with_gradient(x), smooth.op.interval(x)
+    held = smooth.op.enclosed(x)
+    assert torch.equal(found.lower, held.lower) and torch.equal(found.upper, held.upper)
+    for new, old in zip(gradient(found), gradient(source), strict=True):
+        torch.testing.assert_close(new, old, rtol=1e-12, atol=1e-300)
+
+
 def random_params(op: Elementwise, x: Interval, scale: float) -> Tensor:
     """In the box, and beyond it by so much."""
     found = op.parameters(x)
