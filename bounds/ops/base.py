@@ -130,6 +130,8 @@ class Elementwise(Operator):
     """True where `interval` and all lines hold exactly as stored, without trust in a library's functions."""
     exact_ends: ClassVar[bool] = False
     """True where `interval` computes nothing that is rounded."""
+    ulps: ClassVar[int] = 4
+    """How many units in the last place of max(1, |y|) a runtime's y may be off by; 0: nothing is rounded."""
     only_kink: ClassVar[float | None] = None
     """Where f consists of two straight pieces, the point between them."""
 
