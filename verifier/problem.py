@@ -198,6 +198,11 @@ def is_small(graph: Graph) -> bool:
     return not is_convolutional(graph) and sum(p.numel() for p in graph.parameters()) <= SMALL_WEIGHTS
 
 
+def is_integral(graph: Graph) -> bool:
+    """Whether every parameter is an integer: such networks are made by hand, and their thresholds are met exactly."""
+    return all(bool((p == p.round()).all()) for p in graph.parameters())
+
+
 def choose_dtype(graph: Graph, device: torch.device | str | None) -> torch.dtype:
     """float64 for networks stored in it, whose parameters must not be rounded, and for small ones; float32 for
     convolutional and large ones, where it is up to ten times faster."""
