@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from torch import Tensor
 from bounds import Graph
 from bounds.bounds import LinearRows
 from bounds.compute import METHODS, PRICED_METHODS, compute_bounds
+from bounds.files import read_bytes
 from bounds.graph import UnsupportedOperator
 from bounds.ibp import propagate
 from bounds.ops.base import Affine, Elementwise, Operator
@@ -26,6 +28,7 @@ from bounds.ops.relu import Relu
 from bounds.ops.round_off import gamma, unit
 from bounds.sets import InputSet
 from tests.bounds.networks import KINDS, GraphBuilder, random_box, random_graph, samples
+from verifier.witness import OnnxReplayer
 
 F32 = torch.float32
 
@@ -274,3 +277,26 @@ def test_the_fused_twin_of_a_file_lies_in_the_noise() -> None:
             real = propagate(replace(noisy, arithmetic=None), InputSet(wide, wide))[noisy.output]
             answers.append(bool(((real.lower <= y) & (y <= real.upper)).all()))
     assert not all(answers), "over the reals it lies elsewhere"
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["acasxu", "cora", "cifar10_resnet_2021", "eran_2021", "mnist_fc", "oval21",
+                                  "rl_benchmarks", "sat_relu", "sri_resnet_a", "tllverifybench", "verivital_2021"])
+def test_a_runtime_stays_inside_the_noise_of_real_networks(name: str, shared: Path) -> None:
+    """With and without its optimisations; over the reals its values lie elsewhere."""
+    folder = shared / "vnncomp" / name
+    path = min((p for p in (folder / "onnx").rglob("*") if p.name.endswith((".onnx", ".onnx.gz"))),
+               key=lambda p: p.stat().st_size)
+    data = read_bytes(path)
+    graph = Graph.from_onnx(data).simplify(fold=False)
+    noisy = as_evaluated(graph)
+    x = torch.rand(3, *graph.input_shape, generator=torch.Generator().manual_seed(0))
+    inside = propagate(noisy, InputSet(x.double(), x.double()))[noisy.output].map(lambda t: t.flatten(1))
+    real = propagate(replace(noisy, arithmetic=None), InputSet(x.double(), x.double()))[noisy.output]
+    real = real.map(lambda t: t.flatten(1))
+    outside = 0
+    for optimised in (True, False):
+        y = torch.from_numpy(OnnxReplayer(data, optimised=optimised).run(x.numpy())).double()
+        assert bool(((inside.lower <= y) & (y <= inside.upper)).all())
+        outside += int(((y < real.lower) | (y > real.upper)).sum())
+    assert outside > 0
