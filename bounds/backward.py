@@ -104,6 +104,8 @@ class Backward:
         self.intervals: dict[int, Interval] = {}
         self.enclosures: dict[int, Interval] = {0: Interval(sets.lower, sets.upper)}
         self.rounded = is_priced(sets.dtype) if rounded is None else rounded
+        if graph.arithmetic is not None:
+            self.rounded = True  # the graph's own rounding is part of every bound
         self.prices = (Prices if self.rounded else Unpriced)(graph, self.enclosures)
         self._lines: dict[int, NodeLines] = {}
         self._balls: dict[int, tuple[Interval, Tensor, Tensor]] = {}

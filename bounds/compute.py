@@ -22,6 +22,7 @@ class BoundMethod(Protocol):
         ...
 
 
+PRICED_METHODS = ("ibp", "fastlin", "crown-ibp", "crown", "alpha-crown")  # in float64 they account for all rounding
 METHODS = ("ibp", "zonotope", "fastlin", "crown-ibp", "crown", "alpha-crown", "meet")
 
 
@@ -47,6 +48,9 @@ def compute_bounds(graph: Graph, sets: InputSet, rows: LinearRows | None = None,
     sets' dtype.
     """
     chosen = method_named(method, **settings) if isinstance(method, str) else method
+    if graph.arithmetic is not None and method not in PRICED_METHODS:
+        raise ValueError(f"the rounding of {graph.arithmetic} is accounted for by {', '.join(PRICED_METHODS)} only, "
+                         f"got {method!r}")
     if rows is not None:
         return chosen.bound(graph, sets, rows)
     outputs = 1

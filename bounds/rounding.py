@@ -26,13 +26,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bounds.graph.graph import Graph
+from bounds.graph.graph import Graph, Node
 from bounds.interval import Interval
 from bounds.ops.base import Affine, Elementwise, Relaxed
 from bounds.ops.round_off import MORE, SPARE, gamma, underflow, unit
 from bounds.relaxation import Relaxation
 
 MULTIPLIER_ULPS = 8
+OVERFLOW = 0.9  # sums of terms of so large a share of the largest number may overflow on the way
+FUSED = 16  # roundings besides those of a node: of parameters that a runtime folds, of a normalisation into its layer
 Keep = Callable[[int, str, Callable[[], Any]], Any]
 
 
@@ -92,10 +94,17 @@ def _sum(terms: Sequence[Tensor]) -> Tensor:
 
 def is_covered(graph: Graph) -> bool:
     """Whether the rounding of every operator is accounted for."""
-    ops = [node.op for node in graph.nodes[1:graph.output + 1]]
-    winograd = graph.device.type == "cuda" and any("Conv" in op.kind for op in ops)
-    return not winograd and all(isinstance(op, Affine) or (isinstance(op, Elementwise | Relaxed) and op.rounding_known)
-                                for op in ops)
+    return uncovered(graph) is None
+
+
+def uncovered(graph: Graph) -> Node | None:
+    """The first node whose rounding is not accounted for."""
+    winograd = graph.device.type == "cuda"
+    for node in graph.nodes[1:graph.output + 1]:
+        known = isinstance(node.op, Affine) or (isinstance(node.op, Elementwise | Relaxed) and node.op.rounding_known)
+        if not known or (winograd and "Conv" in node.op.kind):
+            return node
+    return None
 
 
 def _affine_size(graph: Graph, i: int, inputs: Sequence[Tensor]) -> Tensor:
@@ -122,7 +131,27 @@ def _affine_error(graph: Graph, i: int, size: Tensor, inputs: Sequence[Tensor]) 
         if offset is not None:  # the constant of a row is a sum over the whole node
             error = error + offset * (MORE * gamma(max(terms, math.prod(node.shape)), size.dtype))
     fold = graph.fold_errors.get(i)
-    return error if fold is None else _plus(error, MORE * fold.operator(op).forward(*inputs))
+    if fold is not None:
+        error = _plus(error, MORE * fold.operator(op).forward(*inputs))
+    if terms and graph.arithmetic is not None:
+        error = _plus(error, _noise(terms + FUSED, size, graph.arithmetic))
+    return error
+
+
+def _noise(terms: int, size: Tensor, dtype: torch.dtype) -> Tensor:
+    """What an evaluation in `dtype` of sums of so many products may be off by, their terms of `size` in all; infinite
+    where it may overflow."""
+    noise = size * (MORE * gamma(terms, dtype)) + underflow(terms, dtype)
+    return torch.where(size < OVERFLOW * torch.finfo(dtype).max, noise, torch.full_like(noise, torch.inf))
+
+
+def value_noise(graph: Graph, i: int, x: Interval) -> Tensor | None:
+    """"B *shape": what the value of elementwise node i, of which `x` is an enclosure, may be off by in the graph's
+    arithmetic; None: nothing."""
+    op = graph.nodes[i].op
+    if graph.arithmetic is None or not isinstance(op, Elementwise) or not op.ulps:
+        return None
+    return magnitude(x).clamp(min=1) * (MORE * op.ulps * 2 * unit(graph.arithmetic))
 
 
 def image(graph: Graph, i: int, intervals: Mapping[int, Interval]) -> Interval:
@@ -227,7 +256,9 @@ class Prices(Unpriced):
     def image(self, i: int) -> Interval:
         node = self.graph.nodes[i]
         if isinstance(node.op, Elementwise):
-            return node.op.enclosed_with_gradient(self.at(node.inputs[0]))
+            x = node.op.enclosed_with_gradient(self.at(node.inputs[0]))
+            noise = value_noise(self.graph, i, x)
+            return x if noise is None else Interval(x.lower - noise, x.upper + noise)
         with torch.no_grad():
             error = self.error(i)
         x = super().image(i)
@@ -261,11 +292,18 @@ class Prices(Unpriced):
             # Where parameters take the place of lower slopes, these are at most 1.
             steepest = (chosen.upper_slope != 0).to(base) \
                 if isinstance(node.op, Elementwise) and node.op.reuses_lines else None
-        return _widened(chosen, base, math.prod(node.shape), steepest=steepest)
+            noise = self._noise(i)
+        return _widened(chosen, base, math.prod(node.shape), steepest=steepest, noise=noise)
 
     def steeper(self, i: int, chosen: Relaxation, gather: Callable[[Tensor], Tensor], keep: Keep) -> Relaxation:
         base = keep(i, "base", lambda: gather(self._base(i)))
-        return _widened(chosen, base, math.prod(self.graph.nodes[i].shape))[0]
+        own = self._noise(i)
+        noise = None if own is None else keep(i, "noise", lambda: gather(own))
+        return _widened(chosen, base, math.prod(self.graph.nodes[i].shape), noise=noise)[0]
+
+    @torch.no_grad()
+    def _noise(self, i: int) -> Tensor | None:
+        return value_noise(self.graph, i, self.at(i))
 
     def error(self, i: int) -> Tensor | None:
         """`affine_error` of node i (None at other operators)."""
@@ -324,18 +362,20 @@ def _plus(a: Tensor | None, b: Tensor) -> Tensor:
     return b if a is None else a + b
 
 
-def _widened(lines: Relaxation, base: Tensor, entries: int, *, steepest: Tensor | None = None) -> tuple[Relaxation,
-                                                                                                      Tensor]:
+def _widened(lines: Relaxation, base: Tensor, entries: int, *, steepest: Tensor | None = None,
+             noise: Tensor | None = None) -> tuple[Relaxation, Tensor]:
     """(the lines moved out by what rows that take them cost, by how much at most).
 
     base: what a unit of slope costs, aligned with the lines; entries: how many coefficients a row has at most;
-    steepest: sizes of slopes that may take the place of these.
+    steepest: sizes of slopes that may take the place of these; noise: what the values themselves may be off by.
     """
     share = gamma(entries, base.dtype)
     with torch.no_grad():
         if steepest is None:
             steepest = torch.maximum(lines.lower_slope.abs(), lines.upper_slope.abs())
         price = torch.where(steepest > 0, steepest * base, torch.zeros_like(base)) * MORE
+        if noise is not None:
+            price = price + noise
 
     def moved(intercept: Tensor | None, sign: int) -> tuple[Tensor, Tensor]:
         if intercept is None:

@@ -30,7 +30,6 @@ from verifier.branch_and_bound.stage import BranchAndBoundStage
 from verifier.deadline import LAST_BATCH_S
 from verifier.problem import Problem, State, only_branches
 from verifier.property import PropertyTensors
-from verifier.witness import confirm
 
 MOST_UNDECIDED = 40   # neurons of a piece: ACAS Xu's took 1.3 to 3 s with 40, up to a minute and more with 80
 
@@ -78,7 +77,7 @@ class MilpStage:
             state.domains += max(1, answer.nodes)
             state.upper = min(state.upper, answer.value)
             if x is not None:
-                state.witness = confirm(x, problem.property, problem.replayer)
+                state.witness = problem.confirm(x)
                 if state.witness is not None:
                     return
             if answer.status is MixedStatus.INFEASIBLE:

@@ -18,10 +18,12 @@ from bounds.graph import Graph, UnsupportedOperator
 from bounds.intermediate import refine
 from bounds.interval import Interval
 from bounds.ops.base import Affine
-from bounds.rounding import is_covered
+from bounds.rounding import is_covered, uncovered
 from verifier.deadline import Deadline
 from verifier.property import Property, PropertyTensors
-from verifier.witness import Replayer, Witness
+from verifier.real_value import real_agrees
+from verifier.verdict import Claim
+from verifier.witness import Replayer, Witness, confirm
 
 if TYPE_CHECKING:
     from verifier.branch_and_bound.recorder import Recorder
@@ -42,6 +44,29 @@ class Problem:
     generator: torch.Generator
     recorder: Recorder | None = None  # writes the proof file, where one is wanted
     rounded: bool = True  # what is verified is to account for all rounding, where that is known how
+    claim: Claim = Claim.REAL  # of float32, the graph's arithmetic is float32
+
+    def confirm(self, x: Tensor) -> Witness | None:
+        """The gate of every candidate "*shape" (see `verifier.witness.confirm`). What is asked about the reals no
+        witness answers that is shown to be none over the reals."""
+        witness = confirm(x, self.property, self.replayer, real_check=lambda point, branch: real_agrees(
+            self._real_graph, self.property, point, branch))
+        return None if witness and witness.real_agrees is False and self.claim is Claim.REAL else witness
+
+    @cached_property
+    def attacked(self) -> tuple[Graph, PropertyTensors]:
+        """Network and property as attacks see them: about float32 in float32, which has the values asked about."""
+        if self.claim is Claim.REAL:
+            return self.graph, self.tensors
+        try:
+            tensors = self.property.tensors(self.graph.input_shape, dtype=torch.float32, device=self.graph.device)
+        except ValueError:  # a coefficient that is no float32
+            return self.graph, self.tensors
+        return self.graph.to(dtype=torch.float32), tensors
+
+    @cached_property
+    def _real_graph(self) -> Graph:
+        return dataclasses.replace(self.graph.to(dtype=torch.float64), arithmetic=None)
 
     @cached_property
     def double(self) -> Double | None:
@@ -105,8 +130,10 @@ def make_problem(
     device: torch.device | str | None = None,
     simplified: Graph | None = None,
     rounded: bool = True,
+    claim: Claim = Claim.REAL,
 ) -> Problem:
-    """Check that network and property fit, and bring both into search form."""
+    """Check that network and property fit, and bring both into search form. About float32 the search is in float64, on
+    the graph's own operators."""
     inputs, outputs = _size(graph.input_shape), _size(graph.output_shape)
     if property.inputs != inputs:
         raise ValueError(f"{property.source} has {property.inputs} input variables, "
@@ -114,13 +141,29 @@ def make_problem(
     if property.outputs != outputs:
         raise ValueError(f"{property.source} has {property.outputs} output variables, "
                          f"but {graph.source} has {outputs} outputs, shape {graph.output_shape}")
-    search = without_final_softmax(simplified if simplified is not None else graph.simplify(), property)
-    dtype = choose_dtype(search, device)
+    if claim is Claim.FLOAT32:
+        search = _float32_graph(graph)
+        dtype = torch.float64
+    else:
+        search = without_final_softmax(simplified if simplified is not None else graph.simplify(), property)
+        dtype = choose_dtype(search, device)
     search = search.to(dtype=dtype, device=device)
     tensors = property.tensors(search.input_shape, dtype=dtype, device=search.device)
+    if claim is Claim.FLOAT32:  # its inputs are what witnesses are
+        tensors = dataclasses.replace(tensors, sets=tensors.replay_sets)
     generator = torch.Generator(device=search.device)
     generator.manual_seed(seed)
-    return Problem(search, property, tensors, replayer, deadline, generator, rounded=rounded)
+    return Problem(search, property, tensors, replayer, deadline, generator, rounded=rounded, claim=claim)
+
+
+def _float32_graph(graph: Graph) -> Graph:
+    """The graph as float32 evaluates it node by node."""
+    searched = graph.simplify(fold=False).evaluated_in(torch.float32)
+    node = uncovered(searched)
+    if node is not None:
+        raise UnsupportedOperator(f"{graph.source}: {node.op.kind} (node {node.name}): what float32 makes of it is not "
+                                  "accounted for; ask about the reals")
+    return searched
 
 
 def _size(shape: tuple[int, ...]) -> int:
@@ -153,6 +196,11 @@ def is_convolutional(graph: Graph) -> bool:
 def is_small(graph: Graph) -> bool:
     """Dense and below `SMALL_WEIGHTS`: such networks gain nothing from float32."""
     return not is_convolutional(graph) and sum(p.numel() for p in graph.parameters()) <= SMALL_WEIGHTS
+
+
+def is_integral(graph: Graph) -> bool:
+    """Whether every parameter is an integer: such networks are made by hand, and their thresholds are met exactly."""
+    return all(bool((p == p.round()).all()) for p in graph.parameters())
 
 
 def choose_dtype(graph: Graph, device: torch.device | str | None) -> torch.dtype:

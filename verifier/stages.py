@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bounds.backward import Backward
 from bounds.bounds import Bounds, LinearRows
+from bounds.compute import PRICED_METHODS
 from bounds.final import final_bounds
 from bounds.graph import Graph
 from bounds.interval import CROSSING_RTOL, Interval
@@ -35,7 +36,7 @@ from verifier.leaning import LeaningStage
 from verifier.problem import KEPT_INTERVAL_BYTES, Problem, State, only_branches
 from verifier.property import PropertyTensors
 from verifier.tilted import TiltedStage
-from verifier.witness import confirm
+from verifier.verdict import Claim
 
 CHUNK_REGIONS = 256   # regions bounded together; the bound methods chunk their rows by memory themselves
 CHUNK_ENTRIES = 2**25  # of all layers and of these regions
@@ -45,7 +46,6 @@ CONTRADICTION_RTOL = 1e-4  # float32 evaluation against a bound
 ERROR_FACTOR = 8.0  # a bound's error against that of one evaluation
 DOUBLED_WEIGHTS = 50_000_000  # up to here sanity checks afford a float64 copy of the network
 SANITY_SAMPLES = 8
-PRICED_METHODS = ("ibp", "fastlin", "crown-ibp", "crown", "alpha-crown")  # in float64 they account for all rounding
 NOTED_METHODS = ("crown", "alpha-crown")  # whose bounds of neurons a proof file can state
 
 
@@ -78,10 +78,11 @@ class AttackStage:
 
     def run(self, problem: Problem, state: State) -> None:
         limit_s = min(self.attack.time_limit_s, self.share * problem.deadline.left())
+        graph, tensors = problem.attacked
         outcome = replace(self.attack, time_limit_s=limit_s).run(
-            problem.graph, only_branches(problem.tensors, state.open_branches(problem.tensors)),
+            graph, only_branches(tensors, state.open_branches(problem.tensors)),
             deadline=problem.deadline, generator=problem.generator,
-            gate=lambda x: confirm(x, problem.property, problem.replayer))
+            gate=problem.confirm)
         state.witness = outcome.witness
         state.upper = min(state.upper, outcome.margin if outcome.witness is None else outcome.witness.margin)
 
@@ -305,6 +306,26 @@ def _at_own_points(tensors: PropertyTensors, rows: Tensor, place: Tensor, points
     return torch.cat(found)
 
 
+def margin_loss(problem: Problem) -> float | None:
+    """By how much the arithmetic of the graph lowers the least margin over all branches (of the first one where they
+    are many), as CROWN bounds it from the root; None where it leaves nothing."""
+    tensors = problem.tensors
+    if tensors.sets.batch > _regions_together(problem.graph) or len(tensors.C) > CHUNK_ROWS:
+        chosen = torch.zeros(tensors.branches, dtype=torch.bool, device=tensors.bound.device)
+        chosen[0] = True
+        tensors = only_branches(tensors, chosen)
+    method = method_named("crown")
+    regions, owner = tensors.region.unique(return_inverse=True)
+    rows = LinearRows(tensors.C, owner, tensors.D, -tensors.bound)
+    margins = []
+    for graph in (replace(problem.graph, arithmetic=None), problem.graph):
+        with torch.no_grad():
+            lower = method.bound(graph, tensors.sets.index(regions), rows).lower
+        margins.append(float(tensors.branch_margin(lower).min()))
+    loss = margins[0] - margins[1]
+    return loss if math.isfinite(loss) else None
+
+
 BRIEF = Pgd(restarts=4, steps=12, rounds=1, samples=64, time_limit_s=1.0)
 MIDDLE = Pgd(restarts=24, steps=40, rounds=1)
 LONG = Pgd(restarts=48, steps=100, rounds=3, samples=1024)
@@ -322,6 +343,14 @@ def stages_for(method: str, problem: Problem, branching: str = BRANCHING[0], sol
                ) -> Sequence[Stage]:
     """The strategy of a method name: "auto", "bab" (branch and bound after CROWN), "milp" (after alpha-CROWN,
     by `solver`), or one bound method alone (then no attack either)."""
+    stages = _stages_for(method, problem, branching, solver)
+    if problem.claim is Claim.REAL:
+        return stages
+    # What knows nothing of float32's rounding proves nothing about it.
+    return tuple(s for s in stages if isinstance(s, AttackStage) or s.is_rounded(problem))
+
+
+def _stages_for(method: str, problem: Problem, branching: str, solver: str) -> Sequence[Stage]:
     if method in METHODS:
         return (BoundStage(method),)
     if method == "milp":

@@ -18,19 +18,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from bounds.compute import PRICED_METHODS
 from bounds.graph import Graph, UnsupportedOperator
 from bounds.precision import full_precision
 from bounds.rounding import priced
 from milp.solvers.refusals import SolverUnsuitable
 from verifier.branch_and_bound.branching import BRANCHING
-from verifier.branch_and_bound.plan import has_kinks, plan_for
+from verifier.branch_and_bound.plan import plan_for
 from verifier.branch_and_bound.recorder import ProofTarget, Recorder
 from verifier.deadline import CLOSING_S, Deadline
 from verifier.out_of_memory import is_out_of_memory
-from verifier.problem import Problem, State, make_problem
+from verifier.problem import Problem, State, is_integral, make_problem
 from verifier.proof import certified, falsified, named_twin, target_of
 from verifier.property import Property
-from verifier.stages import Stage, check_method, contradiction, stages_for
+from verifier.stages import Stage, check_method, contradiction, margin_loss, stages_for
 from verifier.threads import threads_for
 from verifier.verdict import Claim, Evidence, Falsified, Reason, Unknown, Verdict, Verified
 from verifier.watchdog import TimeUp, hard_limit
@@ -63,6 +64,7 @@ class Result:
     first_bound_s: float | None = None
     stages: tuple[StageLog, ...] = ()
     choices: dict[str, Any] = field(default_factory=dict)
+    asked: Claim = Claim.REAL
 
     @property
     def name(self) -> str:
@@ -87,19 +89,20 @@ class Result:
 
     @property
     def claim(self) -> Claim:
-        return self.verdict.claim if isinstance(self.verdict, Verified) else Claim.REAL
+        return self.asked if isinstance(self.verdict, Unknown) else self.verdict.claim
 
     @property
     def evidence(self) -> Evidence:
-        return self.verdict.evidence if isinstance(self.verdict, Verified) else Evidence.FLOAT
+        return Evidence.FLOAT if isinstance(self.verdict, Unknown) else self.verdict.evidence
 
     def __str__(self) -> str:
         """The line a person reads."""
         seconds = f"{self.time_s:.1f} s"
+        about = f"{self.claim.value}/{self.evidence.name.lower()}"
         if isinstance(self.verdict, Verified):
-            return f"verified  margin {self.lower:.3g}  {self.claim.value}/{self.evidence.name.lower()}  {seconds}"
+            return f"verified  margin {self.lower:.3g}  {about}  {seconds}"
         if isinstance(self.verdict, Falsified):
-            return f"falsified  margin {self.upper:.3g}  witness replayed  {seconds}"
+            return f"falsified  margin {self.upper:.3g}  {about}  witness replayed  {seconds}"
         return f"unknown  {self.verdict.reason.value}  margin in [{self.lower:.3g}, {self.upper:.3g}]  {seconds}"
 
 
@@ -118,6 +121,7 @@ def verify(
     branching: str = BRANCHING[0],
     solver: str = "highs",
     evidence: Evidence | None = None,
+    claim: Claim = Claim.REAL,
 ) -> Result:
     """Decide whether any input of the property reaches its unsafe set.
 
@@ -128,6 +132,10 @@ def verify(
     `choices["proof"]` says what became of it. `branching`: the rule that chooses splits
     (`verifier.branch_and_bound.branching`). `solver`: of method "milp", one of `milp.solvers.MIXED_SOLVERS`.
 
+    `claim`: REAL asks about the stored network over the reals, FLOAT32 about what IEEE float32 makes of it node by
+    node, sums in any order (docs/rounding.md); that needs a network stored in float32, and a method that accounts for
+    rounding.
+
     Verified: for every branch some row's violation stays > 0 (closed) or >= 0 (strict). Its `evidence` is ROUNDED where
     every rounding error of what decided it is accounted for, else FLOAT. `evidence` None asks for as much as there is,
     FLOAT saves the work, and with ROUNDED what is verified with less is `Unknown` for its rounding. Falsified: the
@@ -136,6 +144,7 @@ def verify(
     """
     deadline = deadline or Deadline.starting_now(time_limit_s)
     check_method(method, branching)
+    check_claim(claim, method, evidence, proof is not None)
     problem: Problem | None = None
     state: State | None = None
     logs: list[StageLog] = []
@@ -145,19 +154,24 @@ def verify(
         with full_precision(), threads_for(searched), hard_limit(deadline.left() + HARD_LIMIT_GRACE_S):
             if proof is not None:
                 simplified = named_twin(graph, property, simplified)
-            problem = make_problem(graph, property, replayer=_as_replayer(replayer), deadline=deadline, seed=seed,
-                                   device=device, simplified=simplified, rounded=evidence is not Evidence.FLOAT)
+            problem = make_problem(graph, property, replayer=_as_replayer(replayer, claim), deadline=deadline,
+                                   seed=seed, device=device, simplified=simplified,
+                                   rounded=evidence is not Evidence.FLOAT, claim=claim)
             if proof is not None:
                 recorder = Recorder.of(target_of(proof, replayer, property), problem, graph)
                 problem = dataclasses.replace(problem, recorder=recorder)
                 recorder.problem = problem
-            if plan_for(problem, branching).contracts and has_kinks(problem.graph):
-                # Unit propagation lives on thresholds that are met exactly, which no price leaves as they are.
+            if claim is Claim.REAL and evidence is not Evidence.ROUNDED and is_integral(problem.graph) \
+                    and plan_for(problem, branching).contracts:
+                # Unit propagation lives on thresholds that are met exactly, which no price leaves as they are (seen:
+                # 40 times the seconds).
                 problem = dataclasses.replace(problem, rounded=False)
             state = State.of(problem)
             with priced(problem.rounded):
                 decided_by = _run(stages_for(method, problem, branching, solver), problem, state, logs)
-            verdict = _conclude(problem, state, evidence)
+            verdict = _conclude(problem, state, Evidence.ROUNDED if claim is Claim.FLOAT32 else evidence)
+            if claim is Claim.FLOAT32 and isinstance(verdict, Verified):
+                state.choices["margin_loss"] = margin_loss(problem)
             if recorder is not None and isinstance(verdict, Verified):
                 state.choices["proof"] = certified(recorder, problem, state)
             elif recorder is not None and isinstance(verdict, Falsified):
@@ -190,13 +204,29 @@ def verify(
         first_bound_s=state.first_bound_s if state else None,
         stages=tuple(logs),
         choices=state.choices if state else {},
+        asked=claim,
     )
 
 
-def _as_replayer(source: Replayer | nn.Module | str | Path) -> Replayer:
+def check_claim(claim: Claim, method: str, evidence: Evidence | None, proof: bool) -> None:
+    """Refuse what cannot speak about float32."""
+    if claim is Claim.REAL:
+        return
+    known = ("auto", "bab", *PRICED_METHODS)
+    if method not in known:
+        raise ValueError(f"claim float32: method {method} knows nothing of float32's rounding; use one of "
+                         f"{', '.join(known)}")
+    if evidence is Evidence.FLOAT:
+        raise ValueError("claim float32 accounts for all rounding; leave out evidence float")
+    if proof:
+        raise ValueError("claim float32: proof files are about the claim real; leave out one of them")
+
+
+def _as_replayer(source: Replayer | nn.Module | str | Path, claim: Claim) -> Replayer:
     if isinstance(source, nn.Module):
         return ModuleReplayer(source)
-    return OnnxReplayer(source) if isinstance(source, str | Path) else source
+    replayer = OnnxReplayer(source) if isinstance(source, str | Path) else source
+    return replayer.node_by_node() if claim is Claim.FLOAT32 and isinstance(replayer, OnnxReplayer) else replayer
 
 
 def _run(stages: Sequence[Stage], problem: Problem, state: State, logs: list[StageLog]) -> str | None:
@@ -226,7 +256,10 @@ def _run(stages: Sequence[Stage], problem: Problem, state: State, logs: list[Sta
 def _conclude(problem: Problem, state: State, evidence: Evidence | None) -> Verdict:
     lower = state.lower(problem.tensors)
     if state.witness is not None:
-        return Falsified(state.witness, upper=min(state.upper, state.witness.margin), lower=lower)
+        over_reals = problem.claim is Claim.REAL and state.witness.real_agrees is True
+        shown = over_reals or problem.claim is Claim.FLOAT32
+        return Falsified(state.witness, min(state.upper, state.witness.margin), lower,
+                         Evidence.ROUNDED if shown else Evidence.FLOAT, Claim.REAL if over_reals else Claim.FLOAT32)
     if not bool(state.open_branches(problem.tensors).any()):
         clash = contradiction(problem, state)
         if clash:
@@ -234,7 +267,7 @@ def _conclude(problem: Problem, state: State, evidence: Evidence | None) -> Verd
         rounded = problem.rounded and bool(state.rounded.all())
         if evidence is Evidence.ROUNDED and not rounded:
             return Unknown(Reason.ROUNDING, lower, state.upper, "some branch was decided in ordinary floating point")
-        return Verified(lower, Evidence.ROUNDED if rounded else Evidence.FLOAT, Claim.REAL)
+        return Verified(lower, Evidence.ROUNDED if rounded else Evidence.FLOAT, problem.claim)
     if state.numerical:
         return Unknown(Reason.NUMERICAL, lower, state.upper, state.numerical)
     reason = Reason.TIME_LIMIT if problem.deadline.left() < CLOSING_S else Reason.INCOMPLETE

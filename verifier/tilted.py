@@ -26,7 +26,6 @@ from verifier.branch_and_bound.tilted_tree import TiltedTree
 from verifier.deadline import CLOSING_S
 from verifier.problem import Problem, State, only_branches
 from verifier.property import PropertyTensors
-from verifier.witness import confirm
 
 MOST_FOLDED = 1 << 25       # entries of the matrix over the input
 ATTACK = Pgd(restarts=256, steps=200, rounds=2, samples=64, time_limit_s=10.0)
@@ -118,7 +117,7 @@ class TiltedStage:
         best = int(margin.argmin())
         state.upper = min(state.upper, float(margin[best]))
         if float(margin[best]) <= 0:
-            state.witness = confirm(x[best], problem.property, problem.replayer)
+            state.witness = problem.confirm(x[best])
         return state.witness is not None
 
     def _attack(self, problem: Problem, state: State, graph: Graph, region: int) -> None:
@@ -130,7 +129,7 @@ class TiltedStage:
         limit_s = min(self.attack.time_limit_s, ATTACK_SHARE * problem.deadline.left())
         outcome = replace(self.attack, time_limit_s=limit_s).run(
             graph, only_branches(tensors, chosen), deadline=problem.deadline, generator=problem.generator,
-            gate=lambda x: confirm(x, problem.property, problem.replayer))
+            gate=problem.confirm)
         state.witness = outcome.witness
         state.upper = min(state.upper, outcome.margin if outcome.witness is None else outcome.witness.margin)
 

@@ -66,11 +66,14 @@ class Verified:
 
 @dataclass(frozen=True)
 class Falsified:
-    """A witness reaches the unsafe set; `upper` <= 0 is the margin there."""
+    """A witness reaches the unsafe set; `upper` <= 0 is the margin there. `claim`: about which function that was shown;
+    evidence is ROUNDED where an enclosure over the reals agrees, or where the claim is what was run."""
 
     witness: Witness
     upper: float
     lower: float = float("-inf")
+    evidence: Evidence = Evidence.FLOAT
+    claim: Claim = Claim.FLOAT32
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ satisfy the unsafe set as written. Floats are rationals, rows are rationals: the
 and there is no tolerance. A closed row may be met with equality, an open one may not.
 
 The replay runs one point at a time in onnxruntime with its default optimisations, as a user's
-session does, on a single thread. What it shows is the float32 behaviour of the deployed file;
-`real_agrees` says whether an enclosure of the real-valued output confirms the point too (None: not
-asked).
+session does, on a single thread. What it shows is the float32 behaviour of the deployed file (of the
+file as stored, node by node, without optimisations); `real_agrees` says whether an enclosure of the
+real-valued output confirms the point too (None: not asked, or not decided).
 """
 
 from __future__ import annotations
@@ -65,10 +65,17 @@ class OnnxReplayer:
     """onnxruntime on the original file (plain or gzip, a path or its bytes). `unpacked`: the file's bytes, if they are
     at hand. The session starts on first use."""
 
-    def __init__(self, source: str | Path | bytes, *, unpacked: bytes | None = None) -> None:
+    def __init__(self, source: str | Path | bytes, *, unpacked: bytes | None = None, optimised: bool = True) -> None:
         self.name = "network" if isinstance(source, bytes) else str(source)
         self.source = source if unpacked is None else unpacked
+        self.optimised = optimised
         self._session: onnxruntime.InferenceSession | None = None
+
+    def node_by_node(self) -> OnnxReplayer:
+        """The same file, run as it is stored: no operators fused, none computed beforehand."""
+        plain = OnnxReplayer(self.source, optimised=False)
+        plain.name = self.name
+        return plain
 
     def run(self, x: NDArray[np.float32]) -> NDArray[Any]:
         session = self._session = self._session or self._start()
@@ -89,6 +96,8 @@ class OnnxReplayer:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
+        if not self.optimised:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4  # its errors are raised as well, and told once
         try:
             session = onnxruntime.InferenceSession(read_bytes(self.source), options,
@@ -128,7 +137,7 @@ class ModuleReplayer:
 
 
 def confirm(candidate: Tensor | NDArray[Any], prop: Property, replayer: Replayer, *,
-            real_check: Callable[[NDArray[np.float32], int], bool] | None = None) -> Witness | None:
+            real_check: Callable[[NDArray[np.float32], int], bool | None] | None = None) -> Witness | None:
     """The candidate as a witness, or None. candidate: one point, "*shape".
 
     It is rounded to float32 and moved into the float32 set of its region (the one it lies in or the

@@ -74,7 +74,10 @@ class Graph:
     As read, a graph is the stored function and shares parameters with the module it came from;
     `simplify()` gives a frozen, fused twin for search. `onnx_input_shape` is the shape that an
     onnxruntime session of the source expects at batch one (None for modules). `fold_errors` maps the nodes whose
-    parameters `simplify` computed to the errors of that computation (empty as read).
+    parameters `simplify` computed to the errors of that computation (empty as read). `computed` names tensors of
+    constants that the source computes by an operator whose rounding IEEE arithmetic does not determine (a product of
+    matrices, an exponential). `arithmetic`: what each node is evaluated in, its rounding errors a part of what the
+    graph may compute (None: the reals); see `evaluated_in`.
     """
 
     nodes: tuple[Node, ...]
@@ -82,6 +85,8 @@ class Graph:
     onnx_input_shape: Shape | None = None
     source: str = "graph"
     fold_errors: Mapping[int, FoldError] = field(default_factory=dict)
+    computed: tuple[str, ...] = ()
+    arithmetic: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         if not self.nodes or not isinstance(self.nodes[0].op, Input):
@@ -104,11 +109,33 @@ class Graph:
         from bounds.graph.from_torch import trace_module
         return trace_module(module, input_shape)
 
-    def simplify(self, *, merge: bool = True) -> Graph:
+    def simplify(self, *, merge: bool = True, fold: bool = True) -> Graph:
         """A frozen twin with constants folded and neighbouring affine maps fused; with `merge` neurons that are equal
-        or opposite are kept once."""
+        or opposite are kept once. Without `fold` nothing is computed: only what moves numbers goes."""
         from bounds.graph.simplify import simplify
-        return simplify(self, merge=merge)
+        return simplify(self, merge=merge, fold=fold)
+
+    def evaluated_in(self, dtype: torch.dtype) -> Graph:
+        """What the nodes give when each is evaluated in `dtype`: sums in any order, with or without fused multiply-adds
+        (docs/rounding.md). Priced bounds of such a graph hold for every value that it may take so.
+
+        Raises UnsupportedOperator where that is not known: the graph must hold the source's own numbers.
+        """
+        if self.fold_errors:
+            raise UnsupportedOperator(f"{self.source}: folded parameters are not what is evaluated; use fold=False")
+        if self.dtype != dtype:
+            raise UnsupportedOperator(f"{self.source}: its parameters are {self.dtype}, expected {dtype}: it is not "
+                                      "evaluated in that")
+        if self.computed:
+            raise UnsupportedOperator(f"{self.source}: the constant {self.computed[0]!r} is computed from others by an "
+                                      "operator whose rounding is not determined; store its value instead")
+        for node in self.nodes:
+            for f in dataclasses.fields(node.op) if isinstance(node.op, Elementwise) else ():
+                value = getattr(node.op, f.name)
+                if isinstance(value, float) and float(torch.tensor(value, dtype=dtype)) != value:
+                    raise UnsupportedOperator(f"{self.source}: {node.op.kind} (node {node.name}): its {f.name} "
+                                              f"{value!r} is no number of {dtype}")
+        return dataclasses.replace(self, arithmetic=dtype)
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Graph:
         """Parameters converted; a narrower dtype rounds them, and claims are then about the rounded network."""

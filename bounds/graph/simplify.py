@@ -39,14 +39,20 @@ from bounds.ops.transpose import Transpose
 PRODUCT_WORK_LIMIT = 4_000_000_000  # multiplications spent on joining two dense layers: a second or so
 
 
-def simplify(graph: Graph, *, merge: bool = True) -> Graph:
+def simplify(graph: Graph, *, merge: bool = True, fold: bool = True) -> Graph:
     """The simplified, detached graph: equal to `graph` up to `fold_errors` and rounding in evaluation. merge: equal and
-    opposite neurons are kept once (else every neuron is the element of a tensor of the source)."""
+    opposite neurons are kept once (else every neuron is the element of a tensor of the source). fold: parameters are
+    computed; without it every number of the source is kept, and its operators but for those that only move numbers,
+    and for sums that become biases."""
     dtype = graph.dtype
     # A module may be trained on, in place: its graph's twin has its own copies. Nobody writes to a file's tensors.
     from_module = graph.onnx_input_shape is None
     drafts = {i: Draft(n.name, n.op.map_tensors(lambda t: t.detach().clone() if from_module else t.detach()),
                         n.inputs, n.shape, _radii(n.op, graph.fold_errors.get(i))) for i, n in enumerate(graph.nodes)}
+    if not fold:
+        output = _rewritten(drafts, graph.output, dtype, _MOVE, {MatMul: _matmul_to_linear,
+                                                                 Transpose: _transpose_to_reshape})
+        return _finished(graph, drafts, output, dtype)
     output = _rewritten(drafts, graph.output, dtype, {pair: rule for pair, rule in _JOIN.items() if pair != _PRODUCT})
     # Equal and opposite neurons show in the parameters as stored, before products round them.
     if merge:
@@ -55,8 +61,10 @@ def simplify(graph: Graph, *, merge: bool = True) -> Graph:
     return _finished(graph, drafts, output, dtype)
 
 
-def _rewritten(drafts: dict[int, Draft], output: int, dtype: torch.dtype, joins: _Joins) -> int:
+def _rewritten(drafts: dict[int, Draft], output: int, dtype: torch.dtype, joins: _Joins,
+               alone: _Alone | None = None) -> int:
     """Apply the rules until none applies, in place; returns the output."""
+    alone = _ALONE if alone is None else alone
     changed = True
     while changed:
         changed = False
@@ -69,7 +77,7 @@ def _rewritten(drafts: dict[int, Draft], output: int, dtype: torch.dtype, joins:
                 changed = True
                 continue
             # At one visit, so that a fresh scaling meets the layer before it rather than the reshape behind it.
-            changed |= _rewrite_alone(drafts, i, dtype)
+            changed |= _rewrite_alone(drafts, i, dtype, alone)
             changed |= _join_with_source(drafts, i, output, dtype, joins)
     return output
 
@@ -90,9 +98,9 @@ def _replace_by(drafts: dict[int, Draft], i: int, source: int, output: int) -> i
     return source if output == i else output
 
 
-def _rewrite_alone(drafts: dict[int, Draft], i: int, dtype: torch.dtype) -> bool:
+def _rewrite_alone(drafts: dict[int, Draft], i: int, dtype: torch.dtype, rules: _Alone) -> bool:
     draft = drafts[i]
-    rule = _ALONE.get(type(draft.op))
+    rule = rules.get(type(draft.op))
     result = rule(draft, drafts[draft.inputs[0]].shape) if rule else None
     if result is None or not _representable(result, dtype):
         return False
@@ -218,7 +226,8 @@ def _transpose_to_reshape(draft: Draft, shape: Shape) -> Draft | None:
     return draft.with_op(Reshape(draft.shape)) if moved == sorted(moved) else None
 
 
-_ALONE: dict[type[Operator], Callable[[Draft, Shape], Draft | None]] = {
+_Alone = dict[type[Operator], Callable[[Draft, Shape], "Draft | None"]]
+_ALONE: _Alone = {
     BatchNorm: _batch_norm_to_scale,
     Divide: _divide_to_scale,
     MatMul: _matmul_to_linear,
@@ -305,6 +314,14 @@ def _layer_scale(first: Draft, second: Draft) -> Draft:
     if factor is not None:
         weight = weight * factor.map(lambda t: _on_outputs(op, t))
     return first.with_op(op, weight=weight, bias=_sum(_product(first.ball("bias"), factor, missing=None), shift))
+
+
+def _layer_shift(first: Draft, second: Draft) -> Draft:
+    """What is added to a layer without a bias is its bias: nothing is computed."""
+    assert isinstance(second.op, Scale), "the table pairs types with rules"
+    if first.ball("bias") is not None or second.op.factor is not None:
+        raise _NoFold
+    return _layer_scale(first, second)
 
 
 def _on_outputs(op: Linear | Conv | ConvTranspose, v: Tensor) -> Tensor:
@@ -394,3 +411,8 @@ _JOIN: _Joins = {
     **{(Scale, layer): _unless_no_fold(_scale_layer) for layer in (Linear, Conv, ConvTranspose)},
 }
 
+# Those that compute no parameter.
+_MOVE: _Joins = {
+    **{pair: _JOIN[pair] for pair in ((Reshape, Reshape), (Transpose, Transpose), (Scale, Reshape), (Pad, Conv))},
+    **{(layer, Scale): _unless_no_fold(_layer_shift) for layer in (Linear, Conv, ConvTranspose)},
+}

@@ -135,6 +135,8 @@ class Elementwise(Operator):
     needs_proof: ClassVar[bool] = False
     """True where lines are computed from a library's functions, so that they are proposals until `proved` moved them.
     Searches whose answers carry no `rounded` evidence, training among them, take them as they are."""
+    ulps: ClassVar[int] = 4
+    """How many units in the last place of max(1, |y|) a runtime's y may be off by; 0: nothing is rounded."""
     only_kink: ClassVar[float | None] = None
     """Where f consists of two straight pieces, the point between them."""
 

@@ -33,6 +33,7 @@ class Clip(Elementwise):
     high: float = math.inf
     kind: ClassVar[str] = "Clip"
     rounding_known: ClassVar[bool] = True
+    ulps: ClassVar[int] = 0
     exact_ends: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ class OneKink(Elementwise):
     """y = z where z >= 0, else left_slope * z."""
 
     rounding_known: ClassVar[bool] = True
+    ulps: ClassVar[int] = 1
     increasing: ClassVar[bool] = False  # a negative left slope is allowed, so intervals are our own
     only_kink: ClassVar[float | None] = 0.0
 

@@ -20,6 +20,7 @@ class Relu(Elementwise):
 
     kind: ClassVar[str] = "Relu"
     rounding_known: ClassVar[bool] = True
+    ulps: ClassVar[int] = 0
     exact_ends: ClassVar[bool] = True
     reuses_lines: ClassVar[bool] = True
     only_kink: ClassVar[float | None] = 0.0

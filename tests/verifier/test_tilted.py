@@ -42,7 +42,7 @@ def bounded(graph: Graph, asked: Property) -> tuple[Problem, State]:
 
 @pytest.mark.parametrize("kind", ["dense", "conv", "residual"])
 def test_the_stage_proves_only_what_holds(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("verifier.tilted.confirm", lambda *_: None)
+    monkeypatch.setattr("verifier.problem.confirm", lambda *_, **__: None)
     better = 0
     for seed in range(0, 8000, 1000):
         problem, state = bounded(*question(seed, kind, 0.6))
@@ -59,10 +59,10 @@ def test_a_counterexample_ends_the_stage(monkeypatch: pytest.MonkeyPatch) -> Non
     problem, state = bounded(*question(1000, "dense", 6.0))
     offered = []
 
-    def confirm(x: torch.Tensor, *_: object) -> object:
+    def confirm(x: torch.Tensor, *_: object, **__: object) -> object:
         offered.append(x)
-        return SimpleNamespace(margin=-1.0)
-    monkeypatch.setattr("verifier.tilted.confirm", confirm)
+        return SimpleNamespace(margin=-1.0, real_agrees=None)
+    monkeypatch.setattr("verifier.problem.confirm", confirm)
     assert len(open_rows(problem, state))
     TiltedStage().run(problem, state)
     assert state.witness is not None

@@ -37,6 +37,7 @@ def clip(low: Tensor, high: Tensor, A: Tensor, b: Tensor) -> tuple[Tensor, Tenso
         room = (-total + slack * size) / A.abs().clamp(min=torch.finfo(A.dtype).tiny)
         room = room + ends_slack(low, high, slack).unsqueeze(1)
         inf = torch.full_like(room, torch.inf)
+        room = torch.where(room.isnan(), inf, room)  # a plane that overflowed cuts nothing
         up = torch.where(A > 0, low.unsqueeze(1) + room, inf).amin(1)
         down = torch.where(A < 0, high.unsqueeze(1) - room, -inf).amax(1)
         low, high = torch.maximum(low, down), torch.minimum(high, up)

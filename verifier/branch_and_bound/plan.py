@@ -78,10 +78,5 @@ def recordable(plan: Plan) -> Plan:
     return replace(plan, contracts=False, clips=False)
 
 
-def has_kinks(graph: Graph) -> bool:
-    """Whether some neurons consist of straight pieces."""
-    return any(isinstance(n.op, Elementwise) and not n.op.needs_proof for n in graph.nodes)
-
-
 def nonlinear_neurons(graph: Graph) -> int:
     return sum(torch.Size(n.shape).numel() for n in graph.nodes if isinstance(n.op, Elementwise))

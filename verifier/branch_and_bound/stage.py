@@ -27,7 +27,6 @@ from verifier.branch_and_bound.plan import Plan, recordable
 from verifier.branch_and_bound.search import Exact, Search
 from verifier.deadline import LAST_BATCH_S
 from verifier.problem import Problem, State
-from verifier.witness import confirm
 
 progress_log = logging.getLogger("verifier.progress")
 
@@ -93,7 +92,7 @@ class BranchAndBoundStage:
         def gate(x: Tensor) -> bool:
             if self.certify:
                 return False
-            state.witness = confirm(x, problem.property, problem.replayer)
+            state.witness = problem.confirm(x)
             return state.witness is not None
         search = Search(bounder, rule_of(plan, affine), plan.batch, gate,
                         lambda: problem.deadline.left() < LAST_BATCH_S, progress, plan, self.exact)

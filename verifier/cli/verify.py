@@ -12,7 +12,7 @@ import click
 from milp.solvers.registry import MIXED_SOLVERS, QUADRATIC
 from verifier.branch_and_bound.branching import BRANCHING
 from verifier.cli import EXIT_UNKNOWN
-from verifier.cli.errors import BadInput, not_built, writing
+from verifier.cli.errors import BadInput, writing
 from verifier.cli.question import (
     PropertyFlags,
     check_device,
@@ -55,7 +55,8 @@ Exit codes: 0 verified, 1 falsified, 2 wrong use or unreadable input, 3 unknown.
               help="Of --method milp; cbc comes with PuLP, the others where they are installed.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where to compute [cpu].")
 @click.option("--claim", type=click.Choice(["real", "float32"]), default="real", show_default=True,
-              help="About the network over the reals, or as float32 computes it (not built yet).")
+              help="About the stored network over the reals, or about what IEEE float32 makes of it node by node, sums "
+                   "in any order: a smaller margin, and the answer holds for the network as it runs.")
 @click.option("--evidence", type=click.Choice(["float", "rounded"]),
               help="rounded: every rounding error of what is verified must be accounted for, or the answer is unknown; "
                    "float: account for none.  [default: as much as is known, and the answer says so]")
@@ -75,8 +76,6 @@ def command(ctx: click.Context, net: str, time_limit: float, method: str, branch
     """
     asked = PropertyFlags(**flags)
     asked.check()
-    if claim == "float32":
-        raise not_built("--claim float32")
     if not time_limit > 0:
         raise BadInput(f"--time-limit must be positive, got {time_limit}")
     if method == "milp":
@@ -104,7 +103,7 @@ def command(ctx: click.Context, net: str, time_limit: float, method: str, branch
                         deadline.elapsed())
     else:
         result = _answer(network, property, method, branching, solver, device, seed, deadline,
-                         None if proof is None else proof_target(asked, net, proof), evidence)
+                         None if proof is None else proof_target(asked, net, proof), evidence, claim)
     _write(result, net=net, spec=asked.spec, witness=witness, vnncomp=vnncomp, json_out=json_out)
     if proof is not None and not result.choices.get("proof", {}).get("written"):
         why = result.choices.get("proof", {}).get("reason", "the property is not verified")
@@ -116,16 +115,16 @@ def command(ctx: click.Context, net: str, time_limit: float, method: str, branch
 
 
 def _answer(network: Any, property: Any, method: str, branching: str, solver: str, device: str | None, seed: int,
-            deadline: Any, proof: Any = None, evidence: str | None = None) -> Result:
+            deadline: Any, proof: Any = None, evidence: str | None = None, claim: str = "real") -> Result:
     """The verification, with errors that show the input to be at fault told apart from its outcomes."""
     from bounds.graph import UnsupportedOperator
     from verifier.strategy import verify
-    from verifier.verdict import Evidence
+    from verifier.verdict import Claim, Evidence
     from verifier.witness import ReplayError
     try:
         return verify(network.graph, property, replayer=network.replayer, method=method, device=device, seed=seed,
                       deadline=deadline, simplified=network.simplified, proof=proof, branching=branching, solver=solver,
-                      evidence=None if evidence is None else Evidence[evidence.upper()])
+                      evidence=None if evidence is None else Evidence[evidence.upper()], claim=Claim(claim))
     except (UnsupportedOperator, ValueError, ReplayError) as error:  # of the input, never of the work
         raise BadInput(" ".join(str(error).split())) from error
 

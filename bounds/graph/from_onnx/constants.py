@@ -16,6 +16,12 @@ from bounds.graph.graph import InvalidNetwork, UnsupportedOperator
 from bounds.graph.limits import LARGEST_TENSOR
 
 SMALL_INPUT = 64  # entries: more are no shape
+# One correctly rounded operation an entry, or none.
+_DETERMINED = {
+    "Abs", "Add", "Cast", "Ceil", "Clip", "Concat", "ConstantOfShape", "Div", "Expand", "Flatten", "Floor", "Gather",
+    "GatherElements", "Identity", "Max", "Min", "Mul", "Neg", "Pad", "Relu", "Reshape", "Shape", "Sign", "Slice",
+    "Split", "Sqrt", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze", "Where",
+}
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 
 
@@ -35,6 +41,12 @@ def constant_node(node: onnx.NodeProto) -> np.ndarray:
         case "value_int" | "value_ints":
             return np.asarray(value, dtype=np.int64)
     raise UnsupportedOperator(f"a constant given as {attribute.name!r}")
+
+
+def is_determined(node: onnx.NodeProto, result: np.ndarray) -> bool:
+    """Whether every runtime must compute the same value of a node on constants: no sum of several, no library's
+    function."""
+    return not np.issubdtype(result.dtype, np.floating) or node.op_type in _DETERMINED
 
 
 def evaluate(node: onnx.NodeProto, inputs: dict[str, np.ndarray], opset: int, *,

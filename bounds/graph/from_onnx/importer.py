@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from bounds.graph.builder import Builder, Value
 from bounds.graph.from_onnx import rows_activation, rows_arithmetic, rows_dense, rows_move, rows_spatial  # noqa: F401
 from bounds.graph.from_onnx.call import Call, Constant, attributes_of, to_array
-from bounds.graph.from_onnx.constants import constant_node, evaluate
+from bounds.graph.from_onnx.constants import constant_node, evaluate, is_determined
 from bounds.graph.from_onnx.definitions import Definitions
 from bounds.graph.from_onnx.file import load_bytes, operator_set, parse
 from bounds.graph.from_onnx.table import ROWS
@@ -58,6 +59,7 @@ class _Importer:
         self.weights = {t.name: t for t in self.graph.initializer}
         self.stored = sum(t.ByteSize() for t in self.graph.initializer) // 4  # numbers in the file, about
         self.known: dict[str, Value | Constant] = {}
+        self.computed: list[str] = []  # constants whose rounding is not determined
         self.missing: dict[str, str] = {}  # outputs that no row offers, and their nodes
 
     def run(self) -> Graph:
@@ -72,7 +74,7 @@ class _Importer:
             raise InvalidNetwork(f"{self.source}: no node computes the output {output!r}")
         if isinstance(result, Constant):
             raise InvalidNetwork(f"{self.source}: the output {output!r} does not depend on the input")
-        return builder.graph(result, shape)
+        return dataclasses.replace(builder.graph(result, shape), computed=tuple(self.computed))
 
     def _check_names(self) -> None:
         """Each tensor has one origin: runtimes choose differently between two."""
@@ -175,8 +177,9 @@ class _Importer:
             return [_shape_of(node, inputs[0])]
         if all(i is None or isinstance(i, Constant) for i in inputs):
             arrays = {name: i.array for name, i in zip(node.input, inputs, strict=True) if isinstance(i, Constant)}
-            return [None if out is None else Constant(name, out) for name, out in
-                    zip(node.output, evaluate(node, arrays, self.opset, largest=self.stored), strict=True)]
+            known = list(zip(node.output, evaluate(node, arrays, self.opset, largest=self.stored), strict=True))
+            self.computed += [name for name, out in known if out is not None and not is_determined(node, out)]
+            return [None if out is None else Constant(name, out) for name, out in known]
         if node.op_type not in ROWS:
             raise UnsupportedOperator(
                 f"this operator has no sound bounds here; supported are {', '.join(sorted(ROWS))}. Rewrite the network "

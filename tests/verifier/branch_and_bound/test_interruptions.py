@@ -117,11 +117,11 @@ def test_a_late_witness_ends_the_search(monkeypatch: pytest.MonkeyPatch, mode: s
     problem = problem_of(case.graph, case.property)
     offered: list[bool] = []
 
-    def gate(*asked: Any) -> Witness | None:
-        witness = None if len(offered) < 3 else confirm(*asked)
+    def gate(*asked: Any, **more: Any) -> Witness | None:
+        witness = None if len(offered) < 3 else confirm(*asked, **more)
         offered.append(witness is not None)
         return witness
-    monkeypatch.setattr("verifier.branch_and_bound.stage.confirm", gate)
+    monkeypatch.setattr("verifier.problem.confirm", gate)
     state = search(problem, MODES[mode])
     assert state.witness is not None
     assert offered.count(True) == 1

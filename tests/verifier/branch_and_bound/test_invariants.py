@@ -209,7 +209,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, problem: Problem, mode: dict[str, A
         patch.setattr(Bounder, "bound_leaves", ending)
         patch.setattr(Search, "_children", splitting)
         patch.setattr(Search, "_bound", batching)
-        patch.setattr("verifier.branch_and_bound.stage.confirm", lambda *_: None)
+        patch.setattr("verifier.problem.confirm", lambda *_, **__: None)
         state = State.of(problem)
         if crown:
             BoundStage("crown", keep=True).run(problem, state)
