@@ -44,7 +44,7 @@ class Problem:
     generator: torch.Generator
     recorder: Recorder | None = None  # writes the proof file, where one is wanted
     rounded: bool = True  # what is verified is to account for all rounding, where that is known how
-    claim: Claim = Claim.REAL  # of float32, the graph's arithmetic is float32
+    claim: Claim = Claim.REAL  # of float32: what is in float64, `graph` or that of `double`, has float32's noise
 
     def confirm(self, x: Tensor) -> Witness | None:
         """The gate of every candidate "*shape" (see `verifier.witness.confirm`). What is asked about the reals no
@@ -74,7 +74,9 @@ class Problem:
         if not self.rounded or self.graph.dtype == torch.float64 or not is_covered(self.graph):
             return None
         graph = self.graph.to(dtype=torch.float64)
-        tensors = self.property.tensors(graph.input_shape, dtype=torch.float64, device=graph.device)
+        if self.claim is Claim.FLOAT32:
+            graph = dataclasses.replace(graph, arithmetic=torch.float32)
+        tensors = _tensors(self.property, graph, self.claim)
         return Double(graph, tensors, {}) if _same_question(self.tensors, tensors) else None
 
 
@@ -131,9 +133,10 @@ def make_problem(
     simplified: Graph | None = None,
     rounded: bool = True,
     claim: Claim = Claim.REAL,
+    wide: bool = False,
 ) -> Problem:
-    """Check that network and property fit, and bring both into search form. About float32 the search is in float64, on
-    the graph's own operators."""
+    """Check that network and property fit, and bring both into search form: in float64 where that costs little, or
+    `wide`. About float32 on the graph's own operators."""
     inputs, outputs = _size(graph.input_shape), _size(graph.output_shape)
     if property.inputs != inputs:
         raise ValueError(f"{property.source} has {property.inputs} input variables, "
@@ -143,17 +146,22 @@ def make_problem(
                          f"but {graph.source} has {outputs} outputs, shape {graph.output_shape}")
     if claim is Claim.FLOAT32:
         search = _float32_graph(graph)
-        dtype = torch.float64
     else:
         search = without_final_softmax(simplified if simplified is not None else graph.simplify(), property)
-        dtype = choose_dtype(search, device)
+    dtype = torch.float64 if wide else choose_dtype(search, device)
     search = search.to(dtype=dtype, device=device)
-    tensors = property.tensors(search.input_shape, dtype=dtype, device=search.device)
-    if claim is Claim.FLOAT32:  # its inputs are what witnesses are
-        tensors = dataclasses.replace(tensors, sets=tensors.replay_sets)
+    if dtype == torch.float32:  # which searches, and confirms in float64 what it finds
+        search = dataclasses.replace(search, arithmetic=None)
+    tensors = _tensors(property, search, claim)
     generator = torch.Generator(device=search.device)
     generator.manual_seed(seed)
     return Problem(search, property, tensors, replayer, deadline, generator, rounded=rounded, claim=claim)
+
+
+def _tensors(property: Property, graph: Graph, claim: Claim) -> PropertyTensors:
+    tensors = property.tensors(graph.input_shape, dtype=graph.dtype, device=graph.device)
+    # Inputs of a network in float32 are what witnesses are.
+    return dataclasses.replace(tensors, sets=tensors.replay_sets) if claim is Claim.FLOAT32 else tensors
 
 
 def _float32_graph(graph: Graph) -> Graph:

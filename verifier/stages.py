@@ -148,7 +148,8 @@ class BoundStage:
                    bounds: Bounds, prover: Backward | None) -> Bounds:
         """The bounds, where they decide a row those that float64 confirms, rounding included."""
         double = problem.double
-        if double is None or name not in PRICED_METHODS or name == "ibp":
+        # Interval arithmetic pays for its own rounding in every dtype, not for the noise of what is asked about.
+        if double is None or name not in PRICED_METHODS or (name == "ibp" and problem.claim is Claim.REAL):
             return bounds
         if prover is not None:
             double.keep(regions, prover)
@@ -158,6 +159,9 @@ class BoundStage:
         t = double.tensors
         D = None if t.D is None else t.D[rows]
         asked = LinearRows(t.C[rows], owner, D, -t.bound[rows])
+        if name == "ibp":
+            found = method.bound(double.graph, t.sets.index(regions), asked).lower
+            return replace(bounds, lower=torch.where(decided, rounded_down(found, bounds.lower.dtype), bounds.lower))
         engine = double.engine(regions) if prover is None else prover
         found = method.confirm_output(engine, bounds, asked) if bounds.reached else \
             final_bounds(engine, asked, {}).lower
@@ -309,8 +313,9 @@ def _at_own_points(tensors: PropertyTensors, rows: Tensor, place: Tensor, points
 def margin_loss(problem: Problem) -> float | None:
     """By how much the arithmetic of the graph lowers the least margin over all branches (of the first one where they
     are many), as CROWN bounds it from the root; None where it leaves nothing."""
-    tensors = problem.tensors
-    if tensors.sets.batch > _regions_together(problem.graph) or len(tensors.C) > CHUNK_ROWS:
+    graph, tensors = (problem.graph, problem.tensors) if problem.double is None else (
+        problem.double.graph, problem.double.tensors)
+    if tensors.sets.batch > _regions_together(graph) or len(tensors.C) > CHUNK_ROWS:
         chosen = torch.zeros(tensors.branches, dtype=torch.bool, device=tensors.bound.device)
         chosen[0] = True
         tensors = only_branches(tensors, chosen)
@@ -318,9 +323,9 @@ def margin_loss(problem: Problem) -> float | None:
     regions, owner = tensors.region.unique(return_inverse=True)
     rows = LinearRows(tensors.C, owner, tensors.D, -tensors.bound)
     margins = []
-    for graph in (replace(problem.graph, arithmetic=None), problem.graph):
+    for one in (replace(graph, arithmetic=None), graph):
         with torch.no_grad():
-            lower = method.bound(graph, tensors.sets.index(regions), rows).lower
+            lower = method.bound(one, tensors.sets.index(regions), rows).lower
         margins.append(float(tensors.branch_margin(lower).min()))
     loss = margins[0] - margins[1]
     return loss if math.isfinite(loss) else None

@@ -26,6 +26,7 @@ from milp.solvers.refusals import SolverUnsuitable
 from verifier.branch_and_bound.branching import BRANCHING
 from verifier.branch_and_bound.plan import plan_for
 from verifier.branch_and_bound.recorder import ProofTarget, Recorder
+from verifier.branch_and_bound.stage import is_confirmed
 from verifier.deadline import CLOSING_S, Deadline
 from verifier.out_of_memory import is_out_of_memory
 from verifier.problem import Problem, State, is_integral, make_problem
@@ -157,6 +158,10 @@ def verify(
             problem = make_problem(graph, property, replayer=_as_replayer(replayer, claim), deadline=deadline,
                                    seed=seed, device=device, simplified=simplified,
                                    rounded=evidence is not Evidence.FLOAT, claim=claim)
+            if claim is Claim.FLOAT32 and problem.graph.dtype == torch.float32 \
+                    and not is_confirmed(plan_for(problem, branching), problem):
+                problem = make_problem(graph, property, replayer=problem.replayer, deadline=deadline, seed=seed,
+                                       device=device, claim=claim, wide=True)
             if proof is not None:
                 recorder = Recorder.of(target_of(proof, replayer, property), problem, graph)
                 problem = dataclasses.replace(problem, recorder=recorder)

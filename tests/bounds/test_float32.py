@@ -104,7 +104,7 @@ def as_evaluated(graph: Graph) -> Graph:
     return graph.evaluated_in(F32).to(dtype=torch.float64)
 
 
-@pytest.mark.parametrize("activation", ["Relu", "LeakyRelu", "PRelu", "Clip"])
+@pytest.mark.parametrize("activation", ["Relu", "LeakyRelu", "PRelu", "Clip", "Sigmoid", "Tanh", "Elu", "Softplus"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_bounds_hold_however_float32_evaluates(kind: str, activation: str) -> None:
     for seed in range(3):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +13,10 @@ import pytest
 import torch
 
 from bounds import Graph
+from bounds.bounds import LinearRows
+from bounds.compute import compute_bounds
 from bounds.graph import UnsupportedOperator
+from bounds.sets import InputSet
 from tests.verifier.models import save_network, spec
 from tests.verifier.test_adversarial import NAMES, NETWORKS, Layers, absorbed, exactly, ordered
 from verifier import read_vnnlib, verify
@@ -30,6 +34,13 @@ def ask(net: Path, text: str, claim: Claim, method: str = "auto") -> Result:
                   time_limit_s=5.0)
 
 
+def search_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As large networks are: their neurons are split, and what is found is confirmed in float64."""
+    monkeypatch.setattr("verifier.problem.SMALL_WEIGHTS", 0)
+    monkeypatch.setattr("verifier.branch_and_bound.plan.FEW_INPUTS", 0)
+    monkeypatch.setattr("verifier.branch_and_bound.cut.MOST_ENTRIES", 0)
+
+
 def in_single(layers: Layers, x: float, order: Callable[[int], np.ndarray]) -> float:
     """The network in float32, the terms of each sum (the bias is the last) in some order."""
     values = np.array([x], np.float32)
@@ -44,10 +55,13 @@ def in_single(layers: Layers, x: float, order: Callable[[int], np.ndarray]) -> f
     return float(values[0])
 
 
+@pytest.mark.parametrize("small", [False, True], ids=["float32", "float64"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("make", NETWORKS, ids=NAMES)
 def test_what_some_order_of_summation_makes_unsafe_is_not_verified_about_float32(
-        make: Callable[[], Layers], method: str, tmp_path: Path) -> None:
+        make: Callable[[], Layers], method: str, small: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not small:
+        search_in_float32(monkeypatch)
     layers = make()
     net = save_network(tmp_path / "net.onnx", layers)
     rng = np.random.default_rng(0)
@@ -135,6 +149,35 @@ def test_margins_about_float32_are_smaller_and_reported(tmp_path: Path) -> None:
     loss = single.choices["margin_loss"]
     assert 0 < loss < 1e-2
     assert real.lower - single.lower == pytest.approx(loss, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown", "alpha-crown", "bab"])
+def test_searches_in_float32_are_confirmed_with_the_noise(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                                          ) -> None:
+    """At a threshold between what holds with the noise and what holds without it, nothing is verified; below it is, and
+    the margin is what float64 proves."""
+    search_in_float32(monkeypatch)
+    rng = np.random.default_rng(3)
+    layers = [(rng.normal(size=(40, 30)), rng.normal(size=40)), (rng.normal(size=(40, 40)) / 6, rng.normal(size=40)),
+              (rng.normal(size=(1, 40)), np.array([500.0]))]
+    net = save_network(tmp_path / "net.onnx", layers)
+    graph = Graph.from_onnx(net)
+    box = InputSet(-0.01 * torch.ones(1, 30, dtype=torch.float64), 0.01 * torch.ones(1, 30, dtype=torch.float64))
+    noisy = graph.simplify(fold=False).evaluated_in(torch.float32).to(dtype=torch.float64)
+    row = LinearRows(torch.ones(1, 1, dtype=torch.float64))
+    name = "crown" if method == "bab" else method
+    with_noise, without = (float(compute_bounds(g, box, row, name).lower)
+                           for g in (noisy, replace(noisy, arithmetic=None)))
+    assert with_noise < without - 1e-5
+    between, below = (with_noise + 3 * without) / 4, with_noise - 0.01
+
+    def asked(threshold: float) -> Result:
+        return ask(net, spec([(-0.01, 0.01)] * 30, 1, f"(<= Y_0 {threshold:.9f})"), Claim.FLOAT32, method)
+    verified = asked(below)
+    assert isinstance(verified.verdict, Verified) and verified.evidence is Evidence.ROUNDED
+    assert 0 < verified.lower <= 0.01 + 1e-5 or method in ("alpha-crown", "bab")
+    if method != "bab":  # which may split its way there
+        assert not isinstance(asked(between).verdict, Verified)
 
 
 def test_inputs_about_float32_are_float32_numbers(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from bounds.intermediate import EMPTY_RTOL, refine
 from bounds.interval import Interval
 from bounds.journal import Journal, Noted
 from bounds.ops.base import Elementwise
+from bounds.precision import rounded_down
 from bounds.rows import Rows
 from bounds.sets import InputSet
 from bounds.window import Owner
@@ -232,7 +233,7 @@ class Bounder:
         out = domains.map(lambda t: t)  # fields are replaced below, never written into
         out.open = domains.open.clone()
         done = lower > target
-        refused = self._refused(domains, d, branch, done, reached)
+        lower, refused = self._confirmed(domains, d, branch, lower, target, reached)
         out.open[d[done], slot[done]] = False
         still = torch.where(done, torch.full_like(lower, torch.inf), lower)
         out.lower = torch.full_like(domains.lower, torch.inf).scatter_reduce(0, d, still, "amin")
@@ -255,14 +256,16 @@ class Bounder:
         return Bounded(out, closed, engine.empty, d, slot, branch, lower, reached, sensitivity, scores, engine,
                        numerical, domains.z_low, domains.z_high, refused)
 
-    def _refused(self, domains: Domains, d: Tensor, branch: Tensor, done: Tensor, reached: Reached) -> Tensor | None:
-        """Indices of domains that closed here but not in float64 (None: nobody asks)."""
+    def _confirmed(self, domains: Domains, d: Tensor, branch: Tensor, lower: Tensor, target: Tensor, reached: Reached
+                   ) -> tuple[Tensor, Tensor | None]:
+        """(the bounds "G", of groups that closed and close in float64 as well what is proved there; indices of domains
+        with groups that closed here but not in float64, or None: nobody asks)."""
         if self.confirmer is None:
-            return None
-        group = done.nonzero().squeeze(1)
-        if not len(group):
-            return group
-        confirmed = torch.zeros_like(done)
+            return lower, None
+        done = lower > target
+        if not bool(done.any()):
+            return lower, d[:0]
+        proved = torch.full_like(lower, -torch.inf)
         left = done.clone()
         nothing = (torch.zeros(0, dtype=torch.long, device=d.device), Start())
         for index, start in (*reached.closed, nothing):
@@ -272,9 +275,11 @@ class Bounder:
             else:  # closed without parameters of their own: by a single row, or because nothing is left of them
                 index = left.nonzero().squeeze(1)
             if len(index):
-                confirmed[index] = self.confirmer.confirm(domains.take(d[index]), branch[index], start)
+                found = self.confirmer.confirm(domains.take(d[index]), branch[index], start)
+                proved[index] = rounded_down(found, lower.dtype)
                 left[index] = False
-        return d[done & ~confirmed].unique()
+        closes = done & (proved > target)
+        return torch.where(closes, proved, lower), d[done & ~closes].unique()
 
     def engine(self, domains: Domains) -> Backward:
         """The backward engine of a batch, with intermediate bounds."""

@@ -21,7 +21,7 @@ from verifier.problem import Double
 
 if TYPE_CHECKING:
     from bounds.graph import Graph
-    from verifier.branch_and_bound.bounding import Bounder
+    from verifier.branch_and_bound.bounding import Bounded, Bounder
 
 ITERATIONS = 8
 
@@ -32,6 +32,11 @@ def kinks_tell(graph: Graph) -> bool:
     return all(node.op.only_kink is not None for node in graph.nodes if isinstance(node.op, Elementwise))
 
 
+def _closed_at(bounded: Bounded) -> Tensor:
+    """The bounds of domains with one open branch each, -inf where they are not closed."""
+    return torch.where(bounded.closed, bounded.group_lower, torch.full_like(bounded.group_lower, -torch.inf))
+
+
 @dataclass(frozen=True, eq=False)
 class Confirmer:
     """`bounder`: in float64, without clips and cuts. Boxes of domains are their regions."""
@@ -40,7 +45,8 @@ class Confirmer:
     double: Double
 
     def confirm(self, domains: Domains, branch: Tensor, start: Start) -> Tensor:
-        """bool "G": which of the domains "G" are closed, each for one branch, with proposed parameters."""
+        """"G": what is proved of the domains "G" that are closed here, each for one branch, with proposed parameters
+        (-inf: not closed)."""
         bounder, layout = self.bounder, self.bounder.layout
         region = domains.region
         self.double.engine(region.unique())  # what is not proved yet
@@ -57,12 +63,12 @@ class Confirmer:
             multipliers=self._flat(start.multipliers, layout, like), choice=zeros + NO_CHOICE,
             point=like.new_zeros(G), plane=like.new_zeros(G, 0), fences=like.new_zeros(G, 2, 0),
             cuts=like.new_zeros(G, 2, 0))
-        closed = bounder.bound(one).closed
-        rest = (~closed).nonzero().squeeze(1)
+        lower = _closed_at(bounder.bound(one))
+        rest = (lower == -torch.inf).nonzero().squeeze(1)
         if len(rest):
             again = replace(bounder, method=BetaCrown(iterations=ITERATIONS, stop=bounder.method.stop))
-            closed[rest] = again.bound(one.take(rest)).closed
-        return closed
+            lower[rest] = _closed_at(again.bound(one.take(rest)))
+        return lower
 
     def _sides(self, domains: Domains, layout: Layout) -> tuple[Tensor, Tensor]:
         """What is proved of the regions' neurons, cut where they were split."""

@@ -45,7 +45,7 @@ class BranchAndBoundStage:
     def is_rounded(self, problem: Problem) -> bool:
         if self.exact is not None or not is_covered(problem.graph):
             return False
-        return problem.graph.dtype == torch.float64 or self.plan.inputs or _is_confirmed(self.plan, problem)
+        return problem.graph.dtype == torch.float64 or self.plan.inputs or is_confirmed(self.plan, problem)
 
     def run(self, problem: Problem, state: State) -> None:
         plan = self.plan if problem.recorder is None else recordable(self.plan)
@@ -71,7 +71,7 @@ class BranchAndBoundStage:
         if affine is not None and recorder is not None:
             affine = replace(affine, exact=True)
         confirmer = None
-        if recorder is None and _is_confirmed(plan, problem):
+        if recorder is None and is_confirmed(plan, problem):
             assert problem.double is not None
             double = problem.double
             once = BetaCrown(iterations=1, stop=method.stop)
@@ -106,7 +106,7 @@ class BranchAndBoundStage:
             _take_over(state, question, search)
 
 
-def _is_confirmed(plan: Plan, problem: Problem) -> bool:
+def is_confirmed(plan: Plan, problem: Problem) -> bool:
     """Whether what a search in float32 closes can be closed once more in float64."""
     changes_boxes = plan.inputs or plan.clips or plan.cuts or plan.contracts
     pools = any(isinstance(node.op, MaxPool) for node in problem.graph.nodes)
