@@ -13,11 +13,11 @@ the box bounds neurons (rows +-z) and the property's rows; a bound > 0 means tha
 Rounding. With u = 2^-53, n products summed in any order, fused or not, give sum x_i y_i (1 + d_i) with |d_i| <= n u
 / (1 - n u) (Higham, Accuracy and Stability of Numerical Algorithms, 2002, chapter 3). So for a computed A' = fl(A W)
 `|(A W - A') z| <= n u |A| (|W| |z|)` up to second order: A' is taken as exact from there on, and `n u |A| v` is charged
-to the row, with v >= |W| |z| + |b| over all nodes of the batch. v also bounds the map's own output, so that the same
-charge, with n enlarged by `Network.extra`, covers A b, slopes and multipliers applied just before, and all additions to
-the constant. Charges are sums of non-negative terms; SAFETY covers their own rounding and second orders. Underflow adds
-less than `Bounds.tiny`. Intervals: centre W c + b, radius |W| r + n u v. What is not finite proves nothing. With
---exact the same code runs on Fractions, with u = 0.
+to the row, with v >= |W| |z| + |b| over all nodes of the batch. With n enlarged by `Network.extra` the same charge
+covers A b, later additions to the constant, and the sums where A' meets other rows or multipliers. Before an activation
+|A'| |z| is charged for the same. Charges are sums of non-negative terms; SAFETY covers their own rounding and second
+orders. Underflow adds less than `Bounds.tiny`. Intervals: centre W c + b, radius |W| r + n u v. What is not finite
+proves nothing. With --exact the same code runs on Fractions, with u = 0.
 """
 
 from __future__ import annotations
@@ -35,20 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from verifier.check_input import (
-    Activation,
-    Affine,
-    Array,
-    Branch,
-    Network,
-    Numbers,
-    U,
-    Unreadable,
-    read_file,
-    read_network,
-    read_vnnlib,
-    robustness,
-)
+from verifier.check_input import Activation, Affine, Array, Branch, Network, Numbers, Row, U, Unreadable, read_question
 
 MAGIC = b"rmax-proof 2\n"
 MOST_BLOCK = 1 << 28          # unpacked bytes of a block: far above what a writer makes of one batch
@@ -56,6 +43,7 @@ CLOSED, KEPT = 0, 1           # what a certificate is for
 SAFETY = 1.01
 BLOCK_ENTRIES = 1 << 16       # entries of a block of rows: it stays in the cache
 BATCH_ENTRIES = 1 << 21       # entries of the intervals of a batch of nodes
+Block = tuple[dict[str, Any], dict[str, Array]]
 
 
 class Refused(Exception):
@@ -65,42 +53,42 @@ class Refused(Exception):
 # ---------------------------------------------------------------------- the file
 
 
-def blocks(path: str) -> Iterator[tuple[dict[str, Any], dict[str, Array]]]:
+def blocks(path: str) -> Iterator[Block]:
     """(head, columns) of every block, after the digest of the whole file was compared."""
     try:
-        file = open(path, "rb")  # noqa: SIM115
+        data = Path(path).read_bytes()
     except OSError as error:
         raise Unreadable(f"{path}: {error.strerror}") from error
-    with file:
-        end, digest = file.seek(0, 2) - 32, hashlib.sha256()
-        file.seek(0)
-        if file.read(len(MAGIC)) != MAGIC:
-            raise Refused("not a proof file of version 2")
-        file.seek(0)
-        while file.tell() < end:
-            digest.update(file.read(min(end - file.tell(), 1 << 20)))
-        if file.read() != digest.digest():
-            raise Refused("the digest does not match the content: damaged or changed")
-        file.seek(len(MAGIC))
-        head: dict[str, Any] = {}
-        while file.tell() < end:
-            try:
-                unpacker = zlib.decompressobj()
-                data = unpacker.decompress(file.read(struct.unpack("<I", file.read(4))[0]), MOST_BLOCK)
-                line, _, rest = data.partition(b"\n")
-                head, columns, at = json.loads(line), {}, 0
-                for name, (kind, count) in head.pop("columns").items():
-                    if kind not in ("u1", "i1", "<u2", "<i4", "<f4", "<f8") or count < 0:
-                        raise ValueError("a column of unknown type")
-                    columns[name] = np.frombuffer(rest, kind, count, at) if count else np.zeros(0, kind)
-                    at += columns[name].nbytes
-                if at != len(rest) or not unpacker.eof:
-                    raise ValueError("too large, or not filled by its columns")
-            except (zlib.error, struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise Refused(f"a block cannot be read ({error})") from error
-            yield head, columns
-        if head.get("block") != "end":
-            raise Refused("the file is not complete")
+    if not data.startswith(MAGIC):
+        raise Refused("not a proof file of version 2")
+    if hashlib.sha256(data[:-32]).digest() != data[-32:]:
+        raise Refused("the digest does not match the content: damaged or changed")
+    at, head = len(MAGIC), dict[str, Any]()
+    while at < len(data) - 32:
+        try:
+            end = at + 4 + struct.unpack_from("<I", data, at)[0]
+            head, columns = unpacked(data[at + 4:end])
+        except (zlib.error, struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise Refused(f"a block cannot be read ({error})") from error
+        yield head, columns
+        at = end
+    if head.get("block") != "end":
+        raise Refused("the file is not complete")
+
+
+def unpacked(packed: bytes) -> Block:
+    """(head, columns) of one block; no more is unpacked than a block may hold."""
+    unpacker = zlib.decompressobj()
+    line, _, rest = unpacker.decompress(packed, MOST_BLOCK).partition(b"\n")
+    head, columns, at = json.loads(line), {}, 0
+    for name, (kind, count) in head.pop("columns").items():
+        if kind not in ("u1", "i1", "<u2", "<i4", "<f4", "<f8") or count < 0:
+            raise ValueError("a column of unknown type")
+        columns[name] = np.frombuffer(rest, kind, count, at) if count else np.zeros(0, kind)
+        at += columns[name].nbytes
+    if at != len(rest) or not unpacker.eof:
+        raise ValueError("too large, or not filled by its columns")
+    return head, columns
 
 
 # ---------------------------------------------------------------------- lines around activations
@@ -146,16 +134,11 @@ def intercepts(step: Activation, s: Any, t: Any, low: Array, high: Array, u: Any
         c = h * below_sigmoid(s / h**2, h * low, h * high) + (1 - h)
         d = 1 - h * below_sigmoid(t / h**2, -h * high, -h * low)
         return c - 8 * u * (2 + np.abs(c)), d + 8 * u * (2 + np.abs(d))
-    kinks = [k for k in ((0,) if step.kind != "Clip" else (step.low, step.high)) if k is not None]
-    under, over = [], []
-    for z in (low, high, *(np.minimum(np.maximum(low, k), high) for k in kinks)):
-        f = np.maximum(z, 0) if step.kind == "Relu" else np.where(z >= 0, z, step.alpha * z) \
-            if step.kind == "LeakyRelu" else z
-        if step.kind == "Clip":
-            f = np.maximum(f, step.low) if step.low is not None else f
-            f = np.minimum(f, step.high) if step.high is not None else f
-        under.append(f - s * z - 4 * u * (np.abs(f) + np.abs(s * z) + u))
-        over.append(f - t * z + 4 * u * (np.abs(f) + np.abs(t * z) + u))
+    kinks = (step.low, step.high) if step.kind == "Clip" else (0,)
+    turns = [low, high, *(np.minimum(np.maximum(low, k), high) for k in kinks)]
+    values = [step.value(z) for z in turns]
+    under = [f - s * z - 4 * u * (np.abs(f) + np.abs(s * z) + u) for z, f in zip(turns, values, strict=True)]
+    over = [f - t * z + 4 * u * (np.abs(f) + np.abs(t * z) + u) for z, f in zip(turns, values, strict=True)]
     return np.minimum.reduce(under), np.maximum.reduce(over)
 
 
@@ -164,15 +147,12 @@ def intercepts(step: Activation, s: Any, t: Any, low: Array, high: Array, u: Any
 
 def dot(a: Array, b: Array) -> Array:
     """Row by row."""
-    return np.asarray((a * b).sum(-1)) if object in (a.dtype, b.dtype) else np.einsum("...n,...n->...", a, b)
+    return np.asarray(np.einsum("...n,...n->...", a, b))
 
 
-@dataclass
-class Chosen:
-    """Slopes that rows of their own state: given "R slopes" (bool) and value "R slopes"."""
-
-    given: Array
-    value: Array
+def parts(count: int, size: int) -> Iterator[Array]:
+    """0 .. count - 1 in blocks."""
+    return (np.arange(k, min(k + size, count)) for k in range(0, count, size))
 
 
 @dataclass
@@ -184,7 +164,7 @@ class Stated:
     lines: Array
     codes: Array | None = None
     narrow: tuple[Array, Array, Array] = (np.zeros(0, int), np.zeros(0, int), np.zeros(0))
-    polish: tuple[Array, Array, Array, Callable[[Array], Chosen]] | None = None
+    polish: tuple[Array, Array, Array, Callable[[Array], Array]] | None = None
 
 
 class Bounds:
@@ -195,149 +175,139 @@ class Bounds:
         self.net, self.u, self.ball, self.given, self.stated = net, net.numbers.u, ball, given, stated
         self.low, self.high = {0: low}, {0: high}
         self.most: dict[int, Array] = {}     # tensor -> |z| at most, over all nodes
-        self.size: dict[int, Array] = {}     # tensor -> v: what charges for rows over it are measured by
+        self.size: dict[int, Array] = {}     # affine tensor -> v: what charges for rows over it are measured by
         self.lines: dict[int, tuple[Any, ...]] = {}
-        self.empty = np.zeros(len(low), bool)
-        self.tiny: Any = 0 if net.numbers.exact else 2.0**-1000
-        self._settle(0, 0)
+        self.steps = {step.out: step for step in net.steps}
+        self.empty, self.tiny = np.zeros(len(low), bool), 0 * self.u
+        self.block = max(16, BLOCK_ENTRIES // max(net.sizes))
+        self._settle(0)
         for step in net.steps:
             if isinstance(step, Affine):
                 self._map(step)
             else:
                 self._activate(step)
-            self._settle(step.out, step.n)
+            self._settle(step.out)
 
     def charge(self, n: int) -> Any:
-        return 0 if self.net.numbers.exact else SAFETY * (n + self.net.extra) * U
+        return SAFETY * (n + self.net.extra) * U if self.u else 0
 
     def _map(self, step: Affine) -> None:
-        centres = [self.low[i] / 2 + self.high[i] / 2 for i in step.inputs]
+        half = self.net.numbers.half
+        centres = [self.low[i] * half + self.high[i] * half for i in step.inputs]
         radii = [np.maximum(self.high[i] - c, c - self.low[i]) * (1 + 4 * self.u)
                  for i, c in zip(step.inputs, centres, strict=True)]
-        self.size[step.out] = v = step.reach([self.most[i][None] for i in step.inputs])[0]
-        y = step.apply(centres) + step.bias
-        radius = step.apply(radii, absolute=True) + (self.charge(step.n) * v + self.tiny)
+        self.size[step.out] = v = step.apply([self.most[i][None] for i in step.inputs], step.reach)[0] + step.size
+        y = step.apply(centres, step.weights) + step.bias
+        radius = step.apply(radii, step.moduli) + (self.charge(step.n) * v + self.tiny)
         known = np.isfinite((y + radius).astype(float))
         self.low[step.out] = np.where(known, y - radius, -np.inf)
         self.high[step.out] = np.where(known, y + radius, np.inf)
 
     def _activate(self, step: Activation) -> None:
         low, high = self.low[step.inputs[0]], self.high[step.inputs[0]]
-        n, flat = low.shape[1], 0 * low
-        s = self.stated.lines[:, step.at:step.at + n]
+        n = low.shape[1]
+        s, t = self.stated.lines[:, step.at:step.at + n], self.stated.lines[:, step.at + n:step.at + 2 * n]
         if step.kind == "Relu":   # below it any line s z with 0 <= s <= 1, above it the chord
             inside = (low < 0) & (high > 0)
             t = np.where(inside, high / np.where(inside, high - low, 1), low >= 0)
             node, slope, value = self.stated.narrow
             here = (slope >= step.at) & (slope < step.at + n)
             t[node[here], slope[here] - step.at] = value[here]
-            self.lines[step.out] = (s, t, None, intercepts(step, s, t, low, high, self.u)[1])
-        else:
-            t = self.stated.lines[:, step.at + n:step.at + 2 * n]
-            self.lines[step.out] = (s, t, *intercepts(step, s, t, low, high, self.u))
-        self.low[step.out], self.high[step.out] = intercepts(step, flat, flat, low, high, self.u)
+        below, above = intercepts(step, s, t, low, high, self.u)
+        self.lines[step.out] = s, t, None if step.kind == "Relu" else below, above
+        self.low[step.out], self.high[step.out] = intercepts(step, 0 * low, 0 * low, low, high, self.u)
 
-    def _settle(self, tensor: int, n: int) -> None:
+    def _settle(self, tensor: int) -> None:
         """Meet the intervals of a tensor with what is given and with rows, and measure it."""
         if tensor in self.net.neurons:
             first, count = self.net.neurons[tensor]
-            part = slice(first, first + count)
-            low = np.maximum(self.low[tensor], self.given[0][:, part])
-            high = np.minimum(self.high[tensor], self.given[1][:, part])
+            low = np.maximum(self.low[tensor], self.given[0][:, first:first + count])
+            high = np.minimum(self.high[tensor], self.given[1][:, first:first + count])
             if self.stated.codes is not None:
-                low, high = self._by_rows(tensor, low, high, self.stated.codes[:, part], first)
+                low, high = self._by_rows(tensor, low, high, self.stated.codes[:, first:first + count])
             self.empty |= (low > high).any(1)
             self.low[tensor], self.high[tensor] = np.minimum(low, high), np.maximum(low, high)
         self.most[tensor] = np.maximum(np.abs(self.low[tensor]), np.abs(self.high[tensor])).max(0)
-        self.size.setdefault(tensor, self.most[tensor])
-        if not self.net.numbers.exact:
-            self.tiny += 2.0**-1060 * (self.net.extra + n) * float(self.size[tensor].sum() + self.net.sizes[tensor])
+        if self.u:
+            size, n = self.size.get(tensor, self.most[tensor]), getattr(self.steps.get(tensor), "n", 0)
+            self.tiny += 2.0**-1060 * (self.net.extra + n) * float(size.sum() + len(size)) + 2.0**-1000
 
-    def _by_rows(self, tensor: int, low: Array, high: Array, codes: Array, first: int) -> tuple[Array, Array]:
-        best = np.full((2, *low.shape), -np.inf, low.dtype)
+    def _by_rows(self, tensor: int, low: Array, high: Array, codes: Array) -> tuple[Array, Array]:
+        best, first = np.full((2, *low.shape), -np.inf, low.dtype), self.net.neurons[tensor][0]
         for side in (0, 1):
             node, neuron = np.nonzero(codes & (side + 1))
             best[side, node, neuron] = self._row_bounds(tensor, node, neuron, np.full(len(node), 1 - 2 * side))
         if self.stated.polish is not None:
             node, neuron, sign, slopes = self.stated.polish
             here = np.flatnonzero((neuron >= first) & (neuron < first + codes.shape[1]))
-            value = self._row_bounds(tensor, node[here], neuron[here] - first, sign[here], lambda p: slopes(here[p]))
-            np.maximum.at(best, ((1 - sign[here]) // 2, node[here], neuron[here] - first), value)
-        up, down = best[0], -best[1]
-        low = np.where(codes == 3, np.maximum(low, up), np.where(codes == 1, np.maximum(low, np.minimum(up, 0)), low))
-        return low, np.where(codes == 3, np.minimum(high, down),
-                             np.where(codes == 2, np.minimum(high, np.maximum(down, 0)), high))
+            node, neuron, sign = node[here], neuron[here] - first, sign[here]
+            value = self._row_bounds(tensor, node, neuron, sign, lambda part: slopes(here[part]))
+            np.maximum.at(best, ((1 - sign) // 2, node, neuron), value)
+        (up, down), full = (best[0], -best[1]), codes == 3
+        return np.maximum(low, np.where(full, up, np.minimum(up, 0))), \
+            np.minimum(high, np.where(full, down, np.maximum(down, 0)))
 
     def _row_bounds(self, tensor: int, node: Array, neuron: Array, sign: Array, slopes: Any = None) -> Array:
         """Lower bounds of rows `sign z[neuron]` over their nodes; `slopes(part)` gives lines of their own."""
         value = np.zeros(len(node), self.low[0].dtype)
-        for part in self.parts(len(node)):
-            A, b = self.pull(tensor, (neuron[part], sign[part]), node[part], 0, 0, slopes and slopes(part))
+        for part in parts(len(node), self.block):
+            A, b = self.pull(*self.units(tensor, neuron[part], sign[part]), node[part], slopes and slopes(part))
             value[part] = self.minimum(A, b, node[part])
         return value
 
-    def parts(self, count: int) -> Iterator[slice]:
-        """Blocks of rows that stay in the cache."""
-        size = max(16, BLOCK_ENTRIES // max(self.net.sizes))
-        return (slice(k, min(k + size, count)) for k in range(0, count, size))
+    def units(self, tensor: int, neuron: Array, sign: Array) -> tuple[dict[int, Array], Any, Any]:
+        """What `pull` starts from for rows `sign z[neuron]`: rows of the affine step before, if it is one."""
+        step, rows = self.steps.get(tensor), dict[int, Array]()
+        if not isinstance(step, Affine):
+            A = np.zeros((len(neuron), self.net.sizes[tensor]), self.low[0].dtype)
+            A[np.arange(len(neuron)), neuron] = sign
+            return {tensor: A}, 0 * sign, 0 * sign
+        for i, A in zip(step.inputs, step.units(neuron, sign), strict=True):
+            rows[i] = rows[i] + A if i in rows else A
+        return rows, step.bias[neuron] * sign, self.charge(step.n) * self.size[tensor][neuron]
 
-    def pull(self, tensor: int, rows: Any, node: Array, c: Any, e: Any, chosen: Chosen | None = None,
+    def pull(self, rows: dict[int, Array], c: Any, e: Any, node: Array, slopes: Array | None = None,
              multipliers: Array | None = None) -> tuple[Array, Array]:
-        """(A "R inputs", b "R") with `rows z + c >= A x + b` for all x of each row's node, where c is off by at most e.
-        rows: "R n" over a tensor, or (neuron, sign) of unit rows."""
-        pending: dict[int, Any] = {tensor: rows}
-        for step in (*self.net.steps[::-1], None):
-            i = 0 if step is None else step.out
-            A = pending.pop(i, None)
-            if isinstance(A, tuple):
-                index, sign = A
-                c, e, A = 0 * sign, 0 * sign, None
-                if isinstance(step, Affine) and (units := step.units(index, sign)) is not None:
-                    c = step.bias[index] * sign   # exactly, as the row itself
-                    pending |= zip(step.inputs, units, strict=True)
-                    continue
-                A = np.zeros((len(index), self.net.sizes[i]), self.low[0].dtype)
-                A[np.arange(len(index)), index] = sign
-            if multipliers is not None and i in self.net.neurons:
-                first, count = self.net.neurons[i]
+        """(A "R inputs", b "R") with `sum rows z + c >= A x + b` for all x of each row's node, where c and the rows are
+        off by at most e. rows "R n" by tensor; slopes "R slopes": lines of the rows' own; multipliers "R neurons"."""
+        rows = dict(rows)
+        if multipliers is not None:
+            for i, (first, count) in self.net.neurons.items():
                 s, low, high = multipliers[:, first:first + count], self.low[i][node], self.high[i][node]
                 c = c + dot(np.maximum(s, 0), low) + dot(np.minimum(s, 0), high)
                 e = e + self.charge(count) * dot(np.abs(s), np.maximum(np.abs(low), np.abs(high)))
-                A = -s if A is None else A - s
-            if step is None:
-                A = np.zeros((len(node), self.net.sizes[0]), self.low[0].dtype) if A is None else A
-                break
-            if A is None:
+                rows[i] = rows[i] - s if i in rows else -s
+        for step in self.net.steps[::-1]:
+            if (A := rows.pop(step.out, None)) is None:
                 continue
-            e = e + self.charge(step.n) * (np.abs(A) @ self.size[i])
             if isinstance(step, Affine):
-                c, found = c + A @ step.bias, step.pull(A)
+                constant, error = A @ step.bias, self.charge(step.n) * (np.abs(A) @ self.size[step.out])
+                found = step.pull(A)
             else:
-                back, constant, charge = self._through(step, A, node, chosen)
-                c, e, found = c + constant, e + charge, [back]
-            for j, B in zip(step.inputs, found, strict=True):
-                pending[j] = pending[j] + B if j in pending else B
+                constant, error, *found = self._through(step, A, node, slopes)
+            c, e = c + constant, e + error
+            for i, B in zip(step.inputs, found, strict=True):
+                rows[i] = rows[i] + B if i in rows else B
+        A = rows.get(0, np.zeros((len(node), self.net.sizes[0]), self.low[0].dtype))
         return A, c - e - self.tiny
 
-    def _through(self, step: Activation, A: Array, node: Array, chosen: Chosen | None) -> tuple[Array, Array, Array]:
-        """(rows before an activation, constant, what it may be off by)."""
+    def _through(self, step: Activation, A: Array, node: Array, slopes: Array | None) -> tuple[Array, Array, Array]:
+        """(constant, what it and the rows may be off by, rows before an activation)."""
         place = node if len(self.low[0]) > 1 else slice(None)   # one node's lines serve all rows
-        s, t, above = (self.lines[step.out][k][place] for k in (0, 1, 3))
-        below = None if self.lines[step.out][2] is None else self.lines[step.out][2][place]
-        if chosen is not None:
-            part = slice(step.at, step.at + A.shape[1])
-            s = np.where(chosen.given[:, part], chosen.value[:, part], s)
+        lines: list[Any] = [line if line is None else line[place] for line in self.lines[step.out]]
+        (s, t, below, above), n, before = lines, A.shape[1], step.inputs[0]
+        if slopes is not None:
+            s = slopes[:, step.at:step.at + n]
             if step.kind != "Relu":
-                part = slice(part.stop, part.stop + A.shape[1])
-                t = np.where(chosen.given[:, part], chosen.value[:, part], t)
-                low, high = (end[step.inputs[0]][place] for end in (self.low, self.high))
-                below, above = intercepts(step, s, t, low, high, self.u)
-        negative, n = np.minimum(A, 0), A.shape[1]
+                t = slopes[:, step.at + n:step.at + 2 * n]
+                below, above = intercepts(step, s, t, self.low[before][place], self.high[before][place], self.u)
+        negative = np.minimum(A, 0)
         constant, size = dot(negative, above), -dot(negative, np.abs(above))
         if below is not None:
             positive = A - negative
             constant, size = constant + dot(positive, below), size + dot(positive, np.abs(below))
-        return A * np.where(A > 0, s, t), constant, self.charge(n) * size
+        B = A * np.where(A > 0, s, t)
+        return constant, self.charge(n) * size + self.charge(0) * (np.abs(B) @ self.most[before]), B
 
     def of_neurons(self) -> tuple[Array, Array]:
         """Intervals of all neurons, in the file's order."""
@@ -347,70 +317,64 @@ class Bounds:
 
     def minimum(self, A: Array, b: Array, node: Array) -> Array:
         """At most the minimum of A x + b over each row's node."""
-        low, high, size = self.low[0][node], self.high[0][node], np.abs(A)
-        centre = low / 2 + high / 2
-        radius = np.maximum(high - centre, centre - low) * (1 + 4 * self.u)
-        value = b + dot(A, centre) - dot(size, radius) - self.charge(A.shape[1]) * (size @ self.most[0] + np.abs(b))
+        low, high, charge = self.low[0][node], self.high[0][node], self.charge(A.shape[1])
+        value, of = over_box(A, b, low, high, self.most[0], charge), self.net.numbers.of
         if self.ball is not None:   # A = B + (A - B), B over the ball by its dual norm, the rest over the box
             c, r, p = self.ball
-            B = part_for_ball(A, low - c, high - c, r, p)
-            rest, norm = A - B, np.sqrt((B * B).sum(1)) if p == 2 else np.abs(B).max(1)
-            other = b + dot(rest, centre) - dot(np.abs(rest), radius) + B @ c - r * norm
-            error = (np.abs(rest) + np.abs(B)) @ (self.most[0] + np.abs(c)) + np.abs(b) + r * norm
-            value = np.fmax(value, other - 4 * self.charge(A.shape[1]) * error)
-        return value if self.net.numbers.exact else np.where(np.isfinite(value), value, -np.inf)
+            row, least, most = (v.astype(float) for v in (A, low - c, high - c))   # B is found in floats
+            B = of(np.nan_to_num(part_for_ball(row, least, most, float(r), p)))
+            norm = np.sqrt((B * B).sum(1)) if p == 2 else np.abs(B).max(1)
+            error = 4 * charge * ((np.abs(A) + np.abs(B)) @ (self.most[0] + np.abs(c)) + np.abs(b) + r * norm)
+            value = np.fmax(value, over_box(A - B, b + B @ c - r * norm, low, high, self.most[0], charge) - error)
+        return np.where(np.isfinite(value.astype(float)), value, -np.inf)
+
+
+def over_box(A: Array, b: Array, low: Array, high: Array, most: Array, charge: Any) -> Array:
+    """At most the minimum of A x + b over the box of each row."""
+    centre = low / 2 + high / 2   # Fractions, or floats
+    radius = np.maximum(high - centre, centre - low) * (1 + (4 * U if charge else 0))
+    size = np.abs(A)
+    return b + dot(A, centre) - dot(size, radius) - charge * (size @ most + np.abs(b))
+
+
+def last(holds: Callable[[Array], Array], count: int) -> Array:
+    """For every row about the largest s up to which `holds(s "rows 1")`, which turns from true to false."""
+    least, most = np.full((count, 1), -60.0), np.full((count, 1), 60.0)   # of log2 s
+    for _ in range(50):
+        middle = (least + most) / 2
+        holding = holds(2**middle)[:, None]
+        least, most = np.where(holding, middle, least), np.where(holding, most, middle)
+    return 2**least
 
 
 def part_for_ball(A: Array, low: Array, high: Array, r: float, p: float) -> Array:
     """A good part B of the rows to be bounded over the ball (any is valid): at the optimum of p = 2 the minimiser is
-    z = clip(-s A) with |z| = r and B = -z / s; for p = 1 B = A cut off at +-t, where the rest has used up r."""
-    if p == 1:
-        room, order = np.where(A > 0, -low, high), np.argsort(-np.abs(A), 1)
-        spent = (np.cumsum(np.take_along_axis(room, order, 1), 1) < r).sum(1)
-        at = np.take_along_axis(order, np.minimum(spent, A.shape[1] - 1)[:, None], 1)
-        t = np.where((spent < A.shape[1])[:, None], np.abs(np.take_along_axis(A, at, 1)), 0)
-        return np.clip(A, -t, t)
-    least, most = np.full((len(A), 1), -60.0), np.full((len(A), 1), 60.0)   # of log2 s
-    for _ in range(50):
-        s = 2 ** ((least + most) / 2)
-        inside = (np.clip(-s * A, low, high)**2).sum(1, keepdims=True) <= r * r
-        least, most = np.where(inside, (least + most) / 2, least), np.where(inside, most, (least + most) / 2)
-    return -np.clip(-s * A, low, high) / s
+    z = clip(-s A) with |z| = r and B = -z / s; for p = 1 B = A cut off at +-1 / s, where the rest has used up r."""
+    if p == 2:
+        s = last(lambda s: (np.clip(-s * A, low, high)**2).sum(1) <= r * r, len(A))
+        return -np.clip(-s * A, low, high) / s
+    s = last(lambda s: (np.where(A > 0, -low, high) * (np.abs(A) * s > 1)).sum(1) <= r, len(A))
+    return np.clip(A, -1 / s, 1 / s)
 
 
-# ---------------------------------------------------------------------- what a file says of this network and property
+# ---------------------------------------------------------------------- what a file says, and the tree
 
 
-POPULATION = np.array([bin(k).count("1") for k in range(256)])
-
-
-def ragged(counts: Array, chosen: Array) -> Array:
-    """Places of the entries of chosen rows in a column that holds `counts` entries a row."""
-    lengths = counts[chosen]
-    starts = (np.cumsum(counts) - counts)[chosen]
-    return np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
-
-
-class Question:
-    """The property's branches in numbers, and how a file numbers neurons, slopes and regions."""
+class Proof:
+    """What a file has said so far: how it numbers neurons, slopes and regions, and a tree. This has roots 0 .. R - 1
+    and the nodes R + 2 k, R + 2 k + 1 that the k-th split makes. A node is the set of inputs of its root's box that are
+    left by the splits on the way down to it."""
 
     def __init__(self, net: Network, branches: list[Branch], head: dict[str, Any], columns: dict[str, Array]) -> None:
         self.net, self.region, self.inputs, of = net, columns["region"], net.sizes[0], net.numbers
         boxes = {k: (of.down(b.low), of.up(b.high)) for k, b in {id(b.low): b for b in branches}.items()}   # few
         self.low, self.high = (np.stack([boxes[id(b.low)][k] for b in branches]) for k in (0, 1))
-        self.ball, rows = None, [row for branch in branches for row in branch.rows]
+        self.ball = None
         if branches[0].ball is not None:
             centre, radius, p = branches[0].ball
-            self.ball = np.array(centre, float), float(of.up([radius])[0]), p   # the centre is given in floats
-        self.counts, self.strict = np.array([len(b.rows) for b in branches]), np.array([r.strict for r in rows])
-        table = np.full((len(rows), self.inputs + net.sizes[net.output] + 1), Fraction(0))
-        for k, row in enumerate(rows):
-            for terms, first in ((row.x, 0), (row.y, self.inputs)):
-                for i, coefficient in terms:
-                    table[k, first + i] = coefficient
-            table[k, -1] = -row.bound
-        self.rows = table if of.exact else table.astype(float)   # x, y, constant; to the nearest
-        self.intervals: dict[int, tuple[Array, Array]] = {}
+            self.ball = of.up(centre), of.up([radius])[0], p   # the centre is given in floats
+        self.rows = [self.table(b.rows) for b in branches]
+        self.strict = [np.array([row.strict for row in b.rows], bool) for b in branches]
         for name, count in head["neurons"]:
             if net.sizes[net.names[name]] != count or net.names[name] in net.neurons:
                 raise Refused(f"names neurons {name!r} that the network does not have")
@@ -422,24 +386,51 @@ class Question:
         if sorted(s.out for s in net.steps if isinstance(s, Activation)) != sorted(s.out for s in self.activations) \
                 or {s.inputs[0] for s in self.activations} != set(net.neurons):
             raise Refused("does not name the network's activations and the neurons that they read")
+        nothing = np.full((1, self.neurons), np.inf)
+        self.nothing: tuple[Array, Array] = -nothing, nothing    # is known of neurons before
+        self.passes: dict[int, tuple[Array, Array]] = {}         # region -> intervals of neurons
+        self.proved: set[int] = set()
+        self.nodes, self.roots, self.batch = 0, 0, max(1, BATCH_ENTRIES // sum(net.sizes))
 
-    def regions(self, regions: Array) -> Array:
-        """For each region a branch whose box it is."""
-        return np.array([np.flatnonzero(self.region == r)[0] for r in regions], int)
+    def table(self, rows: list[Row]) -> Array:
+        """Coefficients of x and y, to the nearest, and minus the bound."""
+        found = np.zeros((len(rows), self.inputs + self.net.sizes[self.net.output] + 1), self.low.dtype)
+        for k, row in enumerate(rows):
+            for i, coefficient in (*row.x, *((self.inputs + i, c) for i, c in row.y), (-1, -row.bound)):
+                found[k, i] = coefficient
+        return found
+
+    def read(self, file: Iterator[Block]) -> str:
+        """Follow the file to its end; what it proves, in words."""
+        for head, columns in file:
+            if head["block"] == "passes":
+                self.whole(columns)
+            elif head["block"] == "tree":
+                self.begin(head, columns)
+            elif head["block"] == "nodes" and self.roots:
+                if "split.parent" in columns:
+                    self.split(*(columns[f"split.{name}"] for name in ("parent", "variable", "point")))
+                if "visit.node" in columns:
+                    self.visit(columns)
+            elif head["block"] == "closed" and self.roots:
+                self.close()
+        if missing := set(range(len(self.rows))) - self.proved:
+            raise Refused(f"branch {min(missing)} of the property is not proved")
+        return f"verified: {len(self.rows)} branches, {self.nodes} nodes"
 
     def legal(self, slopes: Array) -> Array:
         for step in self.activations:
             part = slopes[:, step.at:step.at + self.net.sizes[step.out]]
             if step.kind == "Relu" and not ((part >= 0) & (part <= 1)).all():
                 raise Refused("a slope below a ReLU that is not between 0 and 1")
-        return self.net.numbers.of(slopes)
+        return slopes
 
     def stated(self, columns: dict[str, Array], table: str, count: int, part: Array) -> Stated:
         """What a block says of entries `part` of a table (`pass`, `visit`) of `count`."""
-        lines = columns[f"{table}.lines"]
+        lines, of = columns[f"{table}.lines"], self.net.numbers.of
         if lines.dtype == np.uint8:
             lines = np.unpackbits(lines.reshape(count, -(-self.net.slopes // 8)), axis=1, count=self.net.slopes)
-        found = Stated(self.legal(lines.reshape(count, self.net.slopes)[part]))
+        found = Stated(self.legal(of(lines.reshape(count, self.net.slopes)[part])))
         if f"{table}.rows" in columns:
             packed = columns[f"{table}.rows"].reshape(count, -(-self.neurons // 4))[part]
             codes = np.stack([packed >> k & 3 for k in (0, 2, 4, 6)], -1).reshape(len(part), -1)
@@ -448,263 +439,204 @@ class Question:
         place[part] = np.arange(len(part))
         if "narrow.at" in columns:
             own = np.flatnonzero(place[columns["narrow.at"]] >= 0)
-            found.narrow = (place[columns["narrow.at"][own]], columns["narrow.slope"][own],
-                            self.net.numbers.of(columns["narrow.value"][own]))
+            at, slope, value = (columns[f"narrow.{name}"][own] for name in ("at", "slope", "value"))
+            found.narrow = place[at], slope, of(value)
         if "polish.at" in columns:
-            rows = np.flatnonzero(place[columns["polish.at"]] >= 0)
-            sign = np.where(columns["polish.sign"][rows] > 0, 1, -1)
-            found.polish = (place[columns["polish.at"][rows]], columns["polish.neuron"][rows].astype(int), sign,
-                            lambda chosen: self.chosen(columns, "polish", rows[chosen]))
+            own = np.flatnonzero(place[columns["polish.at"]] >= 0)
+            node, lines_of = place[columns["polish.at"][own]], self.lines_of(columns, "polish")
+            sign = np.where(columns["polish.sign"][own] > 0, 1, -1)
+            found.polish = (node, columns["polish.neuron"][own].astype(int), sign,
+                            lambda rows: lines_of(own[rows], found.lines[node[rows]]))
         return found
 
-    def chosen(self, columns: dict[str, Array], table: str, index: Array) -> Chosen:
-        """The slopes that rows `index` of a table state."""
+    def lines_of(self, columns: dict[str, Array], table: str) -> Callable[[Array, Array], Array]:
+        """(rows of a table, default lines) -> lines, some of which the rows state on their own."""
         mask, values = columns[f"{table}.mask"].reshape(-1, -(-self.net.slopes // 8)), columns[f"{table}.slopes"]
-        given = np.unpackbits(mask[index], axis=1, count=self.net.slopes).astype(bool)
-        found = np.zeros(given.shape)
-        scale = {"u1": 128, "<u2": 32768}.get(values.dtype.str.lstrip("|"), 1)
-        found[given] = values[ragged(POPULATION[mask].sum(1), index)] / scale
-        return Chosen(given, self.legal(found))
+        given = np.unpackbits(mask, axis=1, count=self.net.slopes).astype(bool)
+        values = self.net.numbers.of(values / {"u1": 128, "<u2": 32768}.get(values.dtype.str.lstrip("|"), 1))
+        ends = np.append(0, np.cumsum(given.sum(1)))
 
-    def passes(self, columns: dict[str, Array]) -> None:
+        def lines(index: Array, default: Array) -> Array:
+            for line, k in zip(default, index.tolist(), strict=True):
+                line[given[k]] = values[ends[k]:ends[k + 1]]
+            return self.legal(default)
+        return lines
+
+    def boxes(self, regions: Array) -> Array:
+        """For each region a branch whose box it is."""
+        return np.array([np.flatnonzero(self.region == r)[0] for r in regions], int)
+
+    def whole(self, columns: dict[str, Array]) -> None:
         """Intervals of neurons over whole regions, from which later trees start."""
-        boxes, none = self.regions(columns["pass.region"]), np.full((1, self.neurons), np.inf)
-        size = max(1, BATCH_ENTRIES // sum(self.net.sizes))
-        for first in range(0, len(boxes), size):
-            part = np.arange(first, min(first + size, len(boxes)))
-            low, high = self.low[boxes[part]], self.high[boxes[part]]
-            stated = self.stated(columns, "pass", len(boxes), part)
-            bounds = Bounds(self.net, low, high, self.ball, (-none, none), stated)
-            low, high = bounds.of_neurons()
-            for k, region in enumerate(columns["pass.region"][part].tolist()):
-                self.intervals[region] = low[k:k + 1], high[k:k + 1]
+        regions, box = columns["pass.region"].tolist(), self.boxes(columns["pass.region"])
+        for part in parts(len(box), self.batch):
+            stated = self.stated(columns, "pass", len(box), part)
+            bounds = Bounds(self.net, self.low[box[part]], self.high[box[part]], self.ball, self.nothing, stated)
+            for k, low, high in zip(part.tolist(), *bounds.of_neurons(), strict=True):
+                self.passes[regions[k]] = low[None], high[None]
 
-
-# ---------------------------------------------------------------------- the tree
-
-
-class Tree:
-    """One search: roots 0 .. R - 1, and the nodes R + 2 k, R + 2 k + 1 that the k-th split makes. A node is the set of
-    inputs of its root's box that are left by the splits on the way down to it."""
-
-    def __init__(self, q: Question, head: dict[str, Any], columns: dict[str, Array]) -> None:
-        self.q, self.cuts, self.region = q, bool(head["cuts"]), columns["region"]
-        self.box, count = q.regions(self.region), columns["count"].astype(int)
+    def begin(self, head: dict[str, Any], columns: dict[str, Array]) -> None:
+        region, count = columns["region"], columns["count"].astype(int)
+        self.cuts, self.roots = bool(head["cuts"]), len(region)
+        self.box = self.boxes(region)
         self.branches = np.full((len(count), count.max()), -1)
         self.branches[np.arange(count.max()) < count[:, None]] = columns["branch"]
         own = self.branches >= 0
-        within = ((q.low[self.box][:, None] <= q.low[self.branches])
-                  & (q.high[self.branches] <= q.high[self.box][:, None])).all(2)
+        within = ((self.low[self.box][:, None] <= self.low[self.branches])
+                  & (self.high[self.branches] <= self.high[self.box][:, None])).all(2)
         if not (within | ~own).all() or (self.cuts and (count != 1).any()):
             raise Refused("a branch does not lie in the box of its root, or too many do")
         self.closed = ~own     # node, place among its root's branches
         self.parent, self.variable, self.point = np.zeros(0, int), np.zeros(0, int), np.zeros(0)
-        nothing = np.full((1, q.neurons), np.inf)
-        self.start = [q.intervals.get(int(r), (-nothing, nothing)) for r in self.region]
-        self.planes: dict[int, Any] = {}
+        self.start = [self.passes.get(r, self.nothing) for r in region.tolist()]
         self.known: dict[int, tuple[Array, Array, Any]] = {}   # where cuts are: intervals of a node, and its plane
+        if self.cuts:
+            self.planes = self.affine_planes()
 
     def split(self, parent: Array, variable: Array, point: Array) -> None:
         exists = (parent >= 0) & (parent < len(self.closed) + 2 * np.arange(len(parent)))
-        if not (exists & (variable >= 0) & (variable < self.q.inputs + self.q.neurons) & np.isfinite(point)).all():
+        if not (exists & (variable >= 0) & (variable < self.inputs + self.neurons) & np.isfinite(point)).all():
             raise Refused("a split that cannot be")
         self.parent, self.variable = np.append(self.parent, parent), np.append(self.variable, variable)
-        self.point = np.append(self.point, self.q.net.numbers.of(point))
+        self.point = np.append(self.point, self.net.numbers.of(point))
         self.closed = np.concatenate([self.closed, np.zeros((2 * len(parent), self.closed.shape[1]), bool)])
 
-    def up(self, at: Array) -> tuple[Array, Array, Array]:
-        """(rows that are no roots, their splits' numbers, whether they lie above the point)."""
-        rows = np.flatnonzero(at >= len(self.region))
-        k, upper = np.divmod(at[rows] - len(self.region), 2)
-        return rows, k, upper
-
-    def sets(self, nodes: Array) -> tuple[Array, Array, Array, Array, Array]:
-        """(root, low, high, least, greatest values of neurons) of nodes."""
-        q, at = self.q, nodes.copy()
-        low, high = (np.full((len(at), q.inputs + q.neurons), v, q.low.dtype) for v in (-np.inf, np.inf))
-        rows, k, upper = self.up(at)
-        while len(rows):
-            for end, pick, side in ((low, np.maximum, 1), (high, np.minimum, 0)):
-                here = (upper == side)
-                where = rows[here], self.variable[k[here]]
-                end[where] = pick(end[where], self.point[k[here]])
-            at[rows] = self.parent[k]
-            rows, k, upper = self.up(at)
-        box, n = self.box[at], q.inputs
-        return at, np.maximum(q.low[box], low[:, :n]), np.minimum(q.high[box], high[:, :n]), low[:, n:], high[:, n:]
+    def sets(self, nodes: Array) -> tuple[Array, Array, Array]:
+        """(root, low, high of inputs and neurons) of nodes."""
+        root = nodes.copy()
+        low, high = (np.full((len(root), self.inputs + self.neurons), v, self.low.dtype) for v in (-np.inf, np.inf))
+        while len(rows := np.flatnonzero(root >= self.roots)):
+            k, upper = np.divmod(root[rows] - self.roots, 2)
+            v, point = self.variable[k], self.point[k]
+            low[rows, v] = np.maximum(low[rows, v], np.where(upper, point, -np.inf))
+            high[rows, v] = np.minimum(high[rows, v], np.where(upper, np.inf, point))
+            root[rows] = self.parent[k]
+        low[:, :self.inputs] = np.maximum(low[:, :self.inputs], self.low[self.box[root]])
+        high[:, :self.inputs] = np.minimum(high[:, :self.inputs], self.high[self.box[root]])
+        return root, low, high
 
     def visit(self, columns: dict[str, Array]) -> None:
         """Close what the certificates of a block close."""
-        nodes = columns["visit.node"].astype(int)
+        nodes, n = columns["visit.node"].astype(int), self.inputs
         if (nodes < 0).any() or (nodes >= len(self.closed)).any():
             raise Refused("a visit of a node that does not exist")
-        size = max(1, BATCH_ENTRIES // sum(self.q.net.sizes))
-        for first in range(0, len(nodes), size):
-            part = np.arange(first, min(first + size, len(nodes)))
-            root, low, high, least, most = self.sets(nodes[part])
-            if (low > high).any():
-                raise Refused(f"node {nodes[part][(low > high).any(1)][0]} has an empty box")
-            given = (np.maximum(np.concatenate([self.start[r][0] for r in root]), least),
-                     np.minimum(np.concatenate([self.start[r][1] for r in root]), most))
+        for part in parts(len(nodes), self.batch):
+            root, low, high = self.sets(nodes[part])
+            if (low[:, :n] > high[:, :n]).any():
+                raise Refused("the box of a node is empty")
+            least = np.maximum(np.concatenate([self.start[r][0] for r in root]), low[:, n:])
+            most = np.minimum(np.concatenate([self.start[r][1] for r in root]), high[:, n:])
             if self.cuts:
-                self.cut(nodes[part], root, low, high, *given)
-            stated = self.q.stated(columns, "visit", len(nodes), part)
-            bounds = Bounds(self.q.net, low, high, self.q.ball, given, stated)
+                self.cut(nodes[part], low[:, :n], high[:, :n], least, most)
+            stated = self.stated(columns, "visit", len(nodes), part)
+            bounds = Bounds(self.net, low[:, :n], high[:, :n], self.ball, (least, most), stated)
             self.closed[nodes[part[bounds.empty]]] = True
             if self.cuts:
-                ends = bounds.of_neurons()
-                for k, node in enumerate(nodes[part].tolist()):
-                    self.known[node] = (ends[0][k], ends[1][k], None)
+                for node, *ends in zip(nodes[part].tolist(), *bounds.of_neurons(), strict=True):
+                    self.known[node] = (*ends, None)
             for table in ("certificate", "fine"):
                 if f"{table}.at" in columns:
-                    self.certify(columns, table, nodes, root, part, bounds)
+                    self.certify(columns, table, nodes, part, root, bounds)
 
-    def certify(self, columns: dict[str, Array], table: str, nodes: Array, root: Array, part: Array, bounds: Bounds
+    def certify(self, columns: dict[str, Array], table: str, nodes: Array, part: Array, root: Array, bounds: Bounds
                 ) -> None:
         """Evaluate the certificates of a batch of visits."""
-        q, column = self.q, {name: columns[f"{table}.{name}"] for name in
-                             ("at", "branch", "kind", "weights", "m_count", "m_neuron", "m_value")}
-        count = np.where(column["branch"] < 0, 0, q.counts[column["branch"]])
-        every = np.flatnonzero((column["at"] >= part[0]) & (column["at"] <= part[-1]))
-        every = every[~bounds.empty[column["at"][every] - part[0]]]
-        for block in bounds.parts(len(every)):
-            index = every[block]
-            at, branch = column["at"][index] - part[0], column["branch"][index]
-            weights = np.zeros((len(index), len(q.rows)))   # of all the property's rows
-            row = np.repeat(np.arange(len(index)), count[index])
-            of_branch = ragged(q.counts, branch[branch >= 0])
-            weights[row, of_branch] = column["weights"][ragged(count, index)]
-            if not ((weights >= 0) & np.isfinite(weights)).all():
-                raise Refused("a weight of a row is negative or no number")
-            weights = q.net.numbers.of(weights)
-            rows, sizes, n = weights @ q.rows, weights @ np.abs(q.rows), q.inputs
-            s = np.zeros((len(index), q.neurons))
-            m_row = np.repeat(np.arange(len(index)), column["m_count"][index])
-            s[m_row, column["m_neuron"][ragged(column["m_count"], index)]] = \
-                column["m_value"][ragged(column["m_count"], index)]
-            most = np.append(np.append(bounds.most[0], bounds.most[q.net.output]), q.net.numbers.of(1))
-            error = bounds.charge(len(q.rows) + n) * (sizes @ most)
-            A, b = bounds.pull(q.net.output, rows[:, n:-1], at, rows[:, -1], error, q.chosen(columns, table, index),
-                               q.net.numbers.of(s))
-            A = A + rows[:, :n]
-            value = bounds.minimum(A, b, at)
-            proved = (value > 0) | ((value >= 0) & (weights[:, q.strict] > 0).any(1))
-            for k, node in enumerate(nodes[column["at"][index]].tolist()):
-                if column["kind"][index[k]] == KEPT and self.cuts and branch[k] == self.branches[root[at[k]], 0]:
-                    h = b[k] - bounds.charge(0) * (np.abs(A[k]) @ most[:n])
-                    self.known[node] = (*self.known[node][:2], (A[k], h))
-                elif not proved[k]:
-                    raise Refused(f"node {node}, branch {branch[k]}: its certificate proves {float(value[k]):.6g} only")
+        at, branch, kind, weights, count, neuron, value = (columns[f"{table}.{name}"] for name in (
+            "at", "branch", "kind", "weights", "m_count", "m_neuron", "m_value"))
+        weights, value = self.net.numbers.of(weights), self.net.numbers.of(value)
+        lines_of = self.lines_of(columns, table)
+        if (weights < 0).any():
+            raise Refused("a weight of a row is negative")
+        of_weights = np.cumsum([0, *(len(self.rows[b]) if b >= 0 else 0 for b in branch.tolist())])
+        of_values, n, output = np.append(0, np.cumsum(count)), self.inputs, self.net.output
+        most = np.concatenate([bounds.most[0], bounds.most[output], self.net.numbers.of([1])])
+        reach = {j: np.abs(self.rows[j]) @ most for j in set(branch.tolist())}
+        mine = np.flatnonzero((at >= part[0]) & (at <= part[-1]))
+        mine = mine[~bounds.empty[at[mine] - part[0]]]
+        for block in parts(len(mine), bounds.block):
+            index, place = mine[block], at[mine[block]] - part[0]
+            rows, s, size = (np.zeros((len(index), width), most.dtype) for width in (len(most), self.neurons, 1))
+            strict = np.zeros(len(index), bool)
+            for i, (k, j) in enumerate(zip(index.tolist(), branch[index].tolist(), strict=True)):
+                if count[k]:
+                    own = slice(of_values[k], of_values[k + 1])
+                    s[i, neuron[own]] = value[own]
+                if j >= 0:
+                    w = weights[of_weights[k]:of_weights[k + 1]]
+                    rows[i], size[i], strict[i] = w @ self.rows[j], w @ reach[j], (w > 0) @ self.strict[j]
+            error = bounds.charge(max(map(len, self.rows)) + len(most)) * size[:, 0]
+            start = {0: rows[:, :n], output: rows[:, n:-1]} if output else {0: rows[:, :n] + rows[:, n:-1]}
+            A, b = bounds.pull(start, rows[:, -1], error, place, lines_of(index, bounds.stated.lines[place]), s)
+            least = bounds.minimum(A, b, place)
+            for i, (k, node, own) in enumerate(zip(index, nodes[at[index]], self.branches[root[place]], strict=True)):
+                if kind[k] == KEPT and self.cuts and branch[k] == own[0]:
+                    h = b[i] - bounds.charge(0) * (np.abs(A[i]) @ most[:n])
+                    self.known[node] = (*self.known[node][:2], (A[i], h))
+                elif least[i] > 0 or (strict[i] and least[i] >= 0):
+                    self.closed[node] |= (own == branch[k]) | (branch[k] < 0)
                 else:
-                    self.closed[node] |= (self.branches[root[at[k]]] == branch[k]) | (branch[k] < 0)
+                    raise Refused(f"node {node}, branch {branch[k]}: its certificate proves {float(least[i]):.6g} only")
 
-    def cut(self, nodes: Array, root: Array, low: Array, high: Array, least: Array, most: Array) -> None:
+    def cut(self, nodes: Array, low: Array, high: Array, least: Array, most: Array) -> None:
         """Start from the last visit of each node or of its parent (least, most: in place); neurons that are affine in
         the input are bounded anew where its last split, and the plane of that visit, leave less of the box."""
+        neurons, A, b = self.planes
         for k, node in enumerate(nodes.tolist()):
-            neuron, planes = self.affine(int(root[k]))
-            half, source = [], node
-            if source not in self.known and source >= len(self.region):
-                split, upper = divmod(node - len(self.region), 2)
-                source, j = int(self.parent[split]), np.flatnonzero(neuron == self.variable[split] - self.q.inputs)
-                for place in j:   # +z <= point below, -z <= -point above
-                    g, h = planes[0][upper][place], planes[1][upper][place]
-                    half.append((g, h - (1 - 2 * upper) * self.point[split]))
+            halves, source = [], node
+            if node not in self.known and node >= self.roots:
+                split, upper = divmod(node - self.roots, 2)
+                source, point = int(self.parent[split]), self.point[split]
+                for j in np.flatnonzero(neurons == self.variable[split] - self.inputs):   # +-(z - point) <= 0
+                    halves.append((A[upper, j], b[upper, j] + (point if upper else -point)))
             if source not in self.known:
                 continue
             *ends, plane = self.known[source]
             least[k], most[k] = np.maximum(least[k], ends[0]), np.minimum(most[k], ends[1])
-            half += [plane] if plane is not None else []
-            is_open = np.flatnonzero((least[k, neuron] < 0) & (most[k, neuron] > 0))
-            at = neuron[is_open]
-            for g, h in half:
-                up, down = (self.behind(planes[0][side][is_open], planes[1][side][is_open], g, h, low[k], high[k])
-                            for side in (0, 1))
+            is_open = np.flatnonzero((least[k, neurons] < 0) & (most[k, neurons] > 0))
+            at = neurons[is_open]
+            for g, h in halves + ([plane] if plane is not None else []):
+                up, down = (self.behind(A[side, is_open], b[side, is_open], g, h, low[k], high[k]) for side in (0, 1))
                 least[k, at], most[k, at] = np.maximum(least[k, at], up), np.minimum(most[k, at], -down)
 
-    def affine(self, root: int) -> Any:
-        """(neurons that are affine in the input, A and b of planes below them and below their negatives) over a box."""
-        if root not in self.planes:
-            net, part = self.q.net, slice(self.box[root], self.box[root] + 1)
-            nothing = np.full((1, self.q.neurons), np.inf)
-            flat = Bounds(net, self.q.low[part], self.q.high[part], None, (-nothing, nothing),
-                          Stated(np.zeros((1, net.slopes), self.q.low.dtype)))
-            is_affine: set[int] = {0}
-            found: list[Any] = []
-            for step in net.steps:
-                if isinstance(step, Affine) and is_affine.issuperset(step.inputs):
-                    is_affine.add(step.out)
-            for tensor, (first, count) in net.neurons.items():
-                if tensor in is_affine:
-                    each, zero = np.arange(count), np.zeros(count, int)
-                    both = (flat.pull(tensor, (each, zero + sign), zero, 0, 0) for sign in (1, -1))
-                    found.append((first + each, *both))
-            self.planes[root] = (np.concatenate([f[0] for f in found]),
-                                 [[np.concatenate([f[side][k] for f in found]) for side in (1, 2)] for k in (0, 1)])
-        return self.planes[root]
+    def affine_planes(self) -> tuple[Array, Array, Array]:
+        """(neurons that are affine in the input "K", A "2 K inputs", b "2 K") of planes A x + b below them and below
+        their negatives, over the boxes of all roots."""
+        net, affine, found = self.net, {0}, []
+        low, high = self.low[self.box].min(0, keepdims=True), self.high[self.box].max(0, keepdims=True)
+        bounds = Bounds(net, low, high, None, self.nothing, Stated(net.numbers.of(np.zeros((1, net.slopes)))))
+        for step in net.steps:
+            if isinstance(step, Affine) and affine.issuperset(step.inputs):
+                affine.add(step.out)
+        for tensor in affine.intersection(net.neurons):
+            first, count = net.neurons[tensor]
+            each, zero = np.arange(count), np.zeros(count, int)
+            planes = [bounds.pull(*bounds.units(tensor, each, zero + sign), zero) for sign in (1, -1)]
+            found.append((first + each, np.stack([A for A, _ in planes]), np.stack([b for _, b in planes])))
+        neurons, A, b = zip(*found, strict=True)
+        return np.concatenate(neurons), np.concatenate(A, 1), np.concatenate(b, 1)
 
     def behind(self, A: Array, b: Array, g: Array, h: Any, low: Array, high: Array) -> Array:
         """At most the minima of A x + b over {low <= x <= high, g x + h <= 0}: those of (A + t g) x + b + t h over the
-        box, for the best t >= 0 (any would do)."""
-        centre = low / 2 + high / 2
-        radius = np.maximum(high - centre, centre - low) * (1 + 4 * self.q.net.numbers.u)
-        ar, gr = A * radius, np.broadcast_to(g * radius, A.shape)
-        against = ar * gr < 0   # where t turns the sign of A + t g, and the value's slope in t falls by 2 |g|
-        turn = np.where(against, -ar / np.where(against, gr, 1), np.inf)
-        order = np.argsort(turn, 1)
-        fall = np.take_along_axis(np.where(against, 2 * np.abs(gr), 0), order, 1)
-        slope = (g @ centre + h - np.where(against, -np.abs(gr), np.abs(gr)).sum(1))[:, None] - np.cumsum(fall, 1)
-        at = np.minimum((slope > 0).sum(1), np.maximum(against.sum(1) - 1, 0))
-        t = np.take_along_axis(np.take_along_axis(turn, order, 1), at[:, None], 1)[:, 0]
-        t = np.where((slope[:, 0] + fall[:, 0] > 0) & np.isfinite(t), t, 0)
-        mixed, most = A + t[:, None] * g, np.maximum(np.abs(low), np.abs(high))
-        error = (np.abs(A) + t[:, None] * np.abs(g)) @ most + np.abs(b) + t * np.abs(h)
-        value = b + t * h + mixed @ centre - np.abs(mixed) @ radius
-        value = value - (0 if self.q.net.numbers.exact else SAFETY * (A.shape[1] + 16) * U) * error
+        box, for about the best t >= 0 (any would do)."""
+        t = last(lambda t: (g * np.where(A + t * g > 0, low, high)).sum(1) + h > 0, len(A))
+        t, most = self.net.numbers.of(t), np.maximum(np.abs(low), np.abs(high))
+        charge = SAFETY * (len(g) + 16) * U if self.net.numbers.u else 0
+        error = charge * ((np.abs(A) + t * np.abs(g)) @ most + np.abs(b) + t[:, 0] * np.abs(h))
+        value = over_box(A + t * g, b + t[:, 0] * h, low, high, most, charge) - error
         return np.where(np.isfinite(value.astype(float)), value, -np.inf)
 
-    def uncovered(self) -> int | None:
-        """A leaf, and so a set of inputs, for which some branch is not closed at it or above it."""
+    def close(self) -> None:
+        """The tree is over: every leaf has all branches of its root closed at it or above it."""
+        for k, parent in enumerate(self.parent.tolist()):
+            self.closed[self.roots + 2 * k:self.roots + 2 * k + 2] |= self.closed[parent]
         leaves = np.setdiff1d(np.arange(len(self.closed)), self.parent)
-        at, closed = leaves.copy(), self.closed[leaves]
-        rows, k, _ = self.up(at)
-        while len(rows):
-            at[rows] = self.parent[k]
-            closed[rows] |= self.closed[at[rows]]
-            rows, k, _ = self.up(at)
-        still = np.flatnonzero(~closed.all(1))
-        return int(leaves[still[0]]) if len(still) else None
+        if len(still := leaves[~self.closed[leaves].all(1)]):
+            raise Refused(f"node {still[0]} is neither split nor closed")
+        self.proved |= set(self.branches[self.branches >= 0].tolist())
+        self.nodes, self.roots = self.nodes + len(self.closed), 0
 
 
 # ---------------------------------------------------------------------- the verdict
-
-
-def read_question(net_path: str, spec: str | None, flags: dict[str, Any] | None, numbers: Numbers
-                  ) -> tuple[Network, list[Branch], dict[str, Any]]:
-    """The network, the property, and what a file must say that it is about."""
-    data = read_file(net_path)
-    about = {"claim": "real", "network": {"sha256": hashlib.sha256(data).hexdigest()}}
-    where = net_path
-    try:
-        net = read_network(data, numbers)
-        inputs, outputs = net.sizes[0], net.sizes[net.output]
-        if spec is not None:
-            where, text = spec, read_file(spec)
-            branches = read_vnnlib(text, inputs, outputs)
-            return net, branches, {**about, "property": {"sha256": hashlib.sha256(text).hexdigest()}}
-        assert flags is not None
-        arrays: dict[str, Any] = {}
-        flags = dict(flags)
-        for key in ("input", "mask"):
-            where = flags.pop(key)
-            flags[f"{key}_sha256"] = None if where is None else hashlib.sha256(Path(where).read_bytes()).hexdigest()
-            arrays[key] = None if where is None else np.load(where, allow_pickle=False)
-            if where is not None and arrays[key].size != inputs:
-                raise ValueError(f"expected {inputs} numbers")
-        return net, robustness(flags, arrays["input"], arrays["mask"], outputs), {**about, "property": flags}
-    except Exception as error:  # protobuf, onnx and numpy raise types of their own for what they cannot read
-        sentence = f"{where}: {' '.join(str(error).split()) or type(error).__name__}"
-        raise error if isinstance(error, Unreadable) else Unreadable(sentence) from error
 
 
 def check(net_path: str, spec: str | None, proof: str, flags: dict[str, Any] | None = None, exact: bool = False) -> str:
@@ -717,47 +649,20 @@ def check(net_path: str, spec: str | None, proof: str, flags: dict[str, Any] | N
             raise Refused(f"it is about another {key}")
     try:
         with np.errstate(all="ignore"):
-            return check_witness(net, branches, head) if head["verdict"] == "falsified" else \
-                check_trees(Question(net, branches, head, columns), file)
+            if head["verdict"] == "falsified":
+                return check_witness(net, branches[head["branch"]], [Fraction(v) for v in head["x"]])
+            return Proof(net, branches, head, columns).read(file)
     except (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         raise Refused(f"the file is malformed ({type(error).__name__}: {error})") from error
 
 
-def check_trees(q: Question, file: Iterator[tuple[dict[str, Any], dict[str, Array]]]) -> str:
-    proved: set[int] = set()
-    tree: Tree | None = None
-    nodes = 0
-    for head, columns in file:
-        if head["block"] == "passes":
-            q.passes(columns)
-        elif head["block"] == "tree":
-            tree = Tree(q, head, columns)
-        elif head["block"] == "nodes" and tree is not None:
-            if "split.parent" in columns:
-                tree.split(columns["split.parent"].astype(int), columns["split.variable"].astype(int),
-                           columns["split.point"])
-            if "visit.node" in columns:
-                tree.visit(columns)
-        elif head["block"] == "closed" and tree is not None:
-            if (leaf := tree.uncovered()) is not None:
-                raise Refused(f"node {leaf} is neither split nor closed")
-            proved |= set(tree.branches[tree.branches >= 0].tolist())
-            nodes += len(tree.closed)
-            tree = None
-    if missing := set(range(len(q.counts))) - proved:
-        raise Refused(f"branch {min(missing)} of the property is not proved")
-    return f"verified: {len(q.counts)} branches, {nodes} nodes"
-
-
-def check_witness(net: Network, branches: list[Branch], head: dict[str, Any]) -> str:
+def check_witness(net: Network, branch: Branch, x: list[Fraction]) -> str:
     """The point lies in the branch's set, and the network's outputs there, enclosed, meet all its rows."""
-    x, branch = [Fraction(v) for v in head["x"]], branches[head["branch"]]
     if len(x) != net.sizes[0] or any(not a <= v <= b for a, v, b in zip(branch.low, x, branch.high, strict=True)):
         raise Refused("the witness does not lie in the input set")
     if branch.ball is not None:
-        moves = [abs(v - c) for v, c in zip(x, branch.ball[0], strict=True)]
-        p = int(branch.ball[2])
-        if sum(m**p for m in moves) > branch.ball[1]**p:
+        centre, radius, p = branch.ball
+        if sum(abs(v - c)**int(p) for v, c in zip(x, centre, strict=True)) > radius**int(p):
             raise Refused("the witness does not lie in the ball")
     lines = np.zeros((1, 2 * sum(net.sizes)), net.numbers.of(0).dtype)   # no row needs them
     bounds = Bounds(net, net.numbers.down(x)[None], net.numbers.up(x)[None], None, (lines, lines), Stated(lines))

@@ -7,11 +7,12 @@ parameter is changed or combined, but for matrices that follow each other, whose
 from __future__ import annotations
 
 import gzip
+import hashlib
 import itertools
 import math
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -25,23 +26,11 @@ from onnx import numpy_helper
 Array = NDArray[Any]
 U = 2.0**-53                  # the unit roundoff of float64
 MOST_BRANCHES = 100_000
+VARIABLE, NUMBER = re.compile(r"[XY]_(0|[1-9]\d*)"), re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,3})?")
 
 
 class Unreadable(Exception):
     """The network, the property or the file cannot be read."""
-
-
-def read_file(path: str) -> bytes:
-    """The decompressed bytes of PATH or PATH.gz."""
-    where = Path(path) if Path(path).is_file() else Path(path + ".gz")
-    try:
-        data = where.read_bytes()
-        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (OSError, EOFError, zlib.error) as error:
-        raise Unreadable(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-
-
-# ---------------------------------------------------------------------- the property
 
 
 @dataclass(frozen=True)
@@ -53,122 +42,124 @@ class Row:
     bound: Fraction
     strict: bool
 
+    @property
+    def is_bound(self) -> bool:
+        return not self.y and len(self.x) == 1
+
 
 @dataclass
 class Branch:
     """Unsafe where x lies in the box (and in the ball: centre, radius, p) and all rows hold."""
 
-    low: list[Fraction]
-    high: list[Fraction]
+    low: list[Any]
+    high: list[Any]
     rows: list[Row]
     ball: tuple[list[Fraction], Fraction, float] | None = None
+
+
+# ---------------------------------------------------------------------- the property
 
 
 def read_vnnlib(data: bytes, inputs: int, outputs: int) -> list[Branch]:
     """The unsafe set of a VNN-LIB 1.0 file as a disjunction of conjunctions, in the order of the file."""
     stack: list[list[Any]] = [[]]
-    for token in re.findall(r"[()]|[^\s()]+", re.sub(r";[^\n]*", "", data.decode("utf-8-sig"))):
+    tokens = re.findall(r"[()]|[^\s()]+", re.sub(r";[^\n]*", "", data.decode("utf-8-sig")))
+    for token in tokens:
         if token == "(":
             stack.append([])
         elif token == ")":
             stack[-2].append(stack.pop())
         else:
             stack[-1].append(token)
-    declared: set[str] = set()
-    bounds: dict[tuple[int, bool], Fraction] = {}   # of all branches, and their rows
-    rows: list[Row] = []
-    choices: list[list[list[Any]]] = []
-    for sentence in stack[0] if len(stack) == 1 else [["a bracket that is never closed"]]:
-        if sentence[0] == "declare-const" and sentence[2:] == ["Real"] and sentence[1] not in declared:
-            declared.add(sentence[1])
-        elif sentence[0] == "assert" and len(sentence) == 2:
-            for part in sentence[1][1:] if sentence[1][0] == "and" else sentence[1:]:
-                found = _normal_form(part)
-                if len(found) == 1:
-                    rows += _sorted(found[0], bounds)
-                else:
-                    choices.append(found)
-        else:
-            raise ValueError(f"cannot read the statement {str(sentence)[:60]}")
-    if declared != {*(f"X_{i}" for i in range(inputs)), *(f"Y_{i}" for i in range(outputs))}:
-        raise ValueError(f"does not declare the network's {inputs} inputs and {outputs} outputs")
-    box, branches = _box(bounds, inputs), []
-    for own in _product(choices):
-        ends = dict(bounds)
-        all_rows = list(dict.fromkeys([*_sorted(own, ends), *rows]))   # own rows first, each once
-        low, high = box if all(isinstance(atom, Row) for atom in own) else _box(ends, inputs)
-        if any(k >= most for row in all_rows for terms, most in ((row.y, outputs), (row.x, inputs)) for k, _ in terms):
-            raise ValueError("a row names a variable that is not declared")
-        if all(a is not None and b is not None and a <= b for a, b in zip(low, high, strict=True)):
-            branches.append(Branch(low, high, all_rows))
-        elif None in low or None in high:
+    declared: list[str] = []
+    common: list[Row] = []          # of all branches
+    choices: list[list[list[Row]]] = []
+    for sentence in stack[0] if len(stack) == 1 else ["a bracket that is never closed"]:
+        match sentence:
+            case ["declare-const", str(name), "Real"]:
+                declared.append(name)
+            case ["assert", formula]:
+                for found in map(normal_form, formula[1:] if formula[0] == "and" else [formula]):
+                    if len(found) == 1:
+                        common += found[0]
+                    else:
+                        choices.append(found)
+            case _:
+                raise ValueError(f"cannot read the statement {str(sentence)[:60]}")
+    names = [*(f"X_{i}" for i in range(inputs)), *(f"Y_{i}" for i in range(outputs))]
+    if sorted(declared) != sorted(names) or any(VARIABLE.fullmatch(t) for t in set(tokens).difference(names)):
+        raise ValueError(f"does not declare the network's {inputs} inputs and {outputs} outputs, and no others")
+    box: tuple[list[Any], list[Any]] = [-math.inf] * inputs, [math.inf] * inputs
+    rows, branches = tightened(common, *box), []
+    for own in product(choices):
+        low, high = (list(end) for end in box) if any(row.is_bound for row in own) else box   # few boxes are made anew
+        all_rows = list(dict.fromkeys([*tightened(own, low, high), *rows]))   # own rows first, each once
+        if not all(isinstance(end, Fraction) for end in (*low, *high)):
             raise ValueError("an input is unbounded")
+        if all(a <= b for a, b in zip(low, high, strict=True)):
+            branches.append(Branch(low, high, all_rows))
     if not branches:
         raise ValueError("no point can satisfy the specification")
     return branches
 
 
-def _sorted(atoms: list[Any], bounds: dict[tuple[int, bool], Fraction]) -> list[Row]:
-    """The rows among atoms; bounds (input, is upper, value) tighten `bounds`."""
-    for index, is_upper, value in (atom for atom in atoms if not isinstance(atom, Row)):
-        old = bounds.get((index, is_upper), value)
-        bounds[index, is_upper] = min(old, value) if is_upper else max(old, value)
-    return [atom for atom in atoms if isinstance(atom, Row)]
+def tightened(atoms: list[Row], low: list[Any], high: list[Any]) -> list[Row]:
+    """The rows that are no bounds of an input; bounds tighten the box in place. Strict ones count as both."""
+    for row in atoms:
+        if row.is_bound:
+            (i, coefficient), = row.x
+            if coefficient > 0:
+                high[i] = min(high[i], row.bound / coefficient)
+            else:
+                low[i] = max(low[i], row.bound / coefficient)
+    return [row for row in atoms if row.strict or not row.is_bound]
 
 
-def _box(bounds: dict[tuple[int, bool], Fraction], inputs: int) -> tuple[list[Any], list[Any]]:
-    if any(index >= inputs for index, _ in bounds):
-        raise ValueError("a bound names a variable that is not declared")
-    return [bounds.get((i, False)) for i in range(inputs)], [bounds.get((i, True)) for i in range(inputs)]
-
-
-def _linear(term: Any) -> dict[str, Fraction]:
+def linear(term: Any) -> dict[str, Fraction]:
     """Coefficients by variable; "" is the constant."""
     if isinstance(term, str):
-        if re.fullmatch(r"[XY]_(0|[1-9]\d*)", term):
-            return {term: Fraction(1)}
-        if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,3})?", term):
+        if not VARIABLE.fullmatch(term) and not NUMBER.fullmatch(term):
             raise ValueError(f"{term[:40]!r} is neither a number nor a variable")
-        return {"": Fraction(term)}
-    word, parts = term[0], [_linear(part) for part in term[1:]]
-    if word == "-" and len(parts) == 1:
-        return {v: -c for v, c in parts[0].items()}
-    total = dict(parts[0])
-    for part in parts[1:]:
-        if word in ("+", "-"):
-            for v, c in part.items():
-                total[v] = total.get(v, Fraction(0)) + (c if word == "+" else -c)
-        elif word == "*" and (set(total) <= {""} or set(part) <= {""}):
-            factor, rest = (part[""], total) if set(part) <= {""} else (total[""], part)
-            total = {v: c * factor for v, c in rest.items()}
+        return {term: Fraction(1)} if term[0] in "XY" else {"": Fraction(term)}
+    word, (total, *rest) = term[0], [linear(part) for part in term[1:]]
+    if word not in ("+", "-", "*"):
+        raise ValueError(f"cannot read the term ({word} ...)")
+    if word == "-" and not rest:
+        return {v: -c for v, c in total.items()}
+    for part in rest:
+        if word == "*":
+            factor, total = (total, part) if set(total) == {""} else (part, total)
+            if set(factor) != {""}:
+                raise ValueError("a product of variables")
+            total = {v: c * factor[""] for v, c in total.items()}
         else:
-            raise ValueError(f"cannot read the term ({word} ...)")
+            sign = 1 if word == "+" else -1
+            total = total | {v: total.get(v, 0) + sign * c for v, c in part.items()}
     return total
 
 
-def _normal_form(node: Any) -> list[list[Any]]:
-    """A formula as a list of conjunctions of rows and of bounds (input, is upper, value)."""
-    word, arguments = node[0], node[1:]
-    if word == "and":
-        return _product([_normal_form(part) for part in arguments])
-    if word == "or":
-        return [conjunction for part in arguments for conjunction in _normal_form(part)]
-    if word not in ("<=", ">=", "<", ">", "=") or len(arguments) != 2:
-        raise ValueError(f"cannot read the formula ({word} ...)")
-    if word == "=":
-        return _product([_normal_form(["<=", *arguments]), _normal_form([">=", *arguments])])
-    terms = _linear(["-", *(arguments if word[0] == "<" else arguments[::-1])])
-    if word[0] == ">":  # the variables in the order written
-        terms = {v: terms[v] for v in [*_linear(arguments[0]), *_linear(arguments[1])]}
-    constant, strict = terms.pop("", Fraction(0)), len(word) == 1
-    y, x = (tuple((int(v[2:]), c) for v, c in terms.items() if v[0] == letter and c) for letter in "YX")
-    if not y and not x:
-        return [[]] if constant < 0 or (constant == 0 and not strict) else []
-    bound = [(x[0][0], x[0][1] > 0, -constant / x[0][1])] if not y and len(x) == 1 else []
-    return [bound if bound and not strict else [*bound, Row(y, x, -constant, strict)]]
+def normal_form(formula: Any) -> list[list[Row]]:
+    """A formula as a list of conjunctions of rows."""
+    match formula:
+        case ["and", *parts]:
+            return product([normal_form(part) for part in parts])
+        case ["or", *parts]:
+            return [conjunction for part in parts for conjunction in normal_form(part)]
+        case ["=", a, b]:
+            return product([normal_form(["<=", a, b]), normal_form([">=", a, b])])
+        case ["<=" | "<" | ">=" | ">" as word, a, b]:
+            sign, strict = (1 if word[0] == "<" else -1), len(word) == 1
+            terms = {v: sign * c for v, c in linear(["-", a, b]).items()}
+            bound = -terms.pop("", Fraction(0))
+            y, x = (tuple((int(v[2:]), c) for v, c in terms.items() if v[0] == letter and c) for letter in "YX")
+            if not y and not x:
+                return [[]] if bound > 0 or (bound == 0 and not strict) else []
+            return [[Row(y, x, bound, strict)]]
+    raise ValueError(f"cannot read the formula {str(formula)[:60]}")
 
 
-def _product(parts: list[list[list[Any]]]) -> list[list[Any]]:
+def product(parts: list[list[list[Row]]]) -> list[list[Row]]:
+    """The conjunctions of one of each part."""
     if math.prod(map(len, parts)) > MOST_BRANCHES:
         raise ValueError(f"more than {MOST_BRANCHES} disjuncts")
     return [list(itertools.chain(*choice)) for choice in itertools.product(*parts)]
@@ -181,200 +172,143 @@ def robustness(flags: dict[str, Any], x: Array, mask: Array | None, outputs: int
         raise ValueError("the label or the target is no class")
     centre = [Fraction(float(v)) for v in x.ravel()]
     free = [True] * len(centre) if mask is None else mask.astype(bool).ravel().tolist()
-    least, most = (Fraction(repr(float(v))) for v in flags["clip"]) if flags["clip"] else (None, None)
-    low = [c if not f else c - eps if least is None else max(c - eps, least) for c, f in zip(centre, free, strict=True)]
-    high = [c if not f else c + eps if most is None else min(c + eps, most) for c, f in zip(centre, free, strict=True)]
-    ball = None if flags["norm"] == "inf" else (centre, eps, float(flags["norm"]))
+    least, most = (Fraction(repr(float(v))) for v in flags["clip"]) if flags["clip"] else (-math.inf, math.inf)
+    low = [max(c - eps, least) if f else c for c, f in zip(centre, free, strict=True)]
+    high = [min(c + eps, most) if f else c for c, f in zip(centre, free, strict=True)]
     if any(a > b for a, b in zip(low, high, strict=True)):
         raise ValueError("the input lies outside of the clip range")
-    others = [j for j in range(outputs) if j != label] if target is None else [target]
-    one = Fraction(1)
+    ball = None if flags["norm"] == "inf" else (centre, eps, float(flags["norm"]))
+    others, one = [j for j in range(outputs) if j != label and target in (None, j)], Fraction(1)
     return [Branch(low, high, [Row(((label, one), (j, -one)), (), Fraction(0), False)], ball) for j in others]
 
 
-# ---------------------------------------------------------------------- numbers
+# ---------------------------------------------------------------------- operators: tensors are flat, in C order
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """float64 with the unit roundoff u, or rationals with none."""
+    """float64 with the unit roundoff u, or rationals (arrays of Fractions) with none."""
 
     exact: bool = False
-
-    @property
-    def u(self) -> Any:
-        return 0 if self.exact else U
+    u = property(lambda self: 0 if self.exact else U)
+    half = property(lambda self: Fraction(1, 2) if self.exact else 0.5)   # 0 / 2 would be a float
 
     def of(self, values: Any) -> Array:
         """Floats, exactly."""
         values = np.asarray(values, np.float64)
         if not np.isfinite(values).all():
-            raise ValueError("a parameter is not finite")
-        return values if not self.exact else \
-            np.array([*map(Fraction, values.ravel().tolist()), None], object)[:-1].reshape(values.shape)
+            raise ValueError("a number is not finite")
+        return np.vectorize(Fraction, [object])(values) if self.exact else values
 
     def down(self, values: list[Fraction]) -> Array:
         """The numbers, or the floats below."""
-        return np.array([*values, None], object)[:-1] if self.exact else np.array(
-            [f if Fraction(f) <= v else math.nextafter(f, -math.inf) for v in values for f in (float(v),)])
+        return np.array(values, object) if self.exact else np.array(
+            [f if f <= v else math.nextafter(f, -math.inf) for v in values for f in (float(v),)])
 
     def up(self, values: list[Fraction]) -> Array:
         return -self.down([-v for v in values])
 
 
-# ---------------------------------------------------------------------- the network: tensors are flat, in C order
+@dataclass(frozen=True)
+class Value:
+    """A tensor with its ONNX shape."""
+
+    tensor: int
+    shape: tuple[int, ...]
+    size = property(lambda self: math.prod(self.shape))
 
 
 class Affine:
-    """y = W x + b of the tensors `inputs`. n: roundings of an entry of W x or A W, in units u of |W| |x| or |A| |W|;
-    size >= |b|."""
+    """y = W x + b of the tensors `inputs`; size >= |b|. n: roundings of an entry of W x or A W, in units u of |W| |x|
+    or |A| |W|.
 
-    inputs: tuple[int, ...]
-    out: int
-    n: int
-    bias: Array
-    size: Array
+    W is a sum of terms (input, index, weight): the input's entries x[index], where an index beyond the last is a zero,
+    times a factor for every entry; or, for an index "in places", times a matrix "out in" at every place. A matrix has
+    one place, a convolution one term for every entry of its kernel. moduli: the weights of |W|; reach: of what the
+    rounding in W is relative to, more than |W| where W is itself a product."""
 
-    def apply(self, xs: list[Array], absolute: bool = False) -> Array:
-        """W x, or |W| x, for x "B n"."""
-        raise NotImplementedError
+    def __init__(self, inputs: Sequence[Value], terms: Sequence[tuple[int, Array, Array]], bias: Array,
+                 size: Array | None = None, n: int = 2, reach: list[Array] | None = None) -> None:
+        self.inputs, self.sizes, self.out = [v.tensor for v in inputs], [v.size for v in inputs], 0
+        self.index, self.weights = [(k, index) for k, index, _ in terms], [weight for _, _, weight in terms]
+        self.moduli = [np.abs(weight) for weight in self.weights]
+        self.reach, self.bias, self.size = reach or self.moduli, bias, np.abs(bias) if size is None else size
+        self.repeats = [int(np.bincount(index.ravel(), minlength=self.sizes[k] + 1)[:-1].max(initial=0))
+                        for k, index in self.index]   # of an entry
+        self.n = n + sum(times * (max(w.shape) if w.ndim == 2 else 1)
+                         for times, w in zip(self.repeats, self.weights, strict=True))
+        self.is_matrix = len(terms) == 1 and terms[0][2].ndim == 2 \
+            and np.array_equal(terms[0][1], np.arange(self.sizes[0])[:, None])
 
-    def pull(self, A: Array) -> list[Array]:
-        """A W, for each input."""
-        raise NotImplementedError
-
-    def reach(self, xs: list[Array]) -> Array:
-        """At least |W| |x| + |b|, and all that its roundings are relative to, for |x| <= xs."""
-        return self.apply(xs, absolute=True) + self.size
-
-    def units(self, index: Array, sign: Array) -> list[Array] | None:
-        """`pull` of the rows `sign * y[index]`, where that needs no rounding."""
-        return None
-
-
-class Dense(Affine):
-    """A matrix "out in"; absolute >= |W|, larger where the matrix is itself a product whose terms cancel."""
-
-    def __init__(self, weight: Array, bias: Array, absolute: Array | None = None, size: Array | None = None,
-                 n: int = 0) -> None:
-        self.weight, self.bias, self.n, self.is_product = weight, bias, max(weight.shape) + n, absolute is not None
-        self.absolute = np.abs(weight) if absolute is None else absolute
-        self.size = np.abs(bias) if size is None else size
-
-    def apply(self, xs: list[Array], absolute: bool = False) -> Array:
-        return xs[0] @ (np.abs(self.weight) if absolute else self.weight).T
-
-    def reach(self, xs: list[Array]) -> Array:
-        return xs[0] @ self.absolute.T + self.size
-
-    def pull(self, A: Array) -> list[Array]:
-        return [A @ self.weight]
-
-    def units(self, index: Array, sign: Array) -> list[Array] | None:
-        return None if self.is_product else [self.weight[index] * sign[:, None]]
-
-    def then(self, second: Any) -> Dense | None:
-        """This map and the next one as one matrix, where that is not larger: intervals lose less. The rounding of a
-        product is relative to |W2| |W1|."""
-        if isinstance(second, Gather) and second.is_shift:
-            exact = not self.is_product and not self.bias.any()
-            absolute = None if exact else self.absolute
-            return Dense(self.weight, self.bias + second.bias, absolute, self.size + second.size, self.n + 1)
-        if not isinstance(second, Dense) \
-                or len(second.weight) * self.weight.shape[1] > self.weight.size + second.weight.size:
-            return None
-        return Dense(second.weight @ self.weight, second.weight @ self.bias + second.bias,
-                     second.absolute @ self.absolute, second.absolute @ self.size + second.size, self.n + second.n)
-
-
-class Gather(Affine):
-    """y[k] = sum over inputs of factor[k] x[index[k]], plus bias: scalings, sums, whatever moves entries. An index of
-    None is the identity, a factor of None is one."""
-
-    def __init__(self, terms: Sequence[tuple[Array | None, Array | None, int]], bias: Array, size: Array | None = None,
-                 n: int = 2) -> None:
-        self.terms, self.bias = terms, bias   # (index, factor, entries of the input)
-        self.n = n + max((int(np.bincount(index).max()) for index, _, _ in terms if index is not None), default=0)
-        self.size = np.abs(bias) if size is None else size
-        self.is_shift = len(terms) == 1 and terms[0][0] is None and terms[0][1] is None
-
-    def apply(self, xs: list[Array], absolute: bool = False) -> Array:
+    def apply(self, xs: list[Array], weights: list[Array]) -> Array:
+        """W x for x "B n" and the weights of W, |W| x for its moduli. On the way entries come first: what moves them
+        moves them for all of the batch."""
         total: Any = 0
-        for x, (index, factor, _) in zip(xs, self.terms, strict=True):
-            y = x if index is None else x[..., index]
-            total = total + (y if factor is None else y * (np.abs(factor) if absolute else factor))
-        return np.asarray(total)
+        padded = [np.pad(x.T, ((0, 1), (0, 0))) for x in xs]
+        for (k, index), w in zip(self.index, weights, strict=True):
+            x = padded[k][index]
+            total = total + (x * w[:, None] if w.ndim == 1 else (w @ x.reshape(len(x), -1)).reshape(-1, x.shape[-1]))
+        return np.ascontiguousarray(total.T)
 
     def pull(self, A: Array) -> list[Array]:
-        found = []
-        for index, factor, size in self.terms:
-            B = A if factor is None else A * factor
-            if index is not None:
-                B, moved = np.zeros((len(A), size), A.dtype), B
-                np.add.at(B.T, index, moved.T)
-            found.append(B)
-        return found
+        """A W for each input, for A "R n"."""
+        if self.is_matrix:
+            return [A @ self.weights[0]]
+        A, found = np.ascontiguousarray(A.T), [np.zeros((size + 1, len(A)), A.dtype) for size in self.sizes]
+        for (k, index), w, repeats in zip(self.index, self.weights, self.repeats, strict=True):
+            B = A * w[:, None] if w.ndim == 1 else (w.T @ A.reshape(len(w), -1)).reshape(*index.shape, -1)
+            if repeats > 1:
+                np.add.at(found[k], index, B)
+            else:
+                found[k][index] += B
+        return [np.ascontiguousarray(B[:-1].T) for B in found]
+
+    def units(self, rows: Array, sign: Array) -> list[Array]:
+        """`pull` of the rows `sign * y[rows]`."""
+        found = [np.zeros((len(rows), size + 1), self.bias.dtype) for size in self.sizes]
+        for (k, index), w in zip(self.index, self.weights, strict=True):
+            places = len(self.bias) // len(w)
+            out, place = np.divmod(rows, places)
+            column = index.reshape(-1, places)[:, place].T if w.ndim == 2 else index[rows][:, None]
+            found[k][np.arange(len(rows))[:, None], column] += w[out].reshape(len(rows), -1) * sign[:, None]
+        return [B[:, :-1] for B in found]
 
 
-class Conv(Affine):
-    """A convolution of maps "C H W": weight "out in kh kw"."""
+def joined(first: Affine, second: Affine) -> Affine | None:
+    """A matrix and the map that follows as one matrix, unless that is larger: intervals lose less."""
+    width, entries = first.sizes[0], sum(w.size for w in (*first.weights, *second.weights))
+    if not first.is_matrix or len(second.bias) * width > entries:
+        return None
+    weight, reach = (second.apply([one[0].T], two).T for one, two in
+                     ((first.weights, second.weights), (first.reach, second.reach)))
+    bias = second.apply([first.bias[None]], second.weights)[0] + second.bias
+    size = second.apply([first.size[None]], second.reach)[0] + second.size
+    joint = matrix(Value(first.inputs[0], (width,)), weight, bias, size, first.n + second.n, [reach])
+    joint.out = second.out
+    return joint
 
-    def __init__(self, weight: Array, bias: Array, shape: tuple[int, ...], strides: list[int], pads: list[int],
-                 dilations: list[int]) -> None:
-        self.weight, self.shape, self.strides, self.pads, self.dilations = weight, shape, strides, pads, dilations
-        self.padded = (shape[1] + pads[0] + pads[2], shape[2] + pads[1] + pads[3])
-        self.map = tuple((p - d * (k - 1) - 1) // s + 1 for p, d, k, s in
-                         zip(self.padded, dilations, weight.shape[2:], strides, strict=True))
-        self.bias = np.repeat(bias, math.prod(self.map))
-        self.size, self.n = np.abs(self.bias), max(weight[:, 0].size, weight[0].size)
 
-    def _windows(self) -> Iterator[tuple[int, int, slice, slice]]:
-        """The kernel's entries, and what each of them sees of the padded map."""
-        (a, b), (s, t), (d, e) = self.map, self.strides, self.dilations
-        for i, j in itertools.product(range(self.weight.shape[2]), range(self.weight.shape[3])):
-            yield i, j, slice(i * d, i * d + s * (a - 1) + 1, s), slice(j * e, j * e + t * (b - 1) + 1, t)
-
-    def apply(self, xs: list[Array], absolute: bool = False) -> Array:
-        top, left, bottom, right = self.pads
-        x = np.pad(xs[0].reshape(-1, *self.shape), ((0, 0), (0, 0), (top, bottom), (left, right)))
-        patches = np.stack([x[:, :, rows, columns] for _, _, rows, columns in self._windows()], 2)
-        weight = self.weight.reshape(len(self.weight), -1)
-        y = (np.abs(weight) if absolute else weight) @ patches.reshape(len(x), weight.shape[1], -1)
-        return y.reshape(len(x), -1)
-
-    def pull(self, A: Array) -> list[Array]:
-        A = A.reshape(len(A), len(self.weight), -1)
-        back = np.zeros((len(A), self.shape[0], *self.padded), A.dtype)
-        for i, j, rows, columns in self._windows():
-            weight = np.ascontiguousarray(self.weight[:, :, i, j].T)
-            back[:, :, rows, columns] += (weight @ A).reshape(len(A), -1, *self.map)
-        return self._cropped(back)
-
-    def units(self, index: Array, sign: Array) -> list[Array] | None:
-        channel, y, x = np.unravel_index(index, (len(self.weight), *self.map))
-        back = np.zeros((len(index), self.shape[0], *self.padded), self.weight.dtype)
-        for i, j, rows, columns in self._windows():
-            back[np.arange(len(index)), :, y * self.strides[0] + rows.start, x * self.strides[1] + columns.start] = \
-                self.weight[channel, :, i, j] * sign[:, None]
-        return self._cropped(back)
-
-    def _cropped(self, back: Array) -> list[Array]:
-        top, left, bottom, right = self.pads
-        return [back[:, :, top:self.padded[0] - bottom, left:self.padded[1] - right].reshape(len(back), -1)]
+def matrix(x: Value, weight: Array, bias: Array, size: Any = None, n: int = 0, reach: Any = None) -> Affine:
+    return Affine([x], [(0, np.arange(x.size)[:, None], weight)], bias, size, n, reach)
 
 
 @dataclass
 class Activation:
-    """y_i = f(x_i). alpha "n" (LeakyRelu), low and high (Clip); `at`: where a file's slopes of it begin."""
+    """y_i = f(x_i). alpha: slope of the ReLUs for x < 0; low, high: ends of Clip; `at`: where a file's slopes begin."""
 
     kind: str
-    alpha: Any = None
-    low: Any = None
-    high: Any = None
+    alpha: Any = 0
+    low: Any = -math.inf
+    high: Any = math.inf
     inputs: tuple[int, ...] = ()
     out: int = 0
     at: int = 0
-    n = 0
+
+    def value(self, z: Array) -> Array:
+        """f(z) where f is piecewise linear, rounded at most once."""
+        if self.kind == "LeakyRelu":
+            return np.where(z >= 0, z, self.alpha * z)
+        return np.maximum(z, 0) if self.kind == "Relu" else np.minimum(np.maximum(z, self.low), self.high)
 
 
 @dataclass
@@ -389,8 +323,8 @@ class Network:
     neurons: dict[int, tuple[int, int]] = field(default_factory=dict)  # tensor -> (first neuron of a file, count)
     slopes: int = 0
 
-    def add(self, step: Any, shape: tuple[int, ...], *inputs: Value) -> Value:
-        step.inputs, step.out = tuple(v.tensor for v in inputs), len(self.sizes)
+    def add(self, step: Any, shape: tuple[int, ...]) -> Value:
+        step.out = len(self.sizes)
         self.steps.append(step)
         self.sizes.append(math.prod(shape))
         return Value(step.out, shape)
@@ -401,143 +335,194 @@ class Network:
         return 8 * len(self.steps) + 16
 
 
-@dataclass(frozen=True)
-class Value:
-    """A tensor with its ONNX shape."""
-
-    tensor: int
-    shape: tuple[int, ...]
-    size = property(lambda self: math.prod(self.shape))
+# ---------------------------------------------------------------------- the network
 
 
 def read_network(data: bytes, numbers: Numbers) -> Network:
     """The stored function, node by node, with parameters as they are stored."""
-    model = onnx.ModelProto.FromString(data)
-    graph, net = model.graph, Network(numbers)
+    graph, net = onnx.ModelProto.FromString(data).graph, Network(numbers)
     known: dict[str, Any] = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
     inputs = [i for i in graph.input if i.name not in known]
     if len(inputs) != 1 or len(graph.output) != 1:
         raise ValueError("expected one input and one output")
     shape = tuple(d.dim_value for d in inputs[0].type.tensor_type.shape.dim)
-    known[inputs[0].name] = Value(0, (max(shape[0], 1), *shape[1:]))
-    net.sizes.append(known[inputs[0].name].size)
-    net.names[inputs[0].name] = 0
+    known[inputs[0].name] = value = Value(0, (max(shape[0], 1), *shape[1:]))
+    net.sizes, net.names = [value.size], {inputs[0].name: 0}
     for node in graph.node:
         if node.domain not in ("", "ai.onnx"):
             raise ValueError(f"the operator set {node.domain} is not covered")
-        a = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         try:
-            known[node.output[0]] = found = _read_node(net, node, [known[i] if i else None for i in node.input], a)
+            found = read_node(net, node.op_type, [known[i] if i else None for i in node.input], attributes)
         except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{node.op_type} (node {node.name or node.output[0]!r}): {error}") from error
+        known[node.output[0]] = found
         if isinstance(found, Value):
             net.names[node.output[0]] = found.tensor
     net.output = known[graph.output[0].name].tensor
-    readers, k = [i for s in net.steps for i in s.inputs] + [net.output], 1
-    while k < len(net.steps):
-        first, second = net.steps[k - 1:k + 1]
-        alone = isinstance(first, Dense) and second.inputs == (first.out,) and readers.count(first.out) == 1
-        if joint := first.then(second) if alone else None:
-            joint.inputs, joint.out = first.inputs, second.out
-            net.steps[k - 1:k + 1] = [joint]
-        k = max(1, k - 1) if joint else k + 1
+    readers = [i for step in net.steps for i in step.inputs] + [net.output]
+    steps, net.steps = net.steps, []
+    for step in steps:
+        while net.steps and isinstance(step, Affine) and isinstance(net.steps[-1], Affine) \
+                and step.inputs == [net.steps[-1].out] and readers.count(step.inputs[0]) == 1 \
+                and (joint := joined(net.steps[-1], step)):
+            net.steps.pop()
+            step = joint
+        net.steps.append(step)
     return net
 
 
-def _read_node(net: Network, node: Any, x: list[Any], a: dict[str, Any]) -> Any:
-    kind, of = node.op_type, net.numbers.of
-    first: Any = x[0] if x else None
+def read_node(net: Network, kind: str, x: list[Any], a: dict[str, Any]) -> Any:
+    """The Value of a node with operands x and attributes a, or an array where all operands are constants."""
     if kind == "Constant":
         return numpy_helper.to_array(a["value"])
-    if kind == "Concat":
-        starts = np.cumsum([0, *(v.size for v in x[:-1])])
-        numbers = [e + np.arange(v.size).reshape(v.shape) for e, v in zip(starts, x, strict=True)]
-        index = np.concatenate(numbers, a["axis"])
-        places = [index.ravel() - e for e in starts]
-        inside = [(p >= 0) & (p < v.size) for p, v in zip(places, x, strict=True)]
-        terms = [(np.where(i, p, 0), of(i), v.size) for i, p, v in zip(inside, places, x, strict=True)]
-        return net.add(Gather(terms, of(np.zeros(index.size))), index.shape, *x)
-    if kind in ("Add", "Sub", "Mul", "Div"):
-        return _arithmetic(net, kind, first, x[1])
-    if kind in ("MatMul", "Gemm"):
-        weight = of(x[1]) if a.get("transB") else of(x[1]).T
-        if weight.ndim != 2 or first.size != first.shape[-1] or a.get("transA") \
-                or a.get("alpha", 1) != 1 or a.get("beta", 1) != 1:
-            raise ValueError("only products of one row with a matrix are covered")
-        bias = np.broadcast_to(of(x[2]).ravel() if len(x) > 2 else of(0), (len(weight),))
-        return net.add(Dense(weight, bias), (*first.shape[:-1], len(weight)), first)
-    if kind == "Conv" and a.get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID") and first.shape[0] == 1:
-        groups, weight = a.get("group", 1), of(x[1])
-        wide = np.zeros((groups, len(weight) // groups, groups, *weight.shape[1:]), weight.dtype)
-        wide[np.arange(groups), :, np.arange(groups)] = weight.reshape(groups, -1, *weight.shape[1:])
-        wide = wide.reshape(len(weight), -1, *weight.shape[2:])
-        conv = Conv(wide, of(x[2]) if len(x) > 2 else of(np.zeros(len(weight))), first.shape[1:],
-                    a.get("strides", [1, 1]), a.get("pads", [0] * 4), a.get("dilations", [1, 1]))
-        return net.add(conv, (1, len(weight), *conv.map), first)
-    if kind == "BatchNormalization" and not net.numbers.exact and not a.get("training_mode"):
-        scale, shift, mean, variance = (of(v) for v in x[1:])
-        factor = scale / np.sqrt(variance + float(np.float32(a.get("epsilon", 1e-5))))
-        bias, size = shift - mean * factor, np.abs(shift) + np.abs(mean * factor)
-        factor, bias, size = (np.repeat(v, first.size // len(v)) for v in (factor, bias, size))
-        return net.add(Gather([(None, factor, first.size)], bias, size, n=12), first.shape, first)
-    if kind in ("Relu", "LeakyRelu", "Clip") or (kind in ("Sigmoid", "Tanh") and not net.numbers.exact):
-        step = Activation(kind)
-        if kind == "LeakyRelu":
-            step.alpha = of(np.full(first.size, np.float32(a.get("alpha", 0.01))))
-        if kind == "Clip":
-            ends = (a.get(name, x[k] if len(x) > k else None) for k, name in ((1, "min"), (2, "max")))
-            step.low, step.high = (None if end is None else of(end).ravel()[0] for end in ends)
-        return net.add(step, first.shape, first)
-    return _moved(net, kind, first, x[1:], a)
+    of, first = net.numbers.of, x[0]
+    match kind:
+        case "Concat":
+            terms = []
+            for k in range(len(x)):
+                index = np.concatenate([np.arange(v.size).reshape(v.shape) if j == k else np.full(v.shape, x[k].size)
+                                        for j, v in enumerate(x)], a["axis"])
+                terms.append((k, index.ravel(), of(np.ones(index.size))))
+            return net.add(Affine(x, terms, of(np.zeros(index.size))), index.shape)
+        case "Add" | "Sub" | "Mul" | "Div":
+            return arithmetic(net, kind, *x)
+        case "MatMul" | "Gemm":
+            weight = of(x[1]) if a.get("transB") else of(x[1]).T
+            if weight.ndim != 2 or first.size != first.shape[-1] or a.get("transA") \
+                    or a.get("alpha", 1) != 1 or a.get("beta", 1) != 1:
+                raise ValueError("only products of one row with a matrix are covered")
+            bias = np.broadcast_to(of(x[2] if len(x) > 2 else 0).ravel(), (len(weight),))
+            return net.add(matrix(first, weight, bias), (*first.shape[:-1], len(weight)))
+        case "Conv":
+            return convolution(net, first, of(x[1]), of(x[2] if len(x) > 2 else np.zeros(len(x[1]))), a)
+        case "BatchNormalization" if not net.numbers.exact and not a.get("training_mode"):
+            scale, shift, mean, variance = (of(v) for v in x[1:])
+            factor = scale / np.sqrt(variance + float(np.float32(a.get("epsilon", 1e-5))))
+            bias, size = shift - mean * factor, np.abs(shift) + np.abs(mean * factor)
+            factor, bias, size = (np.repeat(v, first.size // len(v)) for v in (factor, bias, size))
+            return net.add(Affine([first], [(0, np.arange(first.size), factor)], bias, size, n=12), first.shape)
+        case "LeakyRelu":
+            alpha = of(np.float32(a.get("alpha", 0.01)))
+            return net.add(Activation(kind, alpha, inputs=(first.tensor,)), first.shape)
+        case "Clip":
+            low, high = (a.get(name, x[k] if len(x) > k else None) for k, name in ((1, "min"), (2, "max")))
+            low, high = (-math.inf if low is None else of(low).item(), math.inf if high is None else of(high).item())
+            return net.add(Activation(kind, 0, low, high, (first.tensor,)), first.shape)
+        case "Relu" | "Sigmoid" | "Tanh" if kind == "Relu" or not net.numbers.exact:
+            return net.add(Activation(kind, inputs=(first.tensor,)), first.shape)
+    if isinstance(first, np.ndarray):
+        return moved(kind, first, x[1:], a)
+    index = moved(kind, np.arange(first.size).reshape(first.shape), x[1:], a)
+    if np.array_equal(index.ravel(), np.arange(first.size)):
+        return Value(first.tensor, index.shape)
+    ones = of(np.ones(index.size))
+    return net.add(Affine([first], [(0, index.ravel(), ones)], 0 * ones), index.shape)
 
 
-def _moved(net: Network, kind: str, x: Any, rest: list[Any], a: dict[str, Any]) -> Any:
-    """What only moves entries, found by moving their numbers (or a constant itself)."""
+def moved(kind: str, places: Array, rest: list[Any], a: dict[str, Any]) -> Array:
+    """An operator that only moves entries, applied to the entries' numbers (or to a constant itself)."""
     def given(name: str, k: int = 0, default: Any = None) -> Any:
         return a[name] if name in a else rest[k].tolist() if len(rest) > k and rest[k] is not None else default
-    places = x if isinstance(x, np.ndarray) else np.arange(x.size).reshape(x.shape)
-    if kind == "Reshape":
-        shape = given("shape")
-        kept = [places.shape[i] if n == 0 and not a.get("allowzero") else n for i, n in enumerate(shape)]
-        places = places.reshape(kept)
-    elif kind == "Flatten":
-        places = places.reshape(math.prod(places.shape[:a.get("axis", 1)]), -1)
-    elif kind == "Squeeze":
-        axes = given("axes")
-        places = places.squeeze(None if axes is None else tuple(axes))
-    elif kind == "Unsqueeze":
-        places = np.expand_dims(places, tuple(given("axes")))
-    elif kind == "Transpose":
-        places = places.transpose(a.get("perm"))
-    elif kind == "Slice":
-        starts, ends = given("starts"), given("ends", 1)
-        axes, steps = given("axes", 2, range(len(starts))), given("steps", 3, [1] * len(starts))
-        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-            places = places[(slice(None),) * (axis % places.ndim) + (slice(start, end, step) if step > 0 else None,)]
-    elif kind == "Gather":
-        places = np.take(places, rest[0], a.get("axis", 0))
-    elif kind not in ("Identity", "Dropout") or len(rest) > 1:
-        raise ValueError("this operator (with these operands) is not covered")
-    if isinstance(x, np.ndarray):
-        return places
-    if places.size == x.size and (places.ravel() == np.arange(x.size)).all():
-        return Value(x.tensor, places.shape)
-    return net.add(Gather([(places.ravel(), None, x.size)], net.numbers.of(np.zeros(places.size))), places.shape, x)
+    match kind:
+        case "Reshape":
+            keeps = not a.get("allowzero")
+            return places.reshape([places.shape[i] if n == 0 and keeps else n for i, n in enumerate(given("shape"))])
+        case "Flatten":
+            return places.reshape(math.prod(places.shape[:a.get("axis", 1)]), -1)
+        case "Squeeze":
+            return places.squeeze(None if given("axes") is None else tuple(given("axes")))
+        case "Unsqueeze":
+            return np.expand_dims(places, tuple(given("axes")))
+        case "Transpose":
+            return places.transpose(a.get("perm"))
+        case "Gather":
+            return np.take(places, rest[0], a.get("axis", 0))
+        case "Slice":
+            starts, ends = given("starts"), given("ends", 1)
+            axes, steps = given("axes", 2, range(len(starts))), given("steps", 3, [1] * len(starts))
+            for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+                kept = np.arange(places.shape[axis])[start:end:step if step > 0 else None]
+                places = np.take(places, kept, axis)
+            return places
+        case "Identity" | "Dropout" if len(rest) < 2:
+            return places
+    raise ValueError("this operator (with these operands) is not covered")
 
 
-def _arithmetic(net: Network, kind: str, x: Any, y: Any) -> Value:
+def convolution(net: Network, x: Value, kernel: Array, bias: Array, a: dict[str, Any]) -> Value:
+    """A matrix between channels for every entry of the kernel "out in kh kw"; groups are blocks of it."""
+    if a.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID") or x.shape[0] != 1:
+        raise ValueError("this padding or batch is not covered")
+    groups, (top, left, bottom, right) = a.get("group", 1), a.get("pads", [0] * 4)
+    wide = np.zeros((groups, len(kernel) // groups, groups, *kernel.shape[1:]), kernel.dtype)
+    wide[np.arange(groups), :, np.arange(groups)] = kernel.reshape(groups, -1, *kernel.shape[1:])
+    wide = wide.reshape(len(kernel), -1, *kernel.shape[2:])
+    padding = ((0, 0), (top, bottom), (left, right))
+    places = np.pad(np.arange(x.size).reshape(x.shape[1:]), padding, constant_values=x.size)
+    terms = []
+    for at in np.ndindex(kernel.shape[2:]):
+        window = [slice(i * d, n - (k - 1 - i) * d, s) for i, d, n, k, s in zip(
+            at, a.get("dilations", [1, 1]), places.shape[1:], kernel.shape[2:], a.get("strides", [1, 1]), strict=True)]
+        seen = places[:, *window]
+        terms.append((0, seen.reshape(len(seen), -1), np.ascontiguousarray(wide[:, :, *at])))
+    return net.add(Affine([x], terms, np.repeat(bias, seen[0].size)), (1, len(kernel), *seen.shape[1:]))
+
+
+def arithmetic(net: Network, kind: str, x: Any, y: Any) -> Value:
     """Sums and differences, and products and quotients with a constant."""
-    of = net.numbers.of
-    if isinstance(x, Value) and isinstance(y, Value):
-        if kind not in ("Add", "Sub") or x.shape != y.shape:
-            raise ValueError("of two tensors only sums and differences of equal shapes are covered")
-        signs = (None, None if kind == "Add" else of(np.full(x.size, -1.0)))
-        return net.add(Gather([(None, s, x.size) for s in signs], of(np.zeros(x.size))), x.shape, x, y)
-    value, constant = (x, y) if isinstance(x, Value) else (y, x)
-    shape = np.broadcast_shapes(value.shape, np.shape(constant))
-    c, zero = of(np.broadcast_to(constant, shape)).ravel(), of(np.zeros(math.prod(shape)))
+    of, both = net.numbers.of, isinstance(x, Value) and isinstance(y, Value)
+    if both and (kind not in ("Add", "Sub") or x.shape != y.shape):
+        raise ValueError("of two tensors only sums and differences of equal shapes are covered")
+    value = x if isinstance(x, Value) else y
+    shape, places = np.broadcast_shapes(x.shape, y.shape), np.arange(value.size)
+    one = of(np.ones(value.size))
+    if both:
+        terms = [(0, places, one), (1, places, one if kind == "Add" else -one)]
+        return net.add(Affine([x, y], terms, 0 * one), shape)
+    c = of(np.broadcast_to(y if value is x else x, shape)).ravel()
     if len(c) != value.size or (kind == "Div" and (value is y or (c == 0).any())):
         raise ValueError("not covered with these operands")
-    factor = {"Mul": c, "Div": 1 / np.where(c == 0, 1, c), "Sub": zero - 1 if value is y else None}.get(kind)
-    bias = zero if kind in ("Mul", "Div") else -c if kind == "Sub" and value is x else c
-    return net.add(Gather([(None, factor, value.size)], bias), shape, value)
+    factor, bias = {"Mul": lambda: (c, 0 * c), "Div": lambda: (one / c, 0 * c), "Add": lambda: (one, c),
+                    "Sub": lambda: (one, -c) if value is x else (-one, c)}[kind]()
+    return net.add(Affine([value], [(0, places, factor)], bias), shape)
+
+
+# ---------------------------------------------------------------------- the question
+
+
+def read_file(path: str) -> bytes:
+    """The decompressed bytes of PATH or PATH.gz."""
+    where = Path(path) if Path(path).is_file() else Path(path + ".gz")
+    try:
+        data = where.read_bytes()
+        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise Unreadable(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def read_question(net_path: str, spec: str | None, flags: dict[str, Any] | None, numbers: Numbers
+                  ) -> tuple[Network, list[Branch], dict[str, Any]]:
+    """The network, the property, and what a proof file must say that it is about."""
+    data = read_file(net_path)
+    about: dict[str, Any] = {"claim": "real", "network": {"sha256": hashlib.sha256(data).hexdigest()}}
+    where: Any = net_path
+    try:
+        net = read_network(data, numbers)
+        inputs, outputs = net.sizes[0], net.sizes[net.output]
+        if spec is not None:
+            where, text = spec, read_file(spec)
+            about["property"] = {"sha256": hashlib.sha256(text).hexdigest()}
+            return net, read_vnnlib(text, inputs, outputs), about
+        arrays: dict[str, Any] = {"input": None, "mask": None}
+        about["property"] = {key: value for key, value in (flags or {}).items() if key not in arrays}
+        for key in arrays:
+            where = flags and flags[key]
+            about["property"][f"{key}_sha256"] = where and hashlib.sha256(Path(where).read_bytes()).hexdigest()
+            arrays[key] = where and np.load(where, allow_pickle=False)
+            if where and arrays[key].size != inputs:
+                raise ValueError(f"expected {inputs} numbers")
+        return net, robustness(about["property"], arrays["input"], arrays["mask"], outputs), about
+    except Exception as error:  # protobuf, onnx and numpy raise types of their own for what they cannot read
+        sentence = f"{where}: {' '.join(str(error).split()) or type(error).__name__}"
+        raise error if isinstance(error, Unreadable) else Unreadable(sentence) from error

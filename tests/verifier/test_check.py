@@ -8,7 +8,9 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,8 @@ from tests.verifier.test_proof import random_network, sampled_range, upper_spec
 from verifier import read_vnnlib, verify
 from verifier.branch_and_bound import plan
 from verifier.certificate import MAGIC, ProofWriter, sha256
-from verifier.check import MOST_BLOCK, Refused, Unreadable, blocks, check
+from verifier.check import MOST_BLOCK, Bounds, Proof, Refused, Unreadable, blocks, check
+from verifier.check_input import Numbers
 
 Blocks = list[tuple[dict[str, Any], dict[str, np.ndarray]]]
 
@@ -53,17 +56,19 @@ class ByHand:
     """A proof about |x| on [-1, 1]: chords (x + 1) / 2 and (1 - x) / 2 add up to 1, so that Y_0 <= 1 follows from them
     exactly."""
 
-    def __init__(self, folder: Path, asserts: str, nodes: dict[str, Any], **columns: Any) -> None:
+    def __init__(self, folder: Path, asserts: str, *nodes: dict[str, Any], cuts: bool = False, branches: int = 1
+                 ) -> None:
         self.net, self.text = absolute_value(folder / "n.onnx"), folder / "p.vnnlib"
         self.text.write_text(spec([(-1.0, 1.0)], 2, asserts))
         i4, head = np.int32, {"block": "header", **about(self.net, self.text), "neurons": [["z0", 2]],
                               "activations": ["a0"]}
-        column = {name: np.array(values, kind) for name, (kind, values) in nodes.items()}
+        told = [({"block": "nodes"}, {name: np.array(values, kind) for name, (kind, values) in block.items()})
+                for block in nodes]
         self.proof = sealed(folder / "proof", [
-            (head, {"region": np.zeros(1, i4)}),
-            ({"block": "tree", "cuts": False},
-             {"region": np.zeros(1, i4), "count": np.ones(1, i4), "branch": np.zeros(1, i4)}),
-            ({"block": "nodes"}, column), ({"block": "closed"}, {}), ({"block": "end"}, {})])
+            (head, {"region": np.zeros(branches, i4)}),
+            ({"block": "tree", "cuts": cuts},
+             {"region": np.zeros(1, i4), "count": np.array([branches], i4), "branch": np.arange(branches, dtype=i4)}),
+            *told, ({"block": "closed"}, {}), ({"block": "end"}, {})])
 
     def check(self, exact: bool = False) -> str:
         return check(str(self.net), str(self.text), str(self.proof), exact=exact)
@@ -145,6 +150,14 @@ def test_multipliers_that_are_no_numbers_prove_nothing(tmp_path: Path, bad: floa
     columns = certificates([0], [(0, 0, bad), (0, 1, 1.0)])
     with pytest.raises(Refused):
         ByHand(tmp_path, "(>= Y_0 1.000001)", columns).check()
+
+
+def test_branches_lie_in_the_box_of_their_root(tmp_path: Path) -> None:
+    """Both are said to share a region, whose box is that of the first."""
+    asserts = "(or (and (<= X_0 0.5) (>= Y_0 2.0)) (and (>= X_0 -1.0) (>= Y_0 2.0)))"
+    columns = certificates([0, 0]) | {"certificate.branch": (np.int32, [0, 1])}
+    with pytest.raises(Refused, match="does not lie in the box"):
+        ByHand(tmp_path, asserts, columns, branches=2).check()
 
 
 # ---------------------------------------------------------------------- recorded, then changed
@@ -308,6 +321,82 @@ def test_rewritten_files_are_accepted(case: tuple[str, Path, Path, Path], tmp_pa
     assert check(str(net), str(text), str(sealed(tmp_path / "same", opened(proof)))).startswith("verified")
 
 
+def test_rationals_stay_rational(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No float slips into what is computed without rounding, cuts included."""
+    net, text, proof = small_proof(tmp_path)
+    minimum, seen = Bounds.minimum, []
+
+    def noted(*arguments: Any) -> Any:
+        value = minimum(*arguments)
+        seen.extend(type(v) for v in (*value, *(v for end in arguments[0].low.values() for v in end.ravel())))
+        return value
+    monkeypatch.setattr(Bounds, "minimum", noted)
+    assert check(str(net), str(text), str(proof), exact=True).startswith("verified")
+    assert set(seen) <= {Fraction, int}
+    A, b, g = (Numbers(exact=True).of(np.random.default_rng(k).standard_normal((3, 4))) for k in range(3))
+    proof_of = SimpleNamespace(net=SimpleNamespace(numbers=Numbers(exact=True)))
+    value = Proof.behind(proof_of, A, b[:, 0], g[0], Fraction(1, 3), A[0] - 1, A[0] + 1)
+    assert all(isinstance(v, Fraction) for v in value)
+
+
+def keeps_what_nodes_hold(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """From now on cuts are compared with sampled points: those of a node that lie behind its plane stay within what is
+    left of the intervals. The numbers of points seen."""
+    cut, r, seen = Proof.cut, np.random.default_rng(0), []
+
+    def sampled(self: Proof, nodes: np.ndarray, low: np.ndarray, high: np.ndarray, *ends: np.ndarray) -> None:
+        before = [end.copy() for end in ends]
+        cut(self, nodes, low, high, *ends)
+        neurons, A, b = self.planes
+        for k, node in enumerate(nodes.tolist()):
+            x = r.uniform(low[k], high[k], (4000, self.inputs))
+            z = x @ A[0].T + b[0]
+            inside = ((z >= before[0][k, neurons]) & (z <= before[1][k, neurons])).all(1)
+            source = node if node in self.known or node < self.roots else int(self.parent[(node - self.roots) // 2])
+            if (plane := self.known.get(source, (0, 0, None))[2]) is not None:
+                inside &= x @ plane[0] + plane[1] <= 0
+            z = z[inside]
+            seen.append(len(z) if (ends[0] > before[0])[k].any() or (ends[1] < before[1])[k].any() else 0)
+            assert ((z >= ends[0][k, neurons] - 1e-9) & (z <= ends[1][k, neurons] + 1e-9)).all()
+    monkeypatch.setattr(Proof, "cut", sampled)
+    return seen
+
+
+def test_cuts_keep_what_nodes_hold(case: tuple[str, Path, Path, Path], tmp_path: Path,
+                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, net, text, proof = case
+    if kind != "cuts":
+        pytest.skip("no cuts")
+    seen = keeps_what_nodes_hold(monkeypatch)
+    assert check(str(net), str(text), str(proof)).startswith("verified")
+    assert sum(seen) > 100
+
+
+@pytest.mark.parametrize("point", [0.25, -0.4])
+def test_cuts_by_splits_beside_zero_keep_what_nodes_hold(tmp_path: Path, point: float,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """z0 = x and z1 = -x: where z0 is split at a point, z1 is bounded by minus the point."""
+    split = {"split.parent": (np.int32, [0]), "split.variable": (np.int32, [1]), "split.point": (np.float64, [point])}
+    root = {"visit.node": (np.int32, [0]), "visit.lines": (np.uint8, [0])}
+    hand = ByHand(tmp_path, "(>= Y_0 1.2)", root, {**split, **certificates([1, 2])}, cuts=True)
+    seen = keeps_what_nodes_hold(monkeypatch)
+    assert hand.check().startswith("verified")
+    assert min(seen[1:]) > 100
+
+
+def test_certificates_close_their_branch_alone(tmp_path: Path) -> None:
+    """Y_0 >= 2 and Y_0 >= 3 cannot be, each needs its own certificate; Y_0 >= 0.5 can, and has none."""
+    both = "(or (>= Y_0 2.0) (>= Y_0 3.0))"
+    columns = certificates([0, 0])
+    columns |= {"certificate.branch": (np.int32, [0, 1]), "certificate.at": (np.int32, [0, 0])}
+    assert ByHand(tmp_path, both, columns, branches=2).check().startswith("verified")
+    for asserts in (both, "(or (>= Y_0 2.0) (>= Y_0 0.5))"):
+        with pytest.raises(Refused, match="node 0 is neither"):
+            ByHand(tmp_path, asserts, certificates([0]), branches=2).check()
+        with pytest.raises(Refused, match="node 1 is neither"):   # below a node with one branch closed
+            ByHand(tmp_path, asserts, {**SPLIT, **certificates([0])}, branches=2).check()
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_no_alteration_proves_what_is_false(case: tuple[str, Path, Path, Path], tmp_path: Path, seed: int) -> None:
     """The proof of a true property, made out for one that a sampled point breaks, its columns changed at random."""
@@ -445,7 +534,9 @@ def test_unreadable_questions_are_told(tmp_path: Path) -> None:
     net, text, proof = small_proof(tmp_path)
     good = text.read_text()
     for bad in ("(assert", good.replace("<= X_0", "<= X_7", 1), good.replace("Y_0", "(* X_0 X_1)"),
-                good.replace("assert", "assume", 1), good + "(declare-const X_2 Real)", "(" * 3000,
+                good.replace("assert", "assume", 1),
+                good.replace("(assert (>= X_0", "(assert (and) (>= X_0", 1),
+                good + "(declare-const X_2 Real)", "(" * 3000,
                 good.replace("(assert (>= X_0", "; ", 1)):
         text.write_text(bad)
         with pytest.raises(Unreadable):
