@@ -522,8 +522,8 @@ class Proof:
             raise Refused("a visit of a node that does not exist")
         for part in parts(len(nodes), self.batch):
             root, low, high = self.sets(nodes[part])
-            if (low[:, :n] > high[:, :n]).any():
-                raise Refused("the box of a node is empty")
+            if len(bare := np.flatnonzero((low[:, :n] > high[:, :n]).any(1))):
+                raise Refused(f"node {nodes[part[bare[0]]]}: its box is empty")
             least = np.maximum(np.concatenate([self.start[r][0] for r in root]), low[:, n:])
             most = np.minimum(np.concatenate([self.start[r][1] for r in root]), high[:, n:])
             if self.cuts:
