@@ -156,8 +156,11 @@ class Elementwise(Operator):
 
     def enclosed_with_gradient(self, x: Interval) -> Interval:
         """As `enclosed`, with the gradients of `interval` where that trusts a library."""
-        found = self.enclosed(x)
-        if not (self.needs_proof and (x.lower.requires_grad or x.upper.requires_grad)):
+        if not self.needs_proof:
+            return self.enclosed(x)
+        with torch.no_grad():
+            found = self.enclosed(x)
+        if not (x.lower.requires_grad or x.upper.requires_grad):
             return found
         source = self.interval(x)
         return Interval(_with_gradient(found.lower, source.lower), _with_gradient(found.upper, source.upper))

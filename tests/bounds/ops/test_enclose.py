@@ -330,9 +330,10 @@ def test_lines_proved_as_they_are_chosen_hold_for_any_parameters(smooth: Smooth,
                 torch.testing.assert_close(new[wide], old[wide], rtol=2e-3, atol=1e-5)
 
 
-@every_operator
+@pytest.mark.parametrize("smooth", [s for s in SMOOTH if getattr(s.op, "threshold", 20.0) == 20.0],
+                         ids=lambda s: s.name)
 def test_slopes_and_intercepts_turn_with_their_parameters(smooth: Smooth) -> None:
-    """Against differences, where the box leaves room for them."""
+    """Against differences, where the box leaves room for them. (Beyond a low threshold a softplus has jumped.)"""
     x = intervals(torch.float64)
     found = smooth.op.parameters(x)
     assert found is not None
