@@ -11,6 +11,7 @@ import torch
 
 from bounds.graph import Graph
 from bounds.graph.reduce import reduce_to
+from bounds.interval import Interval
 from bounds.tilted import Tilted, TiltedBounds
 from tests.bounds.networks import random_graph
 from verifier.branch_and_bound.tilted_tree import Leaves, TiltedTree
@@ -91,7 +92,8 @@ def tree_of(problem: Problem, state: State, row: int, target: torch.Tensor, stop
     tensors, graph = problem.tensors, problem.graph
     if not set(graph.relaxed_inputs) <= set(state.intervals):
         return None
-    reduced = reduce_to(graph, {i: state.intervals[i] for i in graph.relaxed_inputs})
+    reduced = reduce_to(graph, {i: state.intervals[i] for i in graph.relaxed_inputs},
+                        Interval(tensors.sets.lower, tensors.sets.upper))
     intervals = reduced.intervals(state.intervals)
     C, bound = tensors.C[row:row + 1], tensors.bound[row:row + 1]
     method = Tilted(iterations=20)

@@ -24,10 +24,14 @@ def intervals_of(graph: Graph, points: Tensor) -> dict[int, Interval]:
     return {i: Interval(values[i].amin(0, keepdim=True), values[i].amax(0, keepdim=True)) for i in sources}
 
 
+def hull(points: Tensor) -> Interval:
+    return Interval(points.amin(0, keepdim=True), points.amax(0, keepdim=True))
+
+
 def reduced_on_samples(seed: int, kind: str, activation: str, radius: float) -> tuple[Graph, Tensor, Reduced]:
     graph = random_graph(seed, kind, activation)
     points = samples(random_box(graph, seed, 1, radius), 50, seed)[0]
-    return graph, points, reduce_to(graph, intervals_of(graph, points))
+    return graph, points, reduce_to(graph, intervals_of(graph, points), hull(points))
 
 
 @settings(max_examples=150, deadline=None)
@@ -66,7 +70,7 @@ def test_bounds_of_kept_neurons_are_those_of_their_originals() -> None:
     graph = random_graph(3, "conv", "Relu")
     box = random_box(graph, 3, 1, 0.5)
     known = {i: v for i, v in intervals_by("ibp", graph, box).items() if i in graph.relaxed_inputs}
-    reduced = reduce_to(graph, known)
+    reduced = reduce_to(graph, known, Interval(box.lower, box.upper))
     assert reduced.layers
     for layer, (node, x) in zip(reduced.layers, reduced.intervals(known).items(), strict=True):
         assert node == layer.reduced
@@ -76,7 +80,7 @@ def test_bounds_of_kept_neurons_are_those_of_their_originals() -> None:
 def test_a_network_that_is_affine_on_its_region_has_no_neurons_left() -> None:
     graph = random_graph(1, "residual", "Relu")
     point = samples(random_box(graph, 1, 1, 0.5), 1)[0][:1]
-    reduced = reduce_to(graph, intervals_of(graph, point))
+    reduced = reduce_to(graph, intervals_of(graph, point), hull(point))
     assert not reduced.layers
     torch.testing.assert_close(reduced.graph(point), graph(point), rtol=1e-9, atol=1e-9)
 
@@ -85,7 +89,7 @@ def test_a_float32_graph_is_folded_in_float64() -> None:
     graph = random_graph(5, "conv", "Relu", torch.float32)
     points = samples(random_box(graph, 5, 1, 0.3), 50)[0]
     known = intervals_of(graph, points)
-    reduced, double = reduce_to(graph, known), reduce_to(graph.to(dtype=torch.float64), known)
+    reduced, double = (reduce_to(g, known, hull(points)) for g in (graph, graph.to(dtype=torch.float64)))
     assert reduced.graph.dtype == torch.float32
     for a, b in zip(reduced.weights, double.weights, strict=True):
         assert a.dtype == torch.float64
@@ -96,7 +100,7 @@ def test_networks_with_other_operators_are_refused() -> None:
     graph = random_graph(0, "pooling", "Relu")
     assert not can_reduce(graph)
     with pytest.raises(ValueError, match="only affine and elementwise operators"):
-        reduce_to(graph, {})
+        reduce_to(graph, {}, Interval(torch.zeros(1), torch.zeros(1)))
 
 
 def test_the_output_keeps_its_shape() -> None:
@@ -104,6 +108,6 @@ def test_the_output_keeps_its_shape() -> None:
     cut = next(i for i, n in enumerate(graph.nodes) if isinstance(n.op, Elementwise))
     graph = dataclasses.replace(graph, nodes=graph.nodes[:cut + 2], output=cut + 1)
     points = samples(random_box(graph, 2, 1, 0.5), 20)[0]
-    reduced = reduce_to(graph, intervals_of(graph, points))
+    reduced = reduce_to(graph, intervals_of(graph, points), hull(points))
     assert reduced.graph.output_shape == graph.output_shape
     torch.testing.assert_close(reduced.graph(points), graph(points), rtol=1e-9, atol=1e-9)
