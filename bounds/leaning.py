@@ -226,7 +226,7 @@ class _Climb:
         n = behind.shape[1]
         at_input = F.pad(behind, (0, 1)).scatter_add(1, w.index.reshape(1, -1).expand(len(A), -1),
                                                      (a.unsqueeze(2) * planes).flatten(1))[:, :n]
-        others = (behind,)
+        others: tuple[Tensor, ...] = (behind,)
         if self.D is not None:
             at_input, others = at_input + self.D, (behind, self.D)
         least = engine.minimise(at_input.view(-1, *self.graph.input_shape), self.block.rows.owner)

@@ -30,7 +30,7 @@ from bounds.ops.reshape import Reshape
 from bounds.ops.round_off import MORE, gamma, underflow
 from bounds.ops.slice import Slice
 from bounds.relaxation import Relaxation
-from bounds.rounding import affine_step, magnitude
+from bounds.rounding import affine_step, magnitude, value_noise
 
 CHUNK_ENTRIES = 1 << 23  # numbers of the widest node that one pass may hold
 
@@ -159,12 +159,13 @@ class _Folding:
         x, lines = self.lines[i]
         slope, intercept = self.slopes[i].abs(), self.intercepts[i].abs()
         apart = (lines.upper_slope - lines.lower_slope).abs() * size
-        if lines.lower_intercept is not None or lines.upper_intercept is not None:
-            low, high = (0.0 if t is None else t for t in (lines.lower_intercept, lines.upper_intercept))
-            apart = apart + abs(high - low)
+        low, high = (torch.zeros_like(size) if t is None else t for t in (lines.lower_intercept, lines.upper_intercept))
+        apart = apart + (high - low).abs()
         out = slope * size + intercept
         computed = ((slope != 0) & (slope != 1)) | (intercept != 0)
         lost = slope * error + MORE * (apart + computed * out * gamma(1, torch.float64))
+        noise = value_noise(self.graph, i, x)
+        lost = lost if noise is None else lost + noise
         if not op.rounding_known:
             lost = torch.full_like(lost, torch.inf)
         if i in self.kept:
