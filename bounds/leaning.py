@@ -10,7 +10,7 @@ it out. Over all g the planes make up the neuron's convex hull over its box (And
 Tjandraatmadja et al., arXiv:2006.14076). Each row climbs with its own g, together with the slopes of all layers.
 
 Any parameters give valid bounds: they are climbed in the dtype of the network, and the bound that counts is evaluated
-once more in float64.
+once more in float64, where it pays for its rounding (`bounds.leaning_rounding`).
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from bounds.backward import Backward, Block, Params, input_rows
 from bounds.bounds import LinearRows
 from bounds.graph import Graph
 from bounds.interval import Interval
+from bounds.leaning_rounding import price
 from bounds.ops.conv import Conv
 from bounds.ops.linear import Linear
 from bounds.ops.relu import Relu
 from bounds.ops.reshape import Reshape
+from bounds.rounding import Prices, sum_down
 from bounds.rows import Rows
 from bounds.sets import InputSet
 from bounds.window import Owner
@@ -139,6 +141,29 @@ def first_layer(graph: Graph, given: Mapping[int, Interval]) -> FirstLayer | Non
     return None
 
 
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What the undecided neurons of the first layer see: their windows, and centre and radius "R m k" of the inputs in
+    them, in each row's box."""
+
+    windows: Windows
+    centre: Tensor
+    radius: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Met:
+    """How rows met the first layer: coefficients `through` "R *node, flat" behind the lower lines, `a` "R m" <= 0 on
+    planes "R m k" with constants c "R m", and others "R n": what else was added up at the input."""
+
+    owner: Owner
+    through: Tensor
+    a: Tensor
+    planes: Tensor
+    c: Tensor
+    others: tuple[Tensor, ...]
+
+
 class _Climb:
     """Some rows while they climb."""
 
@@ -153,7 +178,7 @@ class _Climb:
         x = given[graph.nodes[layer.node].inputs[0]]
         low, high = (t.flatten(1)[self.owner][:, layer.neurons] for t in (x.lower, x.upper))
         chord = high.clamp(min=0) / (high.clamp(min=0) - low.clamp(max=0)).clamp(min=torch.finfo(high.dtype).tiny)
-        self.planes = chord.unsqueeze(2) * layer.windows.weight
+        self.planes = chord.to(graph.dtype).unsqueeze(2) * layer.windows.weight
         self.unit = layer.windows.weight.abs().amax(1).view(1, -1, 1)
 
     def _prepare(self, graph: Graph) -> None:
@@ -162,18 +187,17 @@ class _Climb:
         self.engine = Backward(graph, InputSet(sets.lower.to(dtype), sets.upper.to(dtype)))
         for i, x in self.given.items():
             self.engine.enclose(i, x.map(lambda t: t.to(dtype)))
-        self.windows = self.layer.windows.to(dtype)
         self.C, self.owner = self.rows.C.to(dtype), self.rows.owner
         self.offset = self.C.new_zeros(len(self.C)) if self.rows.offset is None else self.rows.offset.to(dtype)
         self.D = None if self.rows.D is None else self.rows.D.to(dtype)
-        low, high = (F.pad(t.flatten(1), (0, 1))[:, self.windows.index] for t in (self.engine.sets.lower,
+        low, high = (F.pad(t.flatten(1), (0, 1))[:, self.layer.windows.index] for t in (self.engine.sets.lower,
                                                                                    self.engine.sets.upper))
-        self.centre, self.radius = ((low + high) / 2)[self.owner], ((high - low) / 2)[self.owner]
+        self.seen = Seen(self.layer.windows.to(dtype), ((low + high) / 2)[self.owner], ((high - low) / 2)[self.owner])
         owner = Owner.of(self.sets.batch, self.owner)
         self.block = Block(self.graph.output, Rows.full(self.C.view(-1, *self.graph.output_shape), owner))
 
-    def value(self, slopes: Params, planes: Tensor) -> Tensor:
-        """Lower bounds of the rows at given parameters."""
+    def value(self, slopes: Params, planes: Tensor) -> tuple[Tensor, Met]:
+        """(lower bounds of the rows at given parameters, but for rounding at the first layer; how they met it)."""
         engine, node = self.engine, self.layer.node
         source = self.graph.nodes[node].inputs[0]
         sweep = engine.pull_to(self.block, node, slopes)
@@ -191,22 +215,23 @@ class _Climb:
         leans = open_ & (A < 0)
         through = torch.where(leans, torch.zeros_like(A), A * slope)
         a = torch.where(leans, A, torch.zeros_like(A))[:, self.layer.neurons]
-        w = self.windows
-        free = -(planes * self.centre).sum(2) + (planes.abs() * self.radius).sum(2)
+        seen, w = self.seen, self.seen.windows
+        free = -(planes * seen.centre).sum(2) + (planes.abs() * seen.radius).sum(2)
         rest = w.weight - planes
-        above = (rest * self.centre).sum(2) + (rest.abs() * self.radius).sum(2) + w.bias
-        constant = (a * torch.maximum(free, above)).sum(1)
+        above = (rest * seen.centre).sum(2) + (rest.abs() * seen.radius).sum(2) + w.bias
+        c = torch.maximum(free, above)
         sweep.pending[source] = Rows.full(through.view_as(rows.A), rows.owner)
         pulled = engine.pull_on(sweep, slopes)
-        at_input = input_rows(pulled, self.graph).flatten(1)
-        n = at_input.shape[1]
-        at_input = F.pad(at_input, (0, 1)).scatter_add(1, w.index.reshape(1, -1).expand(len(A), -1),
-                                                       (a.unsqueeze(2) * planes).flatten(1))[:, :n]
+        behind = input_rows(pulled, self.graph).flatten(1)
+        n = behind.shape[1]
+        at_input = F.pad(behind, (0, 1)).scatter_add(1, w.index.reshape(1, -1).expand(len(A), -1),
+                                                     (a.unsqueeze(2) * planes).flatten(1))[:, :n]
+        others: tuple[Tensor, ...] = (behind,)
         if self.D is not None:
-            at_input = at_input + self.D
-        low, high = engine.sets.lower.flatten(1)[self.owner], engine.sets.upper.flatten(1)[self.owner]
-        least = (at_input * ((low + high) / 2)).sum(1) - (at_input.abs() * ((high - low) / 2)).sum(1)
-        return least + constant + pulled.constant + self.offset
+            at_input, others = at_input + self.D, (behind, self.D)
+        least = engine.minimise(at_input.view(-1, *self.graph.input_shape), self.block.rows.owner)
+        value = engine.prices.sum(least, (a * c).sum(1), pulled.constant, self.offset)
+        return value, Met(self.block.rows.owner, through, a, planes, c, others)
 
     def run(self, target: Tensor) -> Tensor:
         """Climb until every row is above its target, or no row will get there; the bounds in float64."""
@@ -238,7 +263,7 @@ class _Climb:
     def _evaluate(self, parameters: list[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
         leaves = [p.detach().requires_grad_(True) for p in parameters]
         with torch.enable_grad():
-            value = self.value(dict(zip(self.slopes, leaves[:-1], strict=True)), leaves[-1])
+            value, _ = self.value(dict(zip(self.slopes, leaves[:-1], strict=True)), leaves[-1])
             gradients = torch.autograd.grad(value.sum(), leaves, allow_unused=True)
         return value.detach().double(), list(gradients)
 
@@ -268,4 +293,6 @@ class _Climb:
             return torch.full_like(self.offset, -torch.inf)
         slopes = {i: torch.minimum(torch.maximum(p.double(), low[i]), high[i])
                   for i, p in zip(self.slopes, parameters[:-1], strict=True)}
-        return self.value(slopes, parameters[-1].double())
+        value, met = self.value(slopes, parameters[-1].double())
+        prices = self.engine.prices
+        return sum_down(value, -price(prices, self.layer, self.seen, met)) if isinstance(prices, Prices) else value

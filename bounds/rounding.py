@@ -67,13 +67,18 @@ def composition_error(graph: Graph, i: int, sets: Interval) -> tuple[Tensor, Ten
     node = graph.nodes[i]
     if i == 0:
         return magnitude(sets), None
-    assert isinstance(node.op, Affine)
-    below = [composition_error(graph, j, sets) for j in node.inputs]
+    return affine_step(graph, i, [composition_error(graph, j, sets) for j in node.inputs])
+
+
+def affine_step(graph: Graph, i: int, below: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+    """(sizes of the terms, how far off) "B *shape" of affine node i over those of its inputs; None: exact."""
+    op = graph.nodes[i].op
+    assert isinstance(op, Affine)
     sizes = [size for size, _ in below]
     size = _affine_size(graph, i, sizes)
     error = _affine_error(graph, i, size, sizes)
     if any(e is not None for _, e in below):
-        error = _plus(error, MORE * node.op.magnitude(*(torch.zeros_like(s) if e is None else e for s, e in below)))
+        error = _plus(error, MORE * op.magnitude(*(torch.zeros_like(s) if e is None else e for s, e in below)))
     return size, error
 
 
@@ -288,7 +293,7 @@ class Prices(Unpriced):
     def lines(self, i: int, chosen: Relaxation) -> tuple[Relaxation, Tensor | None]:
         node = self.graph.nodes[i]
         with torch.no_grad():
-            base = self._base(i)
+            base = self.base(i)
             # Where parameters take the place of lower slopes, these are at most 1.
             steepest = (chosen.upper_slope != 0).to(base) \
                 if isinstance(node.op, Elementwise) and node.op.reuses_lines else None
@@ -296,7 +301,7 @@ class Prices(Unpriced):
         return _widened(chosen, base, math.prod(node.shape), steepest=steepest, noise=noise)
 
     def steeper(self, i: int, chosen: Relaxation, gather: Callable[[Tensor], Tensor], keep: Keep) -> Relaxation:
-        base = keep(i, "base", lambda: gather(self._base(i)))
+        base = keep(i, "base", lambda: gather(self.base(i)))
         own = self._noise(i)
         noise = None if own is None else keep(i, "noise", lambda: gather(own))
         return _widened(chosen, base, math.prod(self.graph.nodes[i].shape), noise=noise)[0]
@@ -343,7 +348,7 @@ class Prices(Unpriced):
     def _dtype(self) -> torch.dtype:
         return self.at(0).lower.dtype
 
-    def _base(self, i: int) -> Tensor:
+    def base(self, i: int) -> Tensor:
         """"B *shape": what a unit of slope of elementwise node i costs at its input: the way on from there, the
         product with the slope, and a multiplier's difference."""
         (source,) = self.graph.nodes[i].inputs

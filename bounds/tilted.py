@@ -12,8 +12,8 @@ arXiv:1811.08359; Tjandraatmadja et al., arXiv:2006.14076; De Palma et al., arXi
 however their slopes are chosen, do not pass (arXiv:1902.08722).
 
 It works on a reduced graph (`bounds.graph.reduce`) of one region, a box. Any parameters give valid bounds: they are
-climbed in float32 and the bound that counts is evaluated once more in float64. Every tilted neuron costs two rows in
-every step, as optimising its own bounds would.
+climbed in float32 and the bound that counts is evaluated once more in float64, where it pays for its rounding
+(`bounds.tilted_rounding`). Every tilted neuron costs two rows in every step, as optimising its own bounds would.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from bounds.adam import Moments
 from bounds.graph.reduce import Reduced
 from bounds.interval import Interval
 from bounds.ops.relu import Relu
+from bounds.rounding import is_priced, sum_down
 from bounds.sets import InputSet
+from bounds.tilted_rounding import price
 
 ROW_NUMBERS = 1 << 23   # coefficients that the rows climbed together may have
 MOST_NUMBERS = 1 << 26  # a single row that needs more is not climbed
@@ -47,11 +49,12 @@ split has set (arXiv:2103.06624)."""
 @dataclass(frozen=True, eq=False)
 class Chain:
     """A reduced graph over one box: s = E x + e, then r_k = relu(head of s), s <- tail + M_k r_k; layer k's neurons are
-    rows `rows[k]` of s, the outputs come last."""
+    rows `rows[k]` of s, the outputs come last; error: how far each row is from the network's (`Reduced.error`)."""
 
     E: Tensor
     e: Tensor
     M: tuple[Tensor, ...]
+    error: Tensor
     centre: Tensor
     radius: Tensor
     rows: tuple[slice, ...]
@@ -68,8 +71,8 @@ class Chain:
             rows.append(slice(start, start + len(layer.index)))
             start = rows[-1].stop
         E, *M = (w.to(dtype) for w in reduced.weights)
-        return Chain(E, reduced.bias.to(dtype), tuple(M), ((low + high) / 2).to(dtype), ((high - low) / 2).to(dtype),
-                     tuple(rows))
+        return Chain(E, reduced.bias.to(dtype), tuple(M), reduced.error.to(dtype),
+                     ((low + high) / 2).to(dtype), ((high - low) / 2).to(dtype), tuple(rows))
 
     @property
     def hidden(self) -> int:
@@ -109,10 +112,10 @@ class Lines:
             is_open = (l < 0) & (u > 0)
             one, zero = torch.ones_like(u), torch.zeros_like(u)
             fixed = torch.where(l >= 0, one, zero)
-            s = torch.where(is_open, u / torch.where(is_open, u - l, one), fixed)
-            lines.s.append(s)
-            # The chord passes above both ends: float rounding of s is made up for in its intercept.
-            lines.t.append(torch.where(is_open, torch.maximum(-s * l, u - s * u), zero))
+            chord = Relu().relax(Interval(l, u))  # holds as stored, but for numbers that vanish
+            assert chord.upper_intercept is not None
+            lines.s.append(torch.where(is_open, chord.upper_slope, fixed))
+            lines.t.append(torch.where(is_open, chord.upper_intercept + torch.finfo(dtype).tiny, zero))
             lines.low.append(torch.where(is_open, zero, fixed))
             lines.high.append(torch.where(is_open, one, fixed))
             lines.open.append(is_open)
@@ -142,15 +145,26 @@ class Tilts:
 
 
 @dataclass(frozen=True, eq=False)
+class InnerPass:
+    """How the inner rows g, g - w of a layer's planes were bounded: rows "B 2p (n + u_0 + ..)", constant "B 2p", and by
+    layer what they met there on lower lines and on chords, "B 2p u_i"."""
+
+    rows: Tensor
+    constant: Tensor
+    met: dict[int, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
 class Used:
-    """How a row met a layer: coefficients "B u" on lower lines and on chords, those on tilted planes "B p", and these
-    planes g "B p y", c "B p"."""
+    """How a row met a layer: coefficients "B u" on lower lines and on chords, those on tilted planes "B p", these
+    planes g "B p y", c "B p", and where it is traced how c was found."""
 
     low: Tensor
     high: Tensor
     tilted: Tensor | None
     g: Tensor | None
     c: Tensor | None
+    inner: InnerPass | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -381,14 +395,17 @@ class _Climb:
                     low, high = lines.low[key[2]], lines.high[key[2]]
                     low, high = (low, high) if p.dim() == 2 else (low.unsqueeze(1), high.unsqueeze(1))
                     parameters[key] = torch.minimum(torch.maximum(p, low), high)
-            value, A, _, used = _value(self.exact, lines, tilts, parameters, C[chosen], offset[chosen],
-                                       None if D is None else D[chosen])
+            rows = C[chosen], offset[chosen], None if D is None else D[chosen]
+            pays = is_priced(self.exact.E.dtype)
+            value, A, _, used = _value(self.exact, lines, tilts, parameters, *rows, traced=pays)
+            if pays:
+                value = sum_down(value, -price(self.exact, lines, tilts, parameters, *rows, used))
             x = self.exact.centre - self.exact.radius * A.sign() if self.mean is None else self.mean[chosen].double()
             gaps = _gaps(self.exact, lines, tilts, parameters, used, x)
-        rows = alive[chosen]
-        better = value > found.lower[rows]
-        found.lower[rows] = torch.where(better, value, found.lower[rows])
-        found.x[rows], found.gaps[rows] = x, gaps
+        at = alive[chosen]
+        better = value > found.lower[at]
+        found.lower[at] = torch.where(better, value, found.lower[at])
+        found.x[at], found.gaps[at] = x, gaps
 
     def _take(self, rest: Tensor) -> None:
         self.first, self.nearest = self.first[rest], self.nearest[rest]
@@ -425,9 +442,9 @@ class _Climb:
 
 
 def _value(chain: Chain, lines: Lines, tilts: Mapping[int, Tilts], parameters: Parameters, C: Tensor, offset: Tensor,
-           D: Tensor | None) -> tuple[Tensor, Tensor, list[Tensor], dict[int, Used]]:
+           D: Tensor | None, *, traced: bool = False) -> tuple[Tensor, Tensor, list[Tensor], dict[int, Used]]:
     """(lower bounds "B", planes A "B n" below the rows, the coefficients met at each layer, and how lines were used) at
-    given parameters."""
+    given parameters; `traced`: inner passes are kept."""
     used: dict[int, Used] = {}
     end = chain.hidden
     A, constant = C @ chain.E[end:], C @ chain.e[end:] + offset
@@ -437,15 +454,15 @@ def _value(chain: Chain, lines: Lines, tilts: Mapping[int, Tilts], parameters: P
     z: list[Tensor] = []
     for k in reversed(range(len(chain.rows))):
         low, high = met[k].clamp(min=0), met[k].clamp(max=0)
-        tilted = g = c = None
+        tilted = g = c = inner = None
         if k in tilts:
-            tilted, g, c = _tilted(chain, lines, tilts[k], parameters, k, high)
+            tilted, g, c, inner = _tilted(chain, lines, tilts[k], parameters, k, high, traced=traced)
             high = high.index_add(1, tilts[k].at, -tilted)
             plane = torch.einsum("bp,bpy->by", tilted, g)
             first, *others = plane.split([len(chain.centre), *(r.stop - r.start for r in chain.rows[:k])], 1)
             A, constant = A + first, constant + (tilted * c).sum(1)
             met[:k] = [a + b for a, b in zip(met[:k], others, strict=True)]
-        used[k] = Used(low, high, tilted, g, c)
+        used[k] = Used(low, high, tilted, g, c, inner)
         here = low * parameters["slope", k, k] + high * lines.s[k]
         constant = constant + (high * lines.t[k]).sum(1)
         if ("beta", k, k) in parameters:
@@ -478,10 +495,10 @@ def _gaps(chain: Chain, lines: Lines, tilts: Mapping[int, Tilts], parameters: Pa
     return torch.cat(out, 1) if out else x.new_zeros(len(x), 0)
 
 
-def _tilted(chain: Chain, lines: Lines, tilts: Tilts, parameters: Parameters, k: int, high: Tensor
-            ) -> tuple[Tensor, Tensor, Tensor]:
-    """(coefficients "B p" that take a tilted plane, its g "B p y", its c "B p") at layer k; `high` "B u_k" are the
-    coefficients that take an upper line."""
+def _tilted(chain: Chain, lines: Lines, tilts: Tilts, parameters: Parameters, k: int, high: Tensor, *,
+            traced: bool = False) -> tuple[Tensor, Tensor, Tensor, InnerPass | None]:
+    """(coefficients "B p" that take a tilted plane, its g "B p y", its c "B p", how c was found if that is traced) at
+    layer k; `high` "B u_k" are the coefficients that take an upper line."""
     at = tilts.at
     count, width = tilts.w.shape
     tilt = parameters["tilt", k, k]
@@ -493,19 +510,23 @@ def _tilted(chain: Chain, lines: Lines, tilts: Tilts, parameters: Parameters, k:
     constant = torch.cat([torch.zeros_like(e), -e]).expand(len(tilt), -1)
     slopes = [parameters["inner", k, i] for i in range(k)]
     betas = [parameters.get(("inner beta", k, i)) for i in range(k)]
-    below = _inner(chain, lines, rows, constant, slopes, betas)
+    inner = InnerPass(rows, constant, {}) if traced else None
+    below = _inner(chain, lines, rows, constant, slopes, betas, None if inner is None else inner.met)
     c = torch.maximum(-below[:, :count], -below[:, count:])
-    return high[:, at] * lines.open[k][:, at], g, c
+    return high[:, at] * lines.open[k][:, at], g, c, inner
 
 
 def _inner(chain: Chain, lines: Lines, rows: Tensor, constant: Tensor, slopes: Sequence[Tensor],
-           betas: Sequence[Tensor | None]) -> Tensor:
-    """Lower bounds "B q" of rows "B q (n + u_0 + ..)" by chords alone, with lower slopes and multipliers "B q u_i"."""
+           betas: Sequence[Tensor | None], trace: dict[int, tuple[Tensor, Tensor]] | None = None) -> Tensor:
+    """Lower bounds "B q" of rows "B q (n + u_0 + ..)" by chords alone, with lower slopes and multipliers "B q u_i".
+    `trace` takes what met the lines of each layer."""
     k = len(slopes)
     A, *met = rows.split([len(chain.centre), *(r.stop - r.start for r in chain.rows[:k])], 2)
     z: list[Tensor] = []
     for j in reversed(range(k)):
         low, high = met[j].clamp(min=0), met[j].clamp(max=0)
+        if trace is not None:
+            trace[j] = low, high
         here = low * slopes[j] + high * lines.s[j].unsqueeze(1)
         constant = constant + torch.einsum("bqu,bu->bq", high, lines.t[j])
         if (beta := betas[j]) is not None:

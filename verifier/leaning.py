@@ -10,6 +10,7 @@ from bounds.precision import rounded_down
 from verifier.best_rows import CLEAR_PLACES, open_rows
 from verifier.deadline import CLOSING_S
 from verifier.problem import Problem, State
+from verifier.proved_regions import accounts_for_rounding, proved_regions
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class LeaningStage:
     share: float = 0.1
 
     def is_rounded(self, problem: Problem) -> bool:
-        return False  # the float64 evaluation is not priced
+        return accounts_for_rounding(problem)
 
     def run(self, problem: Problem, state: State) -> None:
         tensors, graph = problem.tensors, problem.graph
@@ -30,11 +31,12 @@ class LeaningStage:
             return
         end = max(problem.deadline.left() * (1 - self.share), CLOSING_S)
         regions, owner = tensors.region[rows].unique(return_inverse=True)
-        asked = LinearRows(tensors.C[rows], owner, None if tensors.D is None else tensors.D[rows], -tensors.bound[rows])
-        given = {i: state.intervals[i].map(lambda t: t[regions]) for i in graph.relaxed_inputs}
+        question, given = proved_regions(problem, state, regions)
+        D = None if question.D is None else question.D[rows]
+        asked = LinearRows(question.C[rows], owner, D, -question.bound[rows])
         target = CLEAR_PLACES * tensors.last_places[rows]
         method = replace(self.leaning, stop=lambda: problem.deadline.left() < end)
-        lower = method.bound(graph, tensors.sets.index(regions), asked, target, given)
+        lower = method.bound(graph, question.sets.index(regions), asked, target, given)
         if lower is not None:
             state.domains += len(regions)
             state.improve(rows, rounded_down(lower, tensors.bound.dtype))

@@ -92,12 +92,25 @@ class Double:
     def engine(self, regions: Tensor) -> Backward:
         """An engine over some regions, with what is proved there; where that is nothing, with CROWN's enclosures."""
         engine = Backward(self.graph, self.tensors.sets.index(regions))
-        given = {i: x.map(lambda t: t[regions]) for i, x in self.proved.items()}
-        known = bool(given) and all(bool(torch.isfinite(x.lower).all()) for x in given.values())
-        refine(engine, known=given if known else None, row_bound=None if known else engine.lower)
-        if not known:
+        given = self._known(regions)
+        refine(engine, known=given, row_bound=engine.lower if given is None else None)
+        if given is None:
             self.keep(regions, engine)
         return engine
+
+    def intervals(self, regions: Tensor) -> dict[int, Interval]:
+        """Enclosures over some regions, "U *shape" each: what is proved there, or CROWN's."""
+        given = self._known(regions)
+        if given is None:
+            self.engine(regions)
+            given = self._known(regions)
+        return given or {}
+
+    def _known(self, regions: Tensor) -> dict[int, Interval] | None:
+        """What is proved over some regions; None where that is not everything that relaxations read."""
+        given = {i: x.map(lambda t: t[regions]) for i, x in self.proved.items()}
+        known = bool(given) and all(bool(torch.isfinite(x.lower).all()) for x in given.values())
+        return given if known else None
 
     def keep(self, regions: Tensor, engine: Backward) -> None:
         """Keep the enclosures of an engine over some regions."""

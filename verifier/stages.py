@@ -36,7 +36,7 @@ from verifier.leaning import LeaningStage
 from verifier.problem import KEPT_INTERVAL_BYTES, Problem, State, only_branches
 from verifier.property import PropertyTensors
 from verifier.tilted import TiltedStage
-from verifier.verdict import Claim
+from verifier.verdict import Claim, Evidence
 
 CHUNK_REGIONS = 256   # regions bounded together; the bound methods chunk their rows by memory themselves
 CHUNK_ENTRIES = 2**25  # of all layers and of these regions
@@ -344,15 +344,19 @@ def check_method(method: str, branching: str) -> None:
         raise ValueError(f"method must be auto, bab, milp or one of {', '.join(METHODS)}, got {method!r}")
 
 
-def stages_for(method: str, problem: Problem, branching: str = BRANCHING[0], solver: str = "highs"
-               ) -> Sequence[Stage]:
+def stages_for(method: str, problem: Problem, branching: str = BRANCHING[0], solver: str = "highs",
+               evidence: Evidence | None = None) -> Sequence[Stage]:
     """The strategy of a method name: "auto", "bab" (branch and bound after CROWN), "milp" (after alpha-CROWN,
-    by `solver`), or one bound method alone (then no attack either)."""
+    by `solver`), or one bound method alone (then no attack either). evidence: with ROUNDED, stages that do not account
+    for rounding are left out, where others do."""
     stages = _stages_for(method, problem, branching, solver)
-    if problem.claim is Claim.REAL:
+    if problem.claim is Claim.REAL and evidence is not Evidence.ROUNDED:
         return stages
-    # What knows nothing of float32's rounding proves nothing about it.
-    return tuple(s for s in stages if isinstance(s, AttackStage) or s.is_rounded(problem))
+    # What knows nothing of float32's rounding proves nothing about it; and what is decided without its rounding
+    # accounted for would be kept from stages that account for it.
+    rounded = tuple(s for s in stages if isinstance(s, AttackStage) or (problem.rounded and s.is_rounded(problem)))
+    proves = any(not isinstance(s, AttackStage) for s in rounded)
+    return rounded if proves or problem.claim is Claim.FLOAT32 else stages
 
 
 def _stages_for(method: str, problem: Problem, branching: str, solver: str) -> Sequence[Stage]:

@@ -173,7 +173,7 @@ def verify(
                 problem = dataclasses.replace(problem, rounded=False)
             state = State.of(problem)
             with priced(problem.rounded):
-                decided_by = _run(stages_for(method, problem, branching, solver), problem, state, logs)
+                decided_by = _run(stages_for(method, problem, branching, solver, evidence), problem, state, logs)
             verdict = _conclude(problem, state, Evidence.ROUNDED if claim is Claim.FLOAT32 else evidence)
             if claim is Claim.FLOAT32 and isinstance(verdict, Verified):
                 state.choices["margin_loss"] = margin_loss(problem)

@@ -26,6 +26,7 @@ from verifier.branch_and_bound.tilted_tree import TiltedTree
 from verifier.deadline import CLOSING_S
 from verifier.problem import Problem, State, only_branches
 from verifier.property import PropertyTensors
+from verifier.proved_regions import accounts_for_rounding, proved_regions
 
 MOST_FOLDED = 1 << 25       # entries of the matrix over the input
 ATTACK = Pgd(restarts=256, steps=200, rounds=2, samples=64, time_limit_s=10.0)
@@ -46,7 +47,7 @@ class TiltedStage:
     tree_share: float = 0.85
 
     def is_rounded(self, problem: Problem) -> bool:
-        return False  # the float64 evaluation is not priced
+        return accounts_for_rounding(problem)
 
     def run(self, problem: Problem, state: State) -> None:
         tensors, graph = problem.tensors, problem.graph
@@ -67,28 +68,29 @@ class TiltedStage:
         for region in tensors.region[rows].unique().tolist():
             if over():
                 return
-            intervals = {i: state.intervals[i].map(lambda t, r=region: t[r:r + 1]) for i in sources}
             here = rows[tensors.region[rows] == region]
-            self._bound(problem, state, method, region, here, intervals, tree_over)
+            self._bound(problem, state, method, region, here, tree_over)
             if state.witness is not None:
                 return
 
     def _bound(self, problem: Problem, state: State, method: Tilted, region: int, rows: Tensor,
-               intervals: dict[int, Interval], over: Callable[[], bool]) -> None:
+               over: Callable[[], bool]) -> None:
         tensors, graph = problem.tensors, problem.graph
+        chosen = torch.tensor([region], device=rows.device)
+        question, intervals = proved_regions(problem, state, chosen)
         if not is_small_enough(undecided(graph, intervals), graph.nodes[0].shape):
             return
-        reduced = reduce_to(graph, intervals)
-        box = tensors.sets.index(torch.tensor([region], device=rows.device))
-        found = method.bound(reduced, box, reduced.intervals(intervals), tensors.C[rows], -tensors.bound[rows],
-                             CLEAR_PLACES * tensors.last_places[rows], None if tensors.D is None else tensors.D[rows])
+        box = question.sets.index(chosen)
+        reduced = reduce_to(graph, intervals, Interval(box.lower, box.upper))
+        found = method.bound(reduced, box, reduced.intervals(intervals), question.C[rows], -question.bound[rows],
+                             CLEAR_PLACES * tensors.last_places[rows], None if question.D is None else question.D[rows])
         if found is None:
             return
         before = state.row_lower[rows].tolist()
         state.domains += len(rows)
         state.improve(rows, rounded_down(found.lower, tensors.bound.dtype))
         for k, row in enumerate(rows.tolist()):
-            if k in found.starts and self._offer(problem, state, reduced.graph, box, row, found.x[k:k + 1]):
+            if k in found.starts and self._offer(problem, state, reduced.graph, row, found.x[k:k + 1]):
                 return
         if state.upper < -float(found.lower.min()):  # the truth seems nearer to the best point than to the bound
             self._attack(problem, state, reduced.graph, region)
@@ -101,17 +103,18 @@ class TiltedStage:
             one = slice(row, row + 1)
             target = CLEAR_PLACES * tensors.last_places[one]
             tree = TiltedTree(
-                replace(method, stop=over), reduced, box, reduced.intervals(intervals), tensors.C[one],
-                -tensors.bound[one], None if tensors.D is None else tensors.D[one], target,
-                partial(self._offer, problem, state, reduced.graph, box, row), over)
+                replace(method, stop=over), reduced, box, reduced.intervals(intervals), question.C[one],
+                -question.bound[one], None if question.D is None else question.D[one], target,
+                partial(self._offer, problem, state, reduced.graph, row), over)
             lower, domains = tree.decide(found.take(k), start)
             state.domains += domains
             proved = tensors.bound.new_tensor([lower], dtype=torch.float64)
             state.improve(rows[k:k + 1], rounded_down(proved, tensors.bound.dtype))
 
-    def _offer(self, problem: Problem, state: State, graph: Graph, box: InputSet, row: int, x: Tensor) -> bool:
+    def _offer(self, problem: Problem, state: State, graph: Graph, row: int, x: Tensor) -> bool:
         """Let points "P n" descend along the row and offer the best to the gate."""
         tensors = problem.tensors
+        box = tensors.sets.index(tensors.region[row:row + 1])
         x = descended(graph, box, tensors, row, x.to(tensors.bound).view(-1, *graph.input_shape))
         margin = tensors.branch_margin(tensors.violation(x, problem.graph(x)))[:, tensors.branch[row]]
         best = int(margin.argmin())

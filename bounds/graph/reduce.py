@@ -6,8 +6,9 @@ neurons that are not, everything is affine, skip connections included. The reduc
     s = E x + e,    for each layer k of the original:  r = f_k(head of s),    s <- tail of s + M_k r,    output = s,
 
 with dense E and M_k: the same function on the region, at a cost that follows the number of undecided neurons instead of
-the sizes of the maps. Everything is computed in float64 and rounded once. (Folding stable neurons is the reduction by
-which MIPVerify encodes them, arXiv:1711.07356, section 4.2.) Left out: networks with max-pools, products and the like.
+the sizes of the maps. Everything is computed in float64, with the error that this makes, and the graph rounded once.
+(Folding stable neurons is the reduction by which MIPVerify encodes them, arXiv:1711.07356, section 4.2.)
+Left out: networks with max-pools, products and the like.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ from bounds.ops.add import Add
 from bounds.ops.base import Affine, Elementwise, Input, Operator, Shape
 from bounds.ops.linear import Linear
 from bounds.ops.reshape import Reshape
+from bounds.ops.round_off import MORE, gamma, underflow
 from bounds.ops.slice import Slice
+from bounds.relaxation import Relaxation
+from bounds.rounding import affine_step, magnitude, value_noise
 
 CHUNK_ENTRIES = 1 << 23  # numbers of the widest node that one pass may hold
 
@@ -45,12 +49,17 @@ class Layer:
 @dataclass(frozen=True, eq=False)
 class Reduced:
     """graph: equal to the original on the region; layers: what it kept, in order; and its parameters in
-    float64, weights (E "T n", then for each layer M_k "rows after the layer, u_k") and bias "T"."""
+    float64, weights (E "T n", then for each layer M_k "rows after the layer, u_k") and bias "T".
+
+    error "T": anywhere in the region the kept neurons' inputs and the output, as the original has them over the reals,
+    differ from E x + e + M_1 r_1 + .. (evaluated exactly, r the original's kept neurons) by at most this. Not finite
+    where it is not known how an operator rounds."""
 
     graph: Graph
     layers: tuple[Layer, ...]
     weights: tuple[Tensor, ...]
     bias: Tensor
+    error: Tensor
 
     def intervals(self, known: Mapping[int, Interval]) -> dict[int, Interval]:
         """Bounds "B *shape" of the original's nodes as bounds of the kept neurons."""
@@ -73,15 +82,16 @@ def undecided(graph: Graph, intervals: Mapping[int, Interval]) -> tuple[Layer, .
     return tuple(found)
 
 
-def reduce_to(graph: Graph, intervals: Mapping[int, Interval]) -> Reduced:
+def reduce_to(graph: Graph, intervals: Mapping[int, Interval], region: Interval) -> Reduced:
     """The graph that equals `graph` wherever all `intervals` "1 *shape" hold (one for each node that an elementwise one
-    reads), up to rounding. Exact in exact arithmetic; float64 inside, then rounded to the graph's dtype."""
+    reads), up to rounding. Exact in exact arithmetic; float64 inside, then rounded to the graph's dtype. region
+    "1 *shape": encloses the inputs that are asked about, for the error."""
     if not can_reduce(graph):
         raise ValueError(f"{graph.source}: only affine and elementwise operators can be reduced")
     layers = undecided(graph, intervals)
     folding = _Folding(graph, intervals, layers)
-    layers, weights, bias = _without_idle(layers, *folding.matrices())
-    return _built(graph, layers, weights, bias)
+    layers, weights, bias, error = _without_idle(layers, *folding.matrices(), folding.errors(region))
+    return _built(graph, layers, weights, bias, error)
 
 
 class _Folding:
@@ -92,12 +102,14 @@ class _Folding:
         self.graph = graph.to(dtype=torch.float64)
         self.slopes: dict[int, Tensor] = {}
         self.intercepts: dict[int, Tensor] = {}
-        kept = {layer.node: layer.index for layer in layers}
+        self.lines: dict[int, tuple[Interval, Relaxation]] = {}
+        self.kept = kept = {layer.node: layer.index for layer in layers}
         for i, node in enumerate(self.graph.nodes[:graph.output + 1]):
             if not isinstance(node.op, Elementwise):
                 continue
             x = intervals[node.inputs[0]].map(lambda t: t.double())
             lines = node.op.relax(x)
+            self.lines[i] = x, lines
             slope = lines.lower_slope.expand_as(x.lower).clone()
             intercept = lines.lower_intercept
             intercept = torch.zeros_like(slope) if intercept is None else intercept.expand_as(slope).clone()
@@ -115,6 +127,52 @@ class _Folding:
         columns = [self._columns(0, torch.arange(math.prod(shape), device=like.device))]
         columns += [self._columns(layer.node, layer.index) for layer in self.layers]
         return columns, self._rows(self._walk(0, zero, constants=True), 1)[0]
+
+    def errors(self, region: Interval) -> Tensor:
+        """"T": how far the rows of `matrices` may be off over a region of inputs "1 *shape" (see `Reduced`): what every
+        node loses by itself, from layer to layer through absolute weights. Kept neurons are variables of their own, of
+        which only the size counts."""
+        graph = self.graph
+        x = region.map(lambda t: t.double())
+        size: dict[int, Tensor] = {0: magnitude(x)}
+        error: dict[int, Tensor] = {0: torch.zeros_like(x.lower)}
+        reach = 1 + size[0].sum()  # of the variables behind a row: what vanishes in a coefficient is multiplied by one
+        for i, node in enumerate(graph.nodes[:graph.output + 1]):
+            if isinstance(node.op, Elementwise):
+                size[i], error[i] = self._elementwise_step(i, size[node.inputs[0]], error[node.inputs[0]])
+                if i in self.kept:
+                    reach = reach + size[i].flatten(1)[:, self.kept[i]].sum()
+            elif i:
+                assert isinstance(node.op, Affine)
+                size[i], found = affine_step(graph, i, [(size[j], error[j]) for j in node.inputs])
+                assert found is not None, "errors of zero are handed on"
+                terms = node.op.terms(tuple(graph.nodes[j].shape for j in node.inputs), node.shape)
+                error[i] = found + reach * underflow(terms, torch.float64) if terms else found
+            size[i] = size[i] + error[i]
+        return self._rows(error, 1)[0]
+
+    def _elementwise_step(self, i: int, size: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+        """(sizes, errors) "1 *shape" of elementwise node i over those of its input: neurons that are linear on their
+        interval are their lower line, within the distance of both lines."""
+        op = self.graph.nodes[i].op
+        assert isinstance(op, Elementwise)
+        x, lines = self.lines[i]
+        slope, intercept = self.slopes[i].abs(), self.intercepts[i].abs()
+        apart = (lines.upper_slope - lines.lower_slope).abs() * size
+        low, high = (torch.zeros_like(size) if t is None else t for t in (lines.lower_intercept, lines.upper_intercept))
+        apart = apart + (high - low).abs()
+        out = slope * size + intercept
+        computed = ((slope != 0) & (slope != 1)) | (intercept != 0)
+        lost = slope * error + MORE * (apart + computed * out * gamma(1, torch.float64))
+        noise = value_noise(self.graph, i, x)
+        lost = lost if noise is None else lost + noise
+        if not op.rounding_known or op.needs_proof:
+            lost = torch.full_like(lost, torch.inf)
+        if i in self.kept:
+            kept = torch.zeros(slope.numel(), dtype=torch.bool, device=slope.device)
+            kept = kept.index_fill(0, self.kept[i], True).view_as(slope)
+            out, lost = torch.where(kept, magnitude(op.interval(x)), out), lost.masked_fill(kept, 0.0)
+        return out, lost
 
     def _columns(self, start: int, index: Tensor) -> Tensor:
         shape = self.graph.nodes[start].shape
@@ -167,9 +225,10 @@ class _Folding:
         return torch.cat(parts, 1)
 
 
-def _without_idle(layers: tuple[Layer, ...], weights: list[Tensor], bias: Tensor
-                  ) -> tuple[tuple[Layer, ...], list[Tensor], Tensor]:
-    """Leave out kept neurons on which nothing depends (say, those that only stably dead neurons read)."""
+def _without_idle(layers: tuple[Layer, ...], weights: list[Tensor], bias: Tensor, error: Tensor
+                  ) -> tuple[tuple[Layer, ...], list[Tensor], Tensor, Tensor]:
+    """Leave out kept neurons on which nothing depends (say, those that only stably dead neurons read). A coefficient
+    that only rounding made zero is part of the error of its row."""
     first, *inner = weights
     starts = [0]
     for layer in layers:
@@ -183,10 +242,10 @@ def _without_idle(layers: tuple[Layer, ...], weights: list[Tensor], bias: Tensor
         if bool(here.any()):
             out.append(replace(layer, index=layer.index[here]))
             columns.append(inner[k][alive][:, here])
-    return tuple(out), columns, bias[alive]
+    return tuple(out), columns, bias[alive], error[alive]
 
 
-def _built(graph: Graph, layers: tuple[Layer, ...], weights: list[Tensor], bias: Tensor) -> Reduced:
+def _built(graph: Graph, layers: tuple[Layer, ...], weights: list[Tensor], bias: Tensor, error: Tensor) -> Reduced:
     nodes = [graph.nodes[0]]
 
     def add(name: str, op: Operator, inputs: tuple[int, ...], shape: Shape) -> int:
@@ -217,7 +276,7 @@ def _built(graph: Graph, layers: tuple[Layer, ...], weights: list[Tensor], bias:
     if graph.output_shape != nodes[state].shape:
         state = add("output", Reshape(graph.output_shape), (state,), graph.output_shape)
     reduced = Graph(tuple(nodes), state, graph.onnx_input_shape, f"{graph.source} (reduced)")
-    return Reduced(reduced, tuple(placed), tuple(parameters), bias)
+    return Reduced(reduced, tuple(placed), tuple(parameters), bias, error)
 
 
 def _at(shape: Shape, index: Tensor, t: Tensor) -> Tensor:

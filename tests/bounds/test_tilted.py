@@ -25,7 +25,7 @@ def prepared(seed: int, kind: str, radius: float) -> tuple[Graph, InputSet, dict
     box = random_box(graph, seed, 1, radius)
     found = intervals_by("crown", graph, box)
     known = {i: found[i] for i in graph.relaxed_inputs}
-    return graph, box, known, reduce_to(graph, known)
+    return graph, box, known, reduce_to(graph, known, Interval(box.lower, box.upper))
 
 
 def rows_of(graph: Graph, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,7 +70,7 @@ def test_a_tilted_plane_lies_above_its_relus(seed: int) -> None:
         for i in range(k):
             random = torch.rand(1, 2 * len(at), len(lines.s[i][0]), generator=generator, dtype=torch.float64)
             parameters["inner", k, i] = torch.lerp(lines.low[i], lines.high[i], random)
-        _, g, c = _tilted(chain, lines, tilts, parameters, k, torch.zeros(1, len(w), dtype=torch.float64))
+        _, g, c, _ = _tilted(chain, lines, tilts, parameters, k, torch.zeros(1, len(w), dtype=torch.float64))
         y = torch.cat([points.flatten(1), *(values[layer.reduced].clamp(min=0) for layer in reduced.layers[:k])], 1)
         v = values[reduced.layers[k].reduced]
         assert bool((v.clamp(min=0) <= y @ g[0].T + c[0] + 1e-9).all())
@@ -128,6 +128,6 @@ def test_other_activations_are_refused() -> None:
     graph = random_graph(0, "dense", "Sigmoid")
     box = random_box(graph, 0)
     known = {i: v for i, v in intervals_by("crown", graph, box).items() if i in graph.relaxed_inputs}
-    reduced = reduce_to(graph, known)
+    reduced = reduce_to(graph, known, Interval(box.lower, box.upper))
     with pytest.raises(ValueError, match="ReLUs only"):
         Tilted().bound(reduced, box, reduced.intervals(known), torch.ones(1, 1), torch.zeros(1), torch.zeros(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,14 +12,21 @@ import torch
 
 from bounds.graph import Graph
 from bounds.graph.reduce import reduce_to
+from bounds.interval import Interval
+from bounds.rounding import priced
 from bounds.tilted import Tilted, TiltedBounds
 from tests.bounds.networks import random_graph
+from tests.bounds.rational import Rising
+from verifier.branch_and_bound.plan import plan_for
 from verifier.branch_and_bound.tilted_tree import Leaves, TiltedTree
 from verifier.deadline import Deadline
+from verifier.leaning import LeaningStage
 from verifier.problem import Problem, State, make_problem
 from verifier.property import Property, robustness
-from verifier.stages import BoundStage
+from verifier.stages import BoundStage, stages_for
+from verifier.strategy import verify
 from verifier.tilted import TiltedStage, open_rows
+from verifier.verdict import Evidence, Verified
 
 
 def question(seed: int, kind: str, eps: float, activation: str = "Relu") -> tuple[Graph, Property]:
@@ -91,7 +99,8 @@ def tree_of(problem: Problem, state: State, row: int, target: torch.Tensor, stop
     tensors, graph = problem.tensors, problem.graph
     if not set(graph.relaxed_inputs) <= set(state.intervals):
         return None
-    reduced = reduce_to(graph, {i: state.intervals[i] for i in graph.relaxed_inputs})
+    reduced = reduce_to(graph, {i: state.intervals[i] for i in graph.relaxed_inputs},
+                        Interval(tensors.sets.lower, tensors.sets.upper))
     intervals = reduced.intervals(state.intervals)
     C, bound = tensors.C[row:row + 1], tensors.bound[row:row + 1]
     method = Tilted(iterations=20)
@@ -163,3 +172,85 @@ def test_a_bound_that_is_no_number_closes_nothing() -> None:
         tree = replace(tree, method=NoNumber(iterations=20), stop=lambda calls=calls: next(calls, None) is None)
         lower, domains = tree.decide(root, root.starts[0])
         assert domains > 0 and lower == float(root.lower)
+
+
+def test_trees_never_exceed_the_exact_minimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where numbers of a million cancel, in rationals; without the price trees are above it now and then."""
+    monkeypatch.setattr("verifier.branch_and_bound.tilted_tree.ITERATIONS", 1)
+    wrong = {True: 0, False: 0}
+    never = torch.full((1,), torch.inf, dtype=torch.float64)
+    for seed, pays in itertools.product(range(20), (True, False)):
+        network = Rising(seed // 2, 2, folds=seed % 2 == 0, width=1)
+        sets, asked, D = network.sets, (network.C[:1], network.offset[:1]), network.D[:1]
+        with priced(pays):
+            reduced = reduce_to(network.graph, network.known, Interval(sets.lower, sets.upper))
+            intervals = reduced.intervals(network.known)
+            root = Tilted(iterations=1).bound(reduced, sets, intervals, *asked, never, D)
+            assert root is not None
+            calls = iter(range(3))
+            tree = TiltedTree(Tilted(), reduced, sets, intervals, *asked, D, never, lambda x: False,
+                              lambda calls=calls: next(calls, None) is None)
+            lower, domains = tree.decide(replace(root, lower=-never), root.starts[0])  # what the leaves prove alone
+        assert domains == 6
+        wrong[pays] += network.above(never.new_tensor([lower]), slice(0, 1))
+    assert wrong[True] == 0
+    assert wrong[False] > 1
+
+
+STAGES = [TiltedStage(), LeaningStage()]
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=["tilted", "leaning"])
+@pytest.mark.parametrize("small", [0, 10_000], ids=["float32", "float64"])
+def test_what_these_stages_decide_is_rounded(stage: TiltedStage | LeaningStage, small: int,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searched in float64, or in float32 with a twin in float64."""
+    monkeypatch.setattr("verifier.problem.SMALL_WEIGHTS", small)
+    monkeypatch.setattr("verifier.strategy.stages_for", lambda *_: (BoundStage("crown", keep=True), stage))
+    decided = 0
+    for seed, kind, eps in ((8000, "dense", 0.15), (8000, "dense", 0.2), (2000, "conv", 0.25)):
+        graph, asked = question(seed, kind, eps)
+        graph = graph.to(dtype=torch.float32)
+        for evidence in (None, Evidence.FLOAT):
+            replayer = SimpleNamespace(run=lambda x, graph=graph: graph(torch.from_numpy(x)).numpy())
+            result = verify(graph, asked, replayer=replayer, time_limit_s=20.0, evidence=evidence)  # type: ignore[arg-type]
+            if isinstance(result.verdict, Verified) and result.method == stage.name:
+                decided += 1
+                assert result.evidence is (Evidence.ROUNDED if evidence is None else Evidence.FLOAT)
+    assert decided > 2
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=["tilted", "leaning"])
+def test_a_stage_is_rounded_where_its_enclosures_are_proved(stage: TiltedStage | LeaningStage,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    double, _ = bounded(*question(1, "dense", 0.5))
+    assert double.graph.dtype == torch.float64 and stage.is_rounded(double)
+    assert not stage.is_rounded(replace(double, rounded=False))
+    smooth, _ = bounded(*question(1, "dense", 0.5, "Sigmoid"))
+    assert not stage.is_rounded(smooth)
+    monkeypatch.setattr("verifier.problem.SMALL_WEIGHTS", 0)
+    graph, asked = question(1, "dense", 0.5)
+    single, _ = bounded(graph.to(dtype=torch.float32), asked)
+    assert single.graph.dtype == torch.float32 and single.double is not None and stage.is_rounded(single)
+    monkeypatch.setattr("verifier.problem._same_question", lambda *_: False)
+    alone, _ = bounded(graph.to(dtype=torch.float32), asked)
+    assert alone.double is None and not stage.is_rounded(alone)
+
+
+def test_stages_that_do_not_account_for_rounding_are_left_out_where_that_is_demanded(monkeypatch: pytest.MonkeyPatch
+                                                                                     ) -> None:
+    """Else they would decide what a later stage decides with its rounding. Attacks stay; where no stage accounts for
+    it, all stay, and the answer says what is missing."""
+    def names(problem: Problem, evidence: Evidence | None) -> list[str]:
+        return [s.name for s in stages_for("auto", problem, evidence=evidence)]
+    monkeypatch.setattr("verifier.stages.plan_for", lambda problem, branching: replace(
+        plan_for(problem, branching), inputs=False))
+    problem, _ = bounded(*question(1, "dense", 0.5))
+    planes = {"leaning", "tilted"}
+    assert planes <= set(names(problem, Evidence.ROUNDED)) and names(problem, None) == names(problem, Evidence.ROUNDED)
+    monkeypatch.setattr(TiltedStage, "is_rounded", lambda self, problem: False)
+    left = names(problem, Evidence.ROUNDED)
+    assert "tilted" not in left and "tilted" in names(problem, None)
+    assert {"pgd-brief", "pgd", "pgd-long", "leaning", "branch-and-bound"} <= set(left)
+    smooth, _ = bounded(*question(1, "dense", 0.5, "Sigmoid"))
+    assert names(smooth, Evidence.ROUNDED) == names(smooth, None)

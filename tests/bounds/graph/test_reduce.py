@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bounds.graph import Graph
+from bounds.graph import FoldError, Graph
 from bounds.graph.reduce import Reduced, can_reduce, reduce_to
 from bounds.interval import Interval
 from bounds.ops.base import Elementwise
 from tests.bounds.networks import ACTIVATIONS, intervals_by, random_box, random_graph, samples
+from tests.bounds.rational import Rising, exact, values
 
 
 def intervals_of(graph: Graph, points: Tensor) -> dict[int, Interval]:
@@ -24,10 +27,14 @@ def intervals_of(graph: Graph, points: Tensor) -> dict[int, Interval]:
     return {i: Interval(values[i].amin(0, keepdim=True), values[i].amax(0, keepdim=True)) for i in sources}
 
 
+def hull(points: Tensor) -> Interval:
+    return Interval(points.amin(0, keepdim=True), points.amax(0, keepdim=True))
+
+
 def reduced_on_samples(seed: int, kind: str, activation: str, radius: float) -> tuple[Graph, Tensor, Reduced]:
     graph = random_graph(seed, kind, activation)
     points = samples(random_box(graph, seed, 1, radius), 50, seed)[0]
-    return graph, points, reduce_to(graph, intervals_of(graph, points))
+    return graph, points, reduce_to(graph, intervals_of(graph, points), hull(points))
 
 
 @settings(max_examples=150, deadline=None)
@@ -66,7 +73,7 @@ def test_bounds_of_kept_neurons_are_those_of_their_originals() -> None:
     graph = random_graph(3, "conv", "Relu")
     box = random_box(graph, 3, 1, 0.5)
     known = {i: v for i, v in intervals_by("ibp", graph, box).items() if i in graph.relaxed_inputs}
-    reduced = reduce_to(graph, known)
+    reduced = reduce_to(graph, known, Interval(box.lower, box.upper))
     assert reduced.layers
     for layer, (node, x) in zip(reduced.layers, reduced.intervals(known).items(), strict=True):
         assert node == layer.reduced
@@ -76,7 +83,7 @@ def test_bounds_of_kept_neurons_are_those_of_their_originals() -> None:
 def test_a_network_that_is_affine_on_its_region_has_no_neurons_left() -> None:
     graph = random_graph(1, "residual", "Relu")
     point = samples(random_box(graph, 1, 1, 0.5), 1)[0][:1]
-    reduced = reduce_to(graph, intervals_of(graph, point))
+    reduced = reduce_to(graph, intervals_of(graph, point), hull(point))
     assert not reduced.layers
     torch.testing.assert_close(reduced.graph(point), graph(point), rtol=1e-9, atol=1e-9)
 
@@ -85,7 +92,7 @@ def test_a_float32_graph_is_folded_in_float64() -> None:
     graph = random_graph(5, "conv", "Relu", torch.float32)
     points = samples(random_box(graph, 5, 1, 0.3), 50)[0]
     known = intervals_of(graph, points)
-    reduced, double = reduce_to(graph, known), reduce_to(graph.to(dtype=torch.float64), known)
+    reduced, double = (reduce_to(g, known, hull(points)) for g in (graph, graph.to(dtype=torch.float64)))
     assert reduced.graph.dtype == torch.float32
     for a, b in zip(reduced.weights, double.weights, strict=True):
         assert a.dtype == torch.float64
@@ -96,7 +103,7 @@ def test_networks_with_other_operators_are_refused() -> None:
     graph = random_graph(0, "pooling", "Relu")
     assert not can_reduce(graph)
     with pytest.raises(ValueError, match="only affine and elementwise operators"):
-        reduce_to(graph, {})
+        reduce_to(graph, {}, Interval(torch.zeros(1), torch.zeros(1)))
 
 
 def test_the_output_keeps_its_shape() -> None:
@@ -104,6 +111,51 @@ def test_the_output_keeps_its_shape() -> None:
     cut = next(i for i, n in enumerate(graph.nodes) if isinstance(n.op, Elementwise))
     graph = dataclasses.replace(graph, nodes=graph.nodes[:cut + 2], output=cut + 1)
     points = samples(random_box(graph, 2, 1, 0.5), 20)[0]
-    reduced = reduce_to(graph, intervals_of(graph, points))
+    reduced = reduce_to(graph, intervals_of(graph, points), hull(points))
     assert reduced.graph.output_shape == graph.output_shape
     torch.testing.assert_close(reduced.graph(points), graph(points), rtol=1e-9, atol=1e-9)
+
+
+def stored(reduced: Reduced, graph: Graph, x: np.ndarray, found: list[np.ndarray]) -> np.ndarray:
+    """E x + e + M_1 r_1 + .. in rationals, r as the original has them at x."""
+    out = exact(reduced.weights[0]) @ x + exact(reduced.bias)
+    for layer, M in zip(reduced.layers, reduced.weights[1:], strict=True):
+        out[len(out) - len(M):] += exact(M) @ found[layer.node][layer.index.numpy()]
+    return out
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_errors_bound_the_distance_to_the_exact_network(layers: int) -> None:
+    """At points of the region, in rationals: rows as stored against the kept neurons' inputs and the output."""
+    off = 0
+    for seed in range(10):
+        network = Rising(seed, layers, folds=True)
+        graph = network.graph
+        box = Interval(network.sets.lower, network.sets.upper)
+        reduced = reduce_to(graph, network.known, box)
+        assert [len(layer.index) for layer in reduced.layers] == [3] * layers
+        for share in (Fraction(0), Fraction(1, 3), Fraction(1)):
+            x = network.low + (network.high - network.low) * share
+            found = values(graph, x)
+            true = np.concatenate([*(found[layer.source][layer.index.numpy()] for layer in reduced.layers), found[-1]])
+            apart = [abs(a - b) for a, b in zip(stored(reduced, graph, x, found), true, strict=True)]
+            assert all(a <= Fraction(e) for a, e in zip(apart, reduced.error.tolist(), strict=True))
+            off += sum(a > Fraction(1, 10 ** 12) for a in apart)
+        assert float(reduced.error.max()) < 1e-6
+    assert off > 20
+
+
+def test_errors_hold_what_folded_parameters_are_off() -> None:
+    """Parameters that a search form folded in float32 are off by far more than float64 loses."""
+    network = Rising(0, 1, folds=True)
+    graph = dataclasses.replace(network.graph, fold_errors={1: FoldError(bias=torch.full((3,), 1e-3))})
+    box = Interval(network.sets.lower, network.sets.upper)
+    with_folds, without = (reduce_to(g, network.known, box).error for g in (graph, network.graph))
+    weight = graph.nodes[3].op.weight  # type: ignore[attr-defined]
+    assert bool((with_folds[:3] >= without[:3] + 0.9e-3 * weight.abs().sum(1)).all())
+
+
+def test_nothing_is_known_of_how_smooth_operators_round() -> None:
+    graph = random_graph(1, "dense", "Sigmoid")
+    point = samples(random_box(graph, 1, 1, 0.5), 1)[0][:1]
+    assert not bool(torch.isfinite(reduce_to(graph, intervals_of(graph, point), hull(point)).error).any())

@@ -1,0 +1,112 @@
+"""Tilted chords with their rounding accounted for: against rationals, and in float32 against float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from bounds.graph.reduce import Reduced, reduce_to
+from bounds.interval import Interval
+from bounds.rounding import priced, sum_down
+from bounds.tilted import Chain, Lines, Parameters, Tilted, Tilts, _value
+from bounds.tilted_rounding import price
+from tests.bounds.networks import intervals_by, random_box, random_graph
+from tests.bounds.rational import Rising
+
+
+def reduced_of(network: Rising) -> Reduced:
+    return reduce_to(network.graph, network.known, Interval(network.sets.lower, network.sets.upper))
+
+
+def lower_of(network: Rising, iterations: int) -> Tensor:
+    reduced = reduced_of(network)
+    never = torch.full((4,), torch.inf, dtype=torch.float64)
+    found = Tilted(iterations=iterations).bound(reduced, network.sets, reduced.intervals(network.known), network.C,
+                                                network.offset, never, network.D)
+    assert found is not None
+    return found.lower
+
+
+@pytest.mark.parametrize("folds", [False, True], ids=["plain", "folded"])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_bounds_never_exceed_the_exact_minimum(layers: int, folds: bool) -> None:
+    """Where numbers of a million cancel, evaluation in float64 alone is often above it."""
+    wrong = {True: 0, False: 0}
+    loss = 0.0
+    for seed in range(12):
+        network = Rising(seed, layers, folds=folds)
+        found = {}
+        for pays in (True, False):
+            with priced(pays):
+                lower = lower_of(network, 1 + seed % 3)
+            wrong[pays] += network.above(lower)
+            found[pays] = lower
+        loss = max(loss, float((found[False] - found[True]).max()))
+    assert wrong[True] == 0
+    assert wrong[False] > 4
+    assert 0 < loss < 1e-6, "the price is of the size of what cancels"
+
+
+def random_parameters(lines: Lines, tilts: dict[int, Tilts], sides: list[Tensor], generator: torch.Generator
+                      ) -> Parameters:
+    """Slopes, tilts and multipliers at random, valid ones, in the dtype of the lines."""
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator).to(lines.s[0])
+    found: Parameters = {}
+    for k, s in enumerate(lines.s):
+        found["slope", k, k] = torch.lerp(lines.low[k], lines.high[k], uniform(*s.shape))
+        found["beta", k, k] = sides[k] * uniform(*s.shape)
+        if k in tilts:
+            found["tilt", k, k] = uniform(len(s), len(tilts[k].support)) - 0.5
+            for i in range(k):
+                shape = len(s), 2 * len(tilts[k].at), lines.s[i].shape[1]
+                low, high = lines.low[i].unsqueeze(1), lines.high[i].unsqueeze(1)
+                found["inner", k, i] = low + (high - low) * uniform(*shape)
+                found["inner beta", k, i] = sides[i].unsqueeze(1) * uniform(*shape)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["dense", "conv", "residual"])
+def test_single_precision_with_its_price_stays_below_double_precision(kind: str) -> None:
+    """The same numbers at the same parameters: what float32 proves, rounding paid, float64 confirms."""
+    wrong = {True: 0, False: 0}
+    for seed in range(25):
+        graph = random_graph(seed, kind, "Relu")
+        box = random_box(graph, seed, 1, 0.7)
+        known = {i: x for i, x in intervals_by("crown", graph, box).items() if i in graph.relaxed_inputs}
+        reduced = reduce_to(graph, known, Interval(box.lower, box.upper))
+        if len(reduced.layers) < 2:
+            continue
+        narrow = Chain.of(reduced, box, torch.float32)
+        narrow = replace(narrow, error=torch.zeros_like(narrow.error))  # its numbers are what is asked about
+        wide = Chain(*(t.double() if isinstance(t, Tensor) else t for t in vars(narrow).values()))
+        wide = replace(wide, M=tuple(M.double() for M in narrow.M))
+        generator = torch.Generator().manual_seed(seed)
+        ends = reduced.intervals(known)
+        intervals = [ends[layer.reduced].map(lambda t: t.float().expand(3, -1).clone()) for layer in reduced.layers]
+        sides = []
+        for x in intervals:
+            side = torch.randint(-1, 2, x.lower.shape, generator=generator).float()
+            x.lower[side > 0], x.upper[side < 0] = 0.0, 0.0
+            sides.append(side)
+        lines = Lines.of(intervals, torch.float32)
+        doubled = Lines(*([t if t.dtype == torch.bool else t.double() for t in part] for part in vars(lines).values()))
+        tilts = {}
+        for k in range(1, len(intervals)):
+            w = narrow.before(k)
+            tilts[k] = Tilts(torch.arange(len(w)), w, w.abs().amax(1, keepdim=True), torch.arange(w.numel()))
+        parameters = random_parameters(lines, tilts, sides, generator)
+        m, n = len(narrow.e) - narrow.hidden, len(narrow.centre)
+        C, offset, D = (torch.randn(3, size, generator=generator) for size in (m, 1, n))
+        asked = C, offset[:, 0], D
+        value, _, _, used = _value(narrow, lines, tilts, parameters, *asked, traced=True)
+        paid = sum_down(value, -price(narrow, lines, tilts, parameters, *asked, used))
+        truth = _value(wide, doubled, {k: replace(t, w=t.w.double(), size=t.size.double()) for k, t in tilts.items()},
+                       {key: p.double() for key, p in parameters.items()}, *(t.double() for t in asked))[0]
+        wrong[True] += int((paid.double() > truth).sum())
+        wrong[False] += int((value.double() > truth).sum())
+    assert wrong[True] == 0
+    assert wrong[False] > 10
