@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 import torch
 
@@ -10,10 +12,13 @@ from bounds.bounds import LinearRows
 from bounds.graph import Graph
 from bounds.interval import Interval
 from bounds.leaning import Leaning, _Climb, first_layer
-from bounds.leaning_rounding import price
+from bounds.leaning_rounding import missing, price
+from bounds.ops.linear import Linear
+from bounds.ops.relu import Relu
 from bounds.rounding import Prices, priced, sum_down
 from bounds.sets import InputSet
-from tests.bounds.rational import Rising
+from tests.bounds.networks import GraphBuilder
+from tests.bounds.rational import Rising, outward, values
 from tests.bounds.test_leaning import conv_network, dense_network, question
 
 
@@ -42,7 +47,7 @@ def test_bounds_never_exceed_the_exact_minimum(layers: int) -> None:
 @pytest.mark.parametrize("make", [conv_network, dense_network])
 def test_single_precision_with_its_price_stays_below_double_precision(make) -> None:  # type: ignore[no-untyped-def]
     """The same planes and slopes over the same enclosures: what float32 proves, rounding paid, float64 confirms."""
-    wrong = {True: 0, False: 0}
+    wrong, too_small = {True: 0, False: 0}, {True: 0, False: 0}
     for seed in range(20):
         graph: Graph = make(seed, torch.float32)
         sets, rows, given = question(graph, seed)
@@ -62,14 +67,41 @@ def test_single_precision_with_its_price_stays_below_double_precision(make) -> N
                 prices = climb.engine.prices
                 assert isinstance(prices, Prices)
                 value[True] = sum_down(value[True], -price(prices, layer, climb.seen, met))
+                short = missing(prices, layer, climb.seen, met)
         with priced(False):
             climb._prepare(climb.double)
             climb.engine.pull(climb.block)
-            truth, _ = climb.value({i: p.double() for i, p in slopes.items()}, planes.double())
+            truth, true = climb.value({i: p.double() for i, p in slopes.items()}, planes.double())
+        too_small[True] += int((met.c.double() + short.double() < true.c).sum())
+        too_small[False] += int((met.c.double() < true.c).sum())
         for pays in (True, False):
             wrong[pays] += int((value[pays].double() > truth).sum())
+    assert wrong[True] == too_small[True] == 0
+    assert wrong[False] > 10 and too_small[False] > 10
+
+
+def test_lower_lines_pay_for_their_way_on() -> None:
+    """A neuron that is active throughout, beside undecided ones: its coefficient leaves the layer's ReLU as it came."""
+    wrong = {True: 0, False: 0}
+    for seed in range(30):
+        network = Rising(seed, 1, folds=False)
+        first = network.graph.nodes[1].op
+        assert isinstance(first, Linear) and first.bias is not None
+        build = GraphBuilder((2,), torch.float64)
+        build.add(Linear(first.weight, first.bias + torch.tensor([4.0, 0.0, 0.0]).double()))
+        build.add(Relu())
+        build.add(Linear(torch.eye(3).double()[:1], torch.zeros(1).double()))
+        graph = build.graph("one active")
+        ends = values(graph, network.low), values(graph, network.high)
+        rows = LinearRows(torch.ones(1, 1).double(), torch.zeros(1, dtype=torch.long), None, torch.zeros(1).double())
+        never, known = torch.full((1,), torch.inf, dtype=torch.float64), {1: outward(ends[0][1], ends[1][1])}
+        for pays in (True, False):
+            with priced(pays):
+                lower = Leaning(iterations=1).bound(graph, network.sets, rows, never, known)
+            assert lower is not None
+            wrong[pays] += Fraction(float(lower)) > ends[0][-1][0]
     assert wrong[True] == 0
-    assert wrong[False] > 10
+    assert wrong[False] > 4
 
 
 def engine(graph: Graph, sets: InputSet, given: dict[int, Interval], *, rounded: bool) -> Backward:
