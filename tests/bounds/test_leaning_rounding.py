@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 import torch
+from torch import Tensor
 
 from bounds.backward import Backward
 from bounds.bounds import LinearRows
-from bounds.graph import Graph
+from bounds.graph import FoldError, Graph
 from bounds.interval import Interval
 from bounds.leaning import Leaning, _Climb, first_layer
 from bounds.leaning_rounding import missing, price
@@ -18,7 +20,7 @@ from bounds.ops.relu import Relu
 from bounds.rounding import Prices, priced, sum_down
 from bounds.sets import InputSet
 from tests.bounds.networks import GraphBuilder
-from tests.bounds.rational import Rising, outward, values
+from tests.bounds.rational import Rising, exact, outward, values
 from tests.bounds.test_leaning import conv_network, dense_network, question
 
 
@@ -80,28 +82,40 @@ def test_single_precision_with_its_price_stays_below_double_precision(make) -> N
     assert wrong[False] > 10 and too_small[False] > 10
 
 
-def test_lower_lines_pay_for_their_way_on() -> None:
-    """A neuron that is active throughout, beside undecided ones: its coefficient leaves the layer's ReLU as it came."""
+@pytest.mark.parametrize("sign", [1, -1], ids=["lower lines", "planes"])
+def test_what_a_fold_was_off_is_paid_at_the_first_layer(sign: int) -> None:
+    """A bias that lies by its whole radius beside what is stored, on the side that lowers the row: under a neuron that
+    is active throughout, whose coefficient takes its lower line, and under one whose coefficient takes a plane."""
+    off = 1e-3
     wrong = {True: 0, False: 0}
-    for seed in range(30):
+    for seed in range(10):
         network = Rising(seed, 1, folds=False)
         first = network.graph.nodes[1].op
         assert isinstance(first, Linear) and first.bias is not None
-        build = GraphBuilder((2,), torch.float64)
-        build.add(Linear(first.weight, first.bias + torch.tensor([4.0, 0.0, 0.0]).double()))
-        build.add(Relu())
-        build.add(Linear(torch.eye(3).double()[:1], torch.zeros(1).double()))
-        graph = build.graph("one active")
-        ends = values(graph, network.low), values(graph, network.high)
-        rows = LinearRows(torch.ones(1, 1).double(), torch.zeros(1, dtype=torch.long), None, torch.zeros(1).double())
-        never, known = torch.full((1,), torch.inf, dtype=torch.float64), {1: outward(ends[0][1], ends[1][1])}
+        lifted = first.bias + torch.tensor([4.0, 0.0, 0.0]).double()
+        stored, moved = (one_layer(first.weight, bias) for bias in (lifted, lifted - sign * off))
+        ends = values(moved, network.low), values(moved, network.high)
+        known = {1: outward(ends[0][1] - 1, ends[1][1])}  # not tight below: then it is sup(v - g x) that counts
+        C = torch.tensor([[1.0, 0.0, 0.0]] if sign > 0 else [[0.0, -1.0, 0.0]]).double()
+        least = (exact(C) @ ends[0 if sign > 0 else 1][-1])[0]
+        rows = LinearRows(C, torch.zeros(1, dtype=torch.long), None, torch.zeros(1).double())
+        never = torch.full((1,), torch.inf, dtype=torch.float64)
         for pays in (True, False):
-            with priced(pays):
-                lower = Leaning(iterations=1).bound(graph, network.sets, rows, never, known)
+            radius = {1: FoldError(bias=torch.full((3,), off).double())} if pays else {}
+            lower = Leaning(iterations=1).bound(replace(stored, fold_errors=radius), network.sets, rows, never, known)
             assert lower is not None
-            wrong[pays] += Fraction(float(lower)) > ends[0][-1][0]
+            wrong[pays] += Fraction(float(lower)) > least
     assert wrong[True] == 0
-    assert wrong[False] > 4
+    assert wrong[False] == 10
+
+
+def one_layer(weight: Tensor, bias: Tensor) -> Graph:
+    """relu(weight x + bias)."""
+    build = GraphBuilder((weight.shape[1],), torch.float64)
+    build.add(Linear(weight, bias))
+    build.add(Relu())
+    build.add(Linear(torch.eye(len(weight)).double(), torch.zeros(len(weight)).double()))
+    return build.graph("one layer")
 
 
 def engine(graph: Graph, sets: InputSet, given: dict[int, Interval], *, rounded: bool) -> Backward:
