@@ -30,15 +30,7 @@ def price(prices: Prices, layer: FirstLayer, seen: Seen, met: Met) -> Tensor:
     (source,) = prices.graph.nodes[layer.node].inputs
     dtype = met.c.dtype
     through = _spent(met.through, met.owner.rows(prices.base(layer.node).flatten(1)))
-    # Of planes: sizes of g x, and of all terms that c is made of.
-    reach = seen.centre.abs() + seen.radius
-    plane = (met.planes.abs() * reach).sum(2)
-    terms = (seen.windows.weight.abs() * reach).sum(2) + 2 * plane + seen.windows.bias.abs()
-    width = met.planes.shape[2]
-    short = MORE * gamma(2 * width + 2, dtype) * terms + underflow(2 * width + 2, dtype)
-    off = prices.error(source)
-    if off is not None:
-        short = short + met.owner.rows(off.flatten(1))[:, layer.neurons]
+    short, plane = missing(prices, layer, seen, met), _plane(seen, met)
     count = met.a.shape[1] + 2
     x = prices.size(0).flatten(1)
     sums = _spent(met.a, met.c.abs() + short + plane)
@@ -46,6 +38,26 @@ def price(prices: Prices, layer: FirstLayer, seen: Seen, met: Met) -> Tensor:
         sums = sums + _spent(coefficients, met.owner.rows(x))
     lost = underflow(count, dtype) * (1 + x.sum(1).amax() + prices.size(source).sum())
     return through + _spent(met.a, short) + gamma(count, dtype) * sums + lost
+
+
+def missing(prices: Prices, layer: FirstLayer, seen: Seen, met: Met) -> Tensor:
+    """By how much "R m" the constants c of planes may be too small."""
+    (source,) = prices.graph.nodes[layer.node].inputs
+    terms = (seen.windows.weight.abs() * _reach(seen)).sum(2) + 2 * _plane(seen, met) + seen.windows.bias.abs()
+    count = 2 * met.planes.shape[2] + 2
+    short = MORE * gamma(count, terms.dtype) * terms + underflow(count, terms.dtype)
+    off = prices.error(source)
+    return short if off is None else short + met.owner.rows(off.flatten(1))[:, layer.neurons]
+
+
+def _plane(seen: Seen, met: Met) -> Tensor:
+    """"R m": the size of the terms of g x."""
+    return (met.planes.abs() * _reach(seen)).sum(2)
+
+
+def _reach(seen: Seen) -> Tensor:
+    """"R m k": the largest absolute values of the inputs that each neuron sees."""
+    return seen.centre.abs() + seen.radius
 
 
 def _spent(coefficients: Tensor, cost: Tensor) -> Tensor:

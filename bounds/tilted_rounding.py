@@ -87,11 +87,11 @@ def price(chain: Chain, lines: Lines, tilts: Mapping[int, Tilts], parameters: Pa
             weight = u.tilted.abs()
             plane = torch.einsum("bpy,by->bp", u.g.abs(), sizes.before(k)) + u.c.abs()
             terms = terms + (weight * plane).sum(1)
-            carried = carried + (weight * _planes(chain, lines, sizes, parameters, k, tilts[k].at, u.inner)).sum(1)
+            carried = carried + (weight * missing(chain, lines, sizes, parameters, k, tilts[k].at, u.inner)).sum(1)
     return sizes.price(terms, carried)
 
 
-def _planes(chain: Chain, lines: Lines, sizes: Sizes, parameters: Parameters, k: int, at: Tensor, inner: InnerPass
+def missing(chain: Chain, lines: Lines, sizes: Sizes, parameters: Parameters, k: int, at: Tensor, inner: InnerPass
             ) -> Tensor:
     """"B p": by how much the c of layer k's planes, above its neurons `at`, may be too small. The inner rows g and
     g - w are taken as computed: what g - w was rounded by is one more rounding of its terms."""

@@ -75,7 +75,7 @@ class Rising:
             build.add(Relu())
         build.add(Linear(positive(2, width), positive(2)))
         self.graph = build.graph("rising")
-        ends = values(self.graph, self.low), values(self.graph, self.high)
+        self.ends = ends = values(self.graph, self.low), values(self.graph, self.high)
         self.known = {i: outward(ends[0][i], ends[1][i]) for i in self.graph.relaxed_inputs}
         self.C = -positive(4, 2)
         self.D = -positive(4, inputs)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from fractions import Fraction
+
 import pytest
 import torch
+from torch import Tensor
 
 from bounds.backward import Backward
 from bounds.bounds import LinearRows
-from bounds.graph import Graph
+from bounds.graph import FoldError, Graph
 from bounds.interval import Interval
 from bounds.leaning import Leaning, _Climb, first_layer
-from bounds.leaning_rounding import price
+from bounds.leaning_rounding import missing, price
+from bounds.ops.linear import Linear
+from bounds.ops.relu import Relu
 from bounds.rounding import Prices, priced, sum_down
 from bounds.sets import InputSet
-from tests.bounds.rational import Rising
+from tests.bounds.networks import GraphBuilder
+from tests.bounds.rational import Rising, exact, outward, values
 from tests.bounds.test_leaning import conv_network, dense_network, question
 
 
@@ -42,7 +49,7 @@ def test_bounds_never_exceed_the_exact_minimum(layers: int) -> None:
 @pytest.mark.parametrize("make", [conv_network, dense_network])
 def test_single_precision_with_its_price_stays_below_double_precision(make) -> None:  # type: ignore[no-untyped-def]
     """The same planes and slopes over the same enclosures: what float32 proves, rounding paid, float64 confirms."""
-    wrong = {True: 0, False: 0}
+    wrong, too_small = {True: 0, False: 0}, {True: 0, False: 0}
     for seed in range(20):
         graph: Graph = make(seed, torch.float32)
         sets, rows, given = question(graph, seed)
@@ -62,14 +69,53 @@ def test_single_precision_with_its_price_stays_below_double_precision(make) -> N
                 prices = climb.engine.prices
                 assert isinstance(prices, Prices)
                 value[True] = sum_down(value[True], -price(prices, layer, climb.seen, met))
+                short = missing(prices, layer, climb.seen, met)
         with priced(False):
             climb._prepare(climb.double)
             climb.engine.pull(climb.block)
-            truth, _ = climb.value({i: p.double() for i, p in slopes.items()}, planes.double())
+            truth, true = climb.value({i: p.double() for i, p in slopes.items()}, planes.double())
+        too_small[True] += int((met.c.double() + short.double() < true.c).sum())
+        too_small[False] += int((met.c.double() < true.c).sum())
         for pays in (True, False):
             wrong[pays] += int((value[pays].double() > truth).sum())
+    assert wrong[True] == too_small[True] == 0
+    assert wrong[False] > 10 and too_small[False] > 10
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["lower lines", "planes"])
+def test_what_a_fold_was_off_is_paid_at_the_first_layer(sign: int) -> None:
+    """A bias that lies by its whole radius beside what is stored, on the side that lowers the row: under a neuron that
+    is active throughout, whose coefficient takes its lower line, and under one whose coefficient takes a plane."""
+    off = 1e-3
+    wrong = {True: 0, False: 0}
+    for seed in range(10):
+        network = Rising(seed, 1, folds=False)
+        first = network.graph.nodes[1].op
+        assert isinstance(first, Linear) and first.bias is not None
+        lifted = first.bias + torch.tensor([4.0, 0.0, 0.0]).double()
+        stored, moved = (one_layer(first.weight, bias) for bias in (lifted, lifted - sign * off))
+        ends = values(moved, network.low), values(moved, network.high)
+        known = {1: outward(ends[0][1] - 1, ends[1][1])}  # not tight below: then it is sup(v - g x) that counts
+        C = torch.tensor([[1.0, 0.0, 0.0]] if sign > 0 else [[0.0, -1.0, 0.0]]).double()
+        least = (exact(C) @ ends[0 if sign > 0 else 1][-1])[0]
+        rows = LinearRows(C, torch.zeros(1, dtype=torch.long), None, torch.zeros(1).double())
+        never = torch.full((1,), torch.inf, dtype=torch.float64)
+        for pays in (True, False):
+            radius = {1: FoldError(bias=torch.full((3,), off).double())} if pays else {}
+            lower = Leaning(iterations=1).bound(replace(stored, fold_errors=radius), network.sets, rows, never, known)
+            assert lower is not None
+            wrong[pays] += Fraction(float(lower)) > least
     assert wrong[True] == 0
-    assert wrong[False] > 10
+    assert wrong[False] == 10
+
+
+def one_layer(weight: Tensor, bias: Tensor) -> Graph:
+    """relu(weight x + bias)."""
+    build = GraphBuilder((weight.shape[1],), torch.float64)
+    build.add(Linear(weight, bias))
+    build.add(Relu())
+    build.add(Linear(torch.eye(len(weight)).double(), torch.zeros(len(weight)).double()))
+    return build.graph("one layer")
 
 
 def engine(graph: Graph, sets: InputSet, given: dict[int, Interval], *, rounded: bool) -> Backward:

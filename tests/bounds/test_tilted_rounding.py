@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor
 from bounds.graph.reduce import Reduced, reduce_to
 from bounds.interval import Interval
 from bounds.rounding import priced, sum_down
-from bounds.tilted import Chain, Lines, Parameters, Tilted, Tilts, _value
-from bounds.tilted_rounding import price
+from bounds.tilted import Chain, Lines, Parameters, Tilted, Tilts, _inner, _value
+from bounds.tilted_rounding import Sizes, missing, price
 from tests.bounds.networks import intervals_by, random_box, random_graph
-from tests.bounds.rational import Rising
+from tests.bounds.rational import Rising, exact, float_of
 
 
 def reduced_of(network: Rising) -> Reduced:
@@ -50,6 +51,67 @@ def test_bounds_never_exceed_the_exact_minimum(layers: int, folds: bool) -> None
     assert 0 < loss < 1e-6, "the price is of the size of what cancels"
 
 
+@pytest.mark.parametrize("layers", [0, 1], ids=["outputs", "one layer"])
+def test_every_sum_pays_for_itself(layers: int) -> None:
+    """Rows without an input part of their own, whose cancelling sums are those of the outputs or of one layer alone."""
+    wrong = {True: 0, False: 0}
+    for seed in range(30):
+        network = Rising(seed, layers, folds=layers == 0)
+        reduced = reduced_of(network)
+        never = torch.full((4,), torch.inf, dtype=torch.float64)
+        least = exact(network.C) @ network.ends[1][-1]
+        if layers == 0:  # the numbers as stored are what is asked about
+            reduced = replace(reduced, error=0 * reduced.error)
+            least = exact(network.C) @ (exact(reduced.weights[0]) @ network.high + exact(reduced.bias))
+        offset = -float_of(least)  # what is left is small
+        least = least + exact(offset)
+        for pays in (True, False):
+            with priced(pays):
+                found = Tilted(iterations=1).bound(reduced, network.sets, reduced.intervals(network.known), network.C,
+                                                   offset, never)
+            assert found is not None
+            wrong[pays] += sum(Fraction(v) > m for v, m in zip(found.lower.tolist(), least, strict=True))
+    assert wrong[True] == 0
+    assert wrong[False] > 10
+
+
+@pytest.mark.parametrize("group", [0, 1, 2], ids=["first layer", "second layer", "outputs"])
+def test_what_the_reduction_was_off_is_paid(group: int) -> None:
+    """A network whose rows of one group lie by their whole error beside what is stored, on the side that lowers it."""
+    off = 1e-3
+    wrong = {True: 0, False: 0}
+    for seed in range(10):
+        network = Rising(seed, 2, folds=False, width=1)
+        reduced = reduced_of(network)
+        rows = [slice(0, 1), slice(1, 2), slice(2, 4)][group]
+        error = torch.zeros_like(reduced.error)
+        error[rows] = off
+        moved = reduced.bias + error
+        ends = [states(replace(reduced, bias=moved), x) for x in (network.sets.lower[0], network.sets.upper[0])]
+        intervals = {layer.reduced: Interval(ends[0][k].view(1, 1), ends[1][k].view(1, 1))
+                     for k, layer in enumerate(reduced.layers)}
+        least = network.C @ ends[1][2:] + network.D @ network.sets.upper[0] + network.offset
+        never = torch.full((4,), torch.inf, dtype=torch.float64)
+        for pays in (True, False):
+            asked = replace(reduced, error=error if pays else 0 * error)
+            found = Tilted(iterations=1).bound(asked, network.sets, intervals, network.C, network.offset, never,
+                                               network.D)
+            assert found is not None
+            wrong[pays] += int((found.lower > least + 1e-7).sum())
+    assert wrong[True] == 0
+    assert wrong[False] > 4
+
+
+def states(reduced: Reduced, x: Tensor) -> Tensor:
+    """"T": every row at one point."""
+    state, found = reduced.weights[0] @ x + reduced.bias, []
+    for M in reduced.weights[1:]:
+        size = M.shape[1]
+        found.append(state[:size])
+        state = state[size:] + M @ state[:size].clamp(min=0)
+    return torch.cat([*found, state])
+
+
 def random_parameters(lines: Lines, tilts: dict[int, Tilts], sides: list[Tensor], generator: torch.Generator
                       ) -> Parameters:
     """Slopes, tilts and multipliers at random, valid ones, in the dtype of the lines."""
@@ -71,8 +133,8 @@ def random_parameters(lines: Lines, tilts: dict[int, Tilts], sides: list[Tensor]
 
 @pytest.mark.parametrize("kind", ["dense", "conv", "residual"])
 def test_single_precision_with_its_price_stays_below_double_precision(kind: str) -> None:
-    """The same numbers at the same parameters: what float32 proves, rounding paid, float64 confirms."""
-    wrong = {True: 0, False: 0}
+    """The same numbers at the same parameters: what float32 proves, rounding paid, float64 confirms; of planes too."""
+    wrong, planes = {True: 0, False: 0}, {True: 0, False: 0}
     for seed in range(25):
         graph = random_graph(seed, kind, "Relu")
         box = random_box(graph, seed, 1, 0.7)
@@ -102,11 +164,25 @@ def test_single_precision_with_its_price_stays_below_double_precision(kind: str)
         m, n = len(narrow.e) - narrow.hidden, len(narrow.centre)
         C, offset, D = (torch.randn(3, size, generator=generator) for size in (m, 1, n))
         asked = C, offset[:, 0], D
+        exactly = (wide, doubled, {k: replace(t, w=t.w.double(), size=t.size.double()) for k, t in tilts.items()},
+                   {key: p.double() for key, p in parameters.items()})
+        truth = _value(*exactly, *(t.double() for t in asked))[0]
         value, _, _, used = _value(narrow, lines, tilts, parameters, *asked, traced=True)
+        for k, u in used.items():
+            if u.inner is not None and u.c is not None:
+                size = Sizes.of(narrow, lines)
+                short = missing(narrow, lines, size, parameters, k, tilts[k].at, u.inner)
+                # The plane's g as float32 has it, its c by float64.
+                rows = u.inner.rows[:, :len(tilts[k].at)].double()
+                rows = torch.cat([rows, rows - exactly[2][k].w], 1)
+                below = _inner(wide, doubled, rows, u.inner.constant.double(),
+                               [exactly[3]["inner", k, i] for i in range(k)],
+                               [exactly[3]["inner beta", k, i] for i in range(k)])
+                c = (-below).view(len(rows), 2, -1).amax(1)
+                planes[True] += int((u.c.double() + short.double() < c).sum())
+                planes[False] += int((u.c.double() < c).sum())
         paid = sum_down(value, -price(narrow, lines, tilts, parameters, *asked, used))
-        truth = _value(wide, doubled, {k: replace(t, w=t.w.double(), size=t.size.double()) for k, t in tilts.items()},
-                       {key: p.double() for key, p in parameters.items()}, *(t.double() for t in asked))[0]
         wrong[True] += int((paid.double() > truth).sum())
         wrong[False] += int((value.double() > truth).sum())
-    assert wrong[True] == 0
-    assert wrong[False] > 10
+    assert wrong[True] == planes[True] == 0
+    assert wrong[False] > 10 and planes[False] > 10

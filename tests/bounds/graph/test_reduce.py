@@ -159,3 +159,24 @@ def test_nothing_is_known_of_how_smooth_operators_round() -> None:
     graph = random_graph(1, "dense", "Sigmoid")
     point = samples(random_box(graph, 1, 1, 0.5), 1)[0][:1]
     assert not bool(torch.isfinite(reduce_to(graph, intervals_of(graph, point), hull(point)).error).any())
+
+
+def test_errors_hold_what_float32_makes_of_the_network() -> None:
+    """Kept neurons and outputs as float32 has them against the rows over the same neurons, at points."""
+    off = 0
+    for seed in range(30):
+        graph = random_graph(seed, "dense", "Relu", torch.float32)
+        points = samples(random_box(graph, seed, 1, 0.5), 50, seed)[0].float()
+        single = [v.double() for v in graph.values(points)]
+        known = {i: hull(single[i]) for i in graph.relaxed_inputs}
+        region = Interval(points.double().amin(0, keepdim=True), points.double().amax(0, keepdim=True))
+        wide = graph.to(dtype=torch.float64)
+        reduced = reduce_to(graph.evaluated_in(torch.float32).to(dtype=torch.float64), known, region)
+        rows = points.double() @ reduced.weights[0].T + reduced.bias
+        for layer, M in zip(reduced.layers, reduced.weights[1:], strict=True):
+            rows[:, rows.shape[1] - len(M):] += single[layer.node][:, layer.index] @ M.T
+        true = torch.cat([*(single[layer.source][:, layer.index] for layer in reduced.layers), single[graph.output]], 1)
+        apart = (rows - true).abs()
+        assert bool((apart <= reduced.error).all())
+        off += int((apart > reduce_to(wide, known, region).error).sum())
+    assert off > 1000
