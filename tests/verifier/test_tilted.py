@@ -13,6 +13,7 @@ import torch
 from bounds.graph import Graph
 from bounds.graph.reduce import reduce_to
 from bounds.interval import Interval
+from bounds.ops.relu import Relu
 from bounds.rounding import priced
 from bounds.tilted import Tilted, TiltedBounds
 from tests.bounds.networks import random_graph
@@ -226,8 +227,9 @@ def test_a_stage_is_rounded_where_its_enclosures_are_proved(stage: TiltedStage |
     double, _ = bounded(*question(1, "dense", 0.5))
     assert double.graph.dtype == torch.float64 and stage.is_rounded(double)
     assert not stage.is_rounded(replace(double, rounded=False))
-    smooth, _ = bounded(*question(1, "dense", 0.5, "Sigmoid"))
-    assert not stage.is_rounded(smooth)
+    with monkeypatch.context() as patch:
+        patch.setattr(Relu, "rounding_known", False)
+        assert not stage.is_rounded(double)
     monkeypatch.setattr("verifier.problem.SMALL_WEIGHTS", 0)
     graph, asked = question(1, "dense", 0.5)
     single, _ = bounded(graph.to(dtype=torch.float32), asked)
@@ -252,5 +254,5 @@ def test_stages_that_do_not_account_for_rounding_are_left_out_where_that_is_dema
     left = names(problem, Evidence.ROUNDED)
     assert "tilted" not in left and "tilted" in names(problem, None)
     assert {"pgd-brief", "pgd", "pgd-long", "leaning", "branch-and-bound"} <= set(left)
-    smooth, _ = bounded(*question(1, "dense", 0.5, "Sigmoid"))
-    assert names(smooth, Evidence.ROUNDED) == names(smooth, None)
+    monkeypatch.setattr(Relu, "rounding_known", False)
+    assert names(problem, Evidence.ROUNDED) == names(problem, None)
