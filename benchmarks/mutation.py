@@ -27,9 +27,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
 from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,13 @@ class Bench:
     shared: Path
     limit_s: float
     suite: bool
+    running: set[int] = field(default_factory=set)  # process groups
+
+    def stop(self) -> None:
+        """End all runs."""
+        for group in list(self.running):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
 
     def copy(self, folder: Path) -> Path:
         """The checkout once more; compiled modules are kept, for their sources keep their times."""
@@ -98,6 +105,7 @@ class Bench:
         with (folder / "said.txt").open("wb") as said:
             process = subprocess.Popen(command, cwd=folder, env=variables, stdout=said, stderr=subprocess.STDOUT,
                                        start_new_session=True)
+            self.running.add(process.pid)
             try:
                 code: int | None = process.wait(self.limit_s)
             except subprocess.TimeoutExpired:
@@ -106,6 +114,7 @@ class Bench:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)  # it, and what it has left behind
                 process.wait()
+                self.running.discard(process.pid)
         failed = note.read_text("utf-8") if note.exists() else ""
         words = " ".join((folder / "said.txt").read_text("utf-8", "replace").split())
         return Run(code, failed, time.monotonic() - start, words[-SAID:].replace(str(folder), ""))
@@ -211,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
         futures = {}
         for area, fault in waiting:
             futures[pool.submit(_tried, bench, fault, Path(scratch) / fault.name)] = area, fault
-        for number, future in enumerate(as_completed(futures), 1):
+        for number, future in enumerate(finished(futures, bench, pool), 1):
             area, fault = futures[future]
             entry = entry_of(area, fault, future.result(), bench.suite)
             lines.add(entry)
@@ -233,6 +242,15 @@ def main(argv: list[str] | None = None) -> int:
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(arguments.out)
     return int(bool(unnoticed) or checked.code != PASSED)
+
+
+def finished(futures: Iterable[Future[Run]], bench: Bench, pool: ThreadPoolExecutor) -> Iterator[Future[Run]]:
+    """The trials as they end; whoever stops listening (Ctrl-C) ends those that run, and the others never begin."""
+    try:
+        yield from as_completed(futures)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        bench.stop()
 
 
 def _tried(bench: Bench, fault: Fault, folder: Path) -> Run:

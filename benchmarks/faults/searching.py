@@ -5,8 +5,8 @@ from __future__ import annotations
 from benchmarks.faults.fault import Fault
 
 FOLDER = "tests/verifier/branch_and_bound"
-STEPS = (f"{FOLDER}/test_splits.py", f"{FOLDER}/test_invariants.py", f"{FOLDER}/test_decides.py",
-         f"{FOLDER}/test_branching.py", "tests/verifier/test_branch_and_bound.py")
+STEPS = ("tests/verifier/test_branch_and_bound.py", f"{FOLDER}/test_splits.py", f"{FOLDER}/test_decides.py",
+         f"{FOLDER}/test_invariants.py", f"{FOLDER}/test_branching.py")
 CUTS = (f"{FOLDER}/test_half_spaces.py", f"{FOLDER}/test_contract.py", f"{FOLDER}/test_invariants.py",
         f"{FOLDER}/test_decides.py")
 PROOFS = ("tests/verifier/test_proof.py", "tests/verifier/test_check.py")
