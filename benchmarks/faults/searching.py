@@ -10,8 +10,8 @@ STEPS = ("tests/verifier/test_branch_and_bound.py", f"{FOLDER}/test_splits.py", 
 CUTS = (f"{FOLDER}/test_half_spaces.py", f"{FOLDER}/test_contract.py", f"{FOLDER}/test_invariants.py",
         f"{FOLDER}/test_decides.py")
 PROOFS = ("tests/verifier/test_proof.py", "tests/verifier/test_check.py")
-CONFIRMED = (f"{FOLDER}/test_decides.py", f"{FOLDER}/test_branching.py", "tests/verifier/test_adversarial.py",
-             f"{FOLDER}/test_invariants.py")
+CONFIRMED = (f"{FOLDER}/test_confirm.py", f"{FOLDER}/test_decides.py", f"{FOLDER}/test_branching.py",
+             "tests/verifier/test_adversarial.py", f"{FOLDER}/test_invariants.py")
 
 FAULTS = (
     Fault("gap-between-halves", "verifier/branch_and_bound/domains.py", "unsound",
