@@ -17,7 +17,7 @@ FAULTS = (
     Fault("gradient-of-the-other-line", "bounds/lines.py", "looser",
           "gradients of coefficients run through the line that was not taken",
           "result[0] = torch.where(A >= 0, low, high)", "result[0] = torch.where(A >= 0, high, low)",
-          ("tests/bounds/test_methods.py", "tests/bounds/test_beta_crown.py")),
+          ("tests/bounds/test_backward.py", "tests/bounds/test_methods.py", "tests/bounds/test_beta_crown.py")),
     Fault("bias-of-negative-row", "bounds/backward.py", "unsound",
           "a row -z of one neuron of a dense layer adds its bias, not the negative",
           "constants.append(bias.index_select(0, rows.index) * rows.sign)",

@@ -20,7 +20,7 @@ from verifier.problem import Problem, State
 from verifier.property import robustness
 from verifier.stages import BoundStage
 from verifier.strategy import Result
-from verifier.verdict import Falsified, Reason, Unknown, Verified
+from verifier.verdict import Evidence, Falsified, Reason, Unknown, Verified
 
 WIDE = [(-1.0, 2.0)]
 
@@ -173,6 +173,29 @@ class Raises:
 
     def is_rounded(self, problem: Problem) -> bool:
         return False
+
+
+class Decides:
+    """A stage that knows of one row what is true, with or without an account of its rounding."""
+
+    def __init__(self, row: int, rounded: bool) -> None:
+        self.name, self.row, self.rounded = f"row {row}", row, rounded
+
+    def run(self, problem: Problem, state: State) -> None:
+        state.improve(torch.tensor([self.row]), torch.ones(1, dtype=torch.float64))
+
+    def is_rounded(self, problem: Problem) -> bool:
+        return self.rounded
+
+
+@pytest.mark.parametrize("rounded", [(True, True), (True, False), (False, True), (False, False)], ids=str)
+def test_evidence_is_that_of_the_weakest_branch(absolute: Path, monkeypatch: pytest.MonkeyPatch,
+                                                rounded: tuple[bool, bool]) -> None:
+    monkeypatch.setattr("verifier.strategy.stages_for", lambda *_: [Decides(k, r) for k, r in enumerate(rounded)])
+    text = spec(WIDE, 2, "(or (and (>= Y_0 4.0)) (and (<= Y_0 -1.5)))")
+    result, asked = ask(absolute, text), ask(absolute, text, evidence=Evidence.ROUNDED)
+    assert result.name == "verified" and result.evidence == (Evidence.ROUNDED if all(rounded) else Evidence.FLOAT)
+    assert (asked.name, asked.reason) == (("verified", None) if all(rounded) else ("unknown", Reason.ROUNDING))
 
 
 def _raise(error: BaseException) -> Callable[[], object]:
