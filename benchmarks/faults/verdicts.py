@@ -38,7 +38,7 @@ FAULTS = (
           "row.bound * factor, row.strict)", "row.bound, row.strict)", PROPERTIES),
     Fault("nan-is-out-of-reach", "verifier/property.py", "unsound", "a row whose bound is no number is out of reach",
           "safe = (lower > self.last_places) | (self.strict & (lower >= 0))",
-          "safe = ~(lower <= self.last_places) | (self.strict & (lower >= 0))", ANSWERS),
+          "safe = ~(lower <= self.last_places) | (self.strict & (lower >= 0))", PROPERTIES),
     Fault("closed-row-at-zero", "verifier/property.py", "unsound",
           "a closed row is out of reach that is met with equality",
           "safe = (lower > self.last_places) | (self.strict & (lower >= 0))", "safe = lower >= 0",
