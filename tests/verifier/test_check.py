@@ -53,16 +53,16 @@ class ByHand:
     """A proof about |x| on [-1, 1]: chords (x + 1) / 2 and (1 - x) / 2 add up to 1, so that Y_0 <= 1 follows from them
     exactly."""
 
-    def __init__(self, folder: Path, asserts: str, nodes: dict[str, Any], **columns: Any) -> None:
+    def __init__(self, folder: Path, asserts: str, nodes: dict[str, Any], branches: int = 1) -> None:
         self.net, self.text = absolute_value(folder / "n.onnx"), folder / "p.vnnlib"
         self.text.write_text(spec([(-1.0, 1.0)], 2, asserts))
         i4, head = np.int32, {"block": "header", **about(self.net, self.text), "neurons": [["z0", 2]],
                               "activations": ["a0"]}
         column = {name: np.array(values, kind) for name, (kind, values) in nodes.items()}
         self.proof = sealed(folder / "proof", [
-            (head, {"region": np.zeros(1, i4)}),
+            (head, {"region": np.zeros(branches, i4)}),
             ({"block": "tree", "cuts": False},
-             {"region": np.zeros(1, i4), "count": np.ones(1, i4), "branch": np.zeros(1, i4)}),
+             {"region": np.zeros(1, i4), "count": np.full(1, branches, i4), "branch": np.arange(branches, dtype=i4)}),
             ({"block": "nodes"}, column), ({"block": "closed"}, {}), ({"block": "end"}, {})])
 
     def check(self, exact: bool = False) -> str:
@@ -104,6 +104,19 @@ def test_input_splits_prove_both_halves(tmp_path: Path) -> None:
     for missing in ([1], [2]):
         with pytest.raises(Refused, match=f"node {3 - missing[0]} is neither"):
             ByHand(tmp_path, "(>= Y_0 1.000001)", {**SPLIT, **certificates(missing)}).check()
+
+
+def test_all_branches_of_a_root_must_be_closed(tmp_path: Path) -> None:
+    asserts = "(or (and (>= Y_0 1.000001)) (and (<= Y_0 -0.5)))"
+    for closed in ([0, 1], [0], [1]):
+        columns = {**certificates([0] * len(closed)), "visit.node": (np.int32, [0]), "visit.lines": (np.uint8, [0]),
+                   "certificate.at": (np.int32, [0] * len(closed)), "certificate.branch": (np.int32, closed)}
+        hand = ByHand(tmp_path, asserts, columns, branches=2)
+        if len(closed) == 2:
+            assert hand.check().startswith("verified: 2 branches")
+        else:
+            with pytest.raises(Refused, match="node 0 is neither split nor closed"):
+                hand.check()
 
 
 def test_neuron_splits_use_multipliers(tmp_path: Path) -> None:
