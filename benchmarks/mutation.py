@@ -50,7 +50,7 @@ SAID = 300             # last characters of what a run wrote that are kept
 
 @dataclass(frozen=True)
 class Run:
-    """Tests over one copy: exit code (None: out of time), the first that failed, seconds, last words."""
+    """Tests over one copy: exit code (None: out of time), the first that failed, seconds, how, or last words."""
 
     code: int | None
     failed: str
@@ -115,8 +115,8 @@ class Bench:
                     os.killpg(process.pid, signal.SIGKILL)  # it, and what it has left behind
                 process.wait()
                 self.running.discard(process.pid)
-        failed = note.read_text("utf-8") if note.exists() else ""
-        words = " ".join((folder / "said.txt").read_text("utf-8", "replace").split())
+        failed, _, how = note.read_text("utf-8").partition("\n") if note.exists() else ("", "", "")
+        words = how or " ".join((folder / "said.txt").read_text("utf-8", "replace").split())
         return Run(code, failed, time.monotonic() - start, words[-SAID:].replace(str(folder), ""))
 
     def trial(self, fault: Fault, folder: Path) -> Run:
@@ -144,7 +144,7 @@ def entry_of(area: str, fault: Fault, run: Run, suite: bool) -> Entry:
     return {"name": fault.name, "area": area, "kind": fault.kind, "what": fault.what, "file": fault.file,
             "identity": identity(fault), "outcome": run.outcome, "test": run.failed if killed else None,
             "scope": "suite" if suite and not own else "targeted", "seconds": round(run.seconds, 1),
-            "said": "" if killed else run.said}
+            "said": run.said}
 
 
 def latest(entries: Iterable[Entry]) -> dict[str, Entry]:

@@ -1,7 +1,8 @@
 """A pytest plugin: loads the module with the fault first, and notes the first test that fails.
 
 FAULT_MODULE: the module, which must load from the folder that tests run in; else pytest ends with `NOT_LOADED`.
-FAULT_NOTE: the file that gets the first failing test's id; an error while tests are collected is none.
+FAULT_NOTE: the file that gets the first failing test's id, and how it failed; an error while tests are collected is no
+failure.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 NOT_LOADED = 86
+LONGEST = 200  # characters of how a test failed
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,4 +32,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     note = Path(os.environ["FAULT_NOTE"])
     if report.failed and not note.exists():
-        note.write_text(report.nodeid, "utf-8")
+        crash = getattr(report.longrepr, "reprcrash", None)
+        words = " ".join(str(getattr(crash, "message", "")).split())
+        note.write_text(f"{report.nodeid}\n{words[:LONGEST]}", "utf-8")
