@@ -13,11 +13,13 @@ from bounds.compute import compute_bounds
 from bounds.graph import Graph
 from bounds.intermediate import refine
 from bounds.interval import Interval
+from bounds.lines import pull_back_lines
 from bounds.ops.add import Add
 from bounds.ops.conv import Conv, conv_of
 from bounds.ops.linear import Linear
 from bounds.ops.relu import Relu
 from bounds.ops.reshape import Reshape
+from bounds.relaxation import Relaxation
 from bounds.rows import Rows
 from bounds.sets import Box, InputSet
 from bounds.sweep import Sweep
@@ -84,6 +86,36 @@ def test_a_new_enclosure_replaces_what_followed_from_the_old_one() -> None:
     for node in graph.relaxed_inputs:
         wide.enclose(node, proved[node])
     torch.testing.assert_close(wide.lower(graph.output, rows), fresh.lower(graph.output, rows))
+
+
+def test_rows_that_stop_are_bounded_by_the_enclosures_of_now() -> None:
+    graph, sets = deep_net()
+    node = graph.relaxed_inputs[-1]
+    engine = Backward(graph, sets)
+    proved = refine(engine, row_bound=engine.lower)[node]
+    count = proved.lower[0].numel()
+    rows = Rows.unit(torch.arange(count).repeat(2), torch.ones(2 * count, dtype=torch.float64),
+                     Owner(2, torch.arange(2).repeat_interleave(count)))
+    for moved in (3.0, 0.0, 1.0):
+        engine.enclose(node, Interval(proved.lower - moved, proved.upper + moved))
+        torch.testing.assert_close(engine.at_once(Block(node, rows)), (proved.lower - moved).flatten())
+
+
+@pytest.mark.parametrize("intercepts", [False, True])
+def test_gradients_through_lines_equal_finite_differences(intercepts: bool) -> None:
+    """The derivatives are written by hand; coefficients are kept away from zero, where the line changes."""
+    random = _random()
+    A = random(4, 6)
+    A = A.sign() * (A.abs() + 0.1)
+    lines = [random(4, 6), random(4, 6), random(1, 6), random(1, 6)]
+    for t in (A, *lines):
+        t.requires_grad_(True)
+
+    def pulled(A: torch.Tensor, low: torch.Tensor, high: torch.Tensor, below: torch.Tensor, above: torch.Tensor
+               ) -> tuple[torch.Tensor, torch.Tensor]:
+        return pull_back_lines(A, Relaxation(low, below if intercepts else None, high, above if intercepts else None))
+    inputs = (A, *lines) if intercepts else (A, *lines[:2], *(t.detach() for t in lines[2:]))
+    assert torch.autograd.gradcheck(pulled, inputs)
 
 
 @pytest.mark.parametrize("settings", [{}, {"stride": (2, 2)}, {"groups": 2}], ids=str)

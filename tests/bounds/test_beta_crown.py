@@ -16,9 +16,11 @@ from bounds.graph import Graph
 from bounds.intermediate import refine
 from bounds.interval import Interval
 from bounds.ops.base import Elementwise
-from bounds.sets import InputSet
+from bounds.ops.linear import Linear
+from bounds.ops.relu import Relu
+from bounds.sets import Box, InputSet
 from milp import Planet, Status, UnsafeRows, certified_value
-from tests.bounds.networks import KINDS, random_box, random_graph, samples
+from tests.bounds.networks import KINDS, GraphBuilder, random_box, random_graph, samples
 
 DOMAINS, POINTS = 3, 400
 NO_TARGET = math.inf
@@ -155,6 +157,23 @@ def test_climbed_bounds_hold_and_are_never_below_their_start(kind: str, ascent: 
     again = BetaCrown(iterations=1).bound(engine, groups.take(still), target[still], reached.at).lower
     lower = reached.lower[still]
     assert bool((again >= lower - 1e-7 * (1 + lower.abs())).all()), "a warm start keeps the bound"
+
+
+def test_levels_are_reached_where_nothing_bounds_the_multipliers() -> None:
+    """A neuron with values in [0, 1] was split at 2: multipliers lift the bound beyond any target, in few steps."""
+    build = GraphBuilder((1,), torch.float64)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    z = build.add(Linear(one))
+    build.add(Relu())
+    build.add(Linear(one))
+    engine = Backward(build.graph(), Box(0 * one, one))
+    refine(engine, row_bound=engine.lower)
+    engine.enclose(z, Interval(2 * one, 3 * one))
+    engine.splits[z] = torch.ones(1, 1, dtype=torch.bool)
+    groups = Groups(one.unsqueeze(0), 0 * one, torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, dtype=torch.long))
+    target = torch.tensor([1000.0], dtype=torch.float64)
+    assert bool(BetaCrown(iterations=4, ascent="level").bound(engine, groups, target).lower > target)
+    assert bool(BetaCrown(iterations=4, ascent="signs").bound(engine, groups, target).lower < 10)
 
 
 @pytest.mark.parametrize("kind", ["dense", "residual", "conv"])

@@ -29,6 +29,7 @@ from bounds.ops.linear import Linear
 from bounds.ops.prelu import PRelu
 from bounds.ops.relu import Relu
 from bounds.ops.round_off import gamma, unit
+from bounds.proved import rounded_out
 from bounds.rounding import Prices, Unpriced, image, is_covered, sum_down
 from bounds.rows import Rows
 from bounds.sets import InputSet
@@ -159,6 +160,105 @@ def test_multipliers_that_cancel_prove_nothing(dtype: torch.dtype) -> None:
         found = BetaCrown().evaluate(engine, groups, C.new_full((1,), 1e30), Start({}, s, C.new_ones(1, 1)))
         wrong += above(found.lower, minima(exact(C[0]), graph, sets))
     assert wrong == 0
+
+
+def absorbing(seed: int, dtype: torch.dtype, rest: float) -> tuple[Graph, InputSet]:
+    """Two dense layers over one point, at which the terms of the first layer are large and add up to about `rest`.
+    Its neurons come in pairs with nearly equal weights, which the second layer subtracts: rows that arrive at the input
+    are small again."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(1, 6, generator=generator).to(dtype)
+    pairs = 1e4 * torch.randn(3, 6, generator=generator).repeat(2, 1)
+    weight = (pairs + torch.randn(6, 6, generator=generator)).to(dtype)
+    half = torch.randn(3, 3, generator=generator).to(dtype)
+    build = GraphBuilder((6,), dtype)
+    build.add(Linear(weight, rest - weight @ x[0]))
+    build.add(Linear(torch.cat([half, -half], 1), torch.zeros(3, dtype=dtype)))
+    return build.graph("absorbing"), InputSet(x, x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_an_inner_layer_loses_is_paid_for_by_the_rows_behind_it(dtype: torch.dtype) -> None:
+    """Its values are small, its terms are not: the prices of the last layer alone do not show that."""
+    wrong = {True: 0, False: 0}
+    for seed in range(20):
+        graph, sets = absorbing(seed, dtype, 0.5)
+        C = torch.randn(8, 3, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        for rounded in wrong:
+            engine = Backward(graph, sets, rounded=rounded)
+            refine(engine)
+            value = engine.value(Block(graph.output, Rows.full(C, Owner.of(1, None))))
+            wrong[rounded] += above(value, minima(exact(C), graph, sets))
+    assert wrong[True] == 0 and wrong[False] > 20
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_multipliers_on_bounds_that_are_exact_pay_for_their_way_on(dtype: torch.dtype) -> None:
+    """The bounds are those of rational arithmetic: that they were moved out for rounding pays for nothing here."""
+    wrong = {True: 0, False: 0}
+    for seed in range(20):
+        graph, sets = absorbing(seed, dtype, 5.0)  # far from the kink, in units of what is left
+        build = GraphBuilder((6,), dtype)
+        build.add(graph.nodes[1].op)
+        build.add(Relu())
+        build.add(graph.nodes[2].op)
+        bent = build.graph("bent")
+        first = dataclasses.replace(graph, nodes=graph.nodes[:2], output=1)
+        z = torch.tensor([[float(v) for v in minima(exact(torch.eye(6)), first, sets)]], dtype=torch.float64)
+        infinity = torch.full_like(z, torch.inf).to(dtype)
+        given = Interval(torch.nextafter(z.to(dtype), -infinity), torch.nextafter(z.to(dtype), infinity))
+        C = torch.randn(1, 1, 3, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        groups = Groups(C, C.new_zeros(1, 1), torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, dtype=torch.long))
+        half = torch.randn(1, 3, generator=torch.Generator().manual_seed(seed)).to(dtype) * 1e4
+        s = {1: torch.cat([half, -half], 1)}
+        for rounded in wrong:
+            engine = Backward(bent, sets, rounded=rounded)
+            engine.enclosures[0] = Interval(sets.lower, sets.upper)
+            engine.enclose(1, given)
+            for i in (2, 3):
+                engine.enclosures[i] = engine.prices.image(i)
+            if not rounded:
+                engine.prices.multiplier = lambda i, z=z: torch.zeros_like(z).to(dtype)  # type: ignore[method-assign]
+            found = BetaCrown().evaluate(engine, groups, C.new_full((1,), 1e30), Start({}, s, C.new_ones(1, 1)))
+            wrong[rounded] += above(found.lower, minima(exact(C[0]), graph, sets))
+    assert wrong[True] == 0 and wrong[False] > 5
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_minima_over_boxes_pay_for_their_rounding(dtype: torch.dtype) -> None:
+    """Rows over the input itself, which pass no operator that pays."""
+    generator = torch.Generator().manual_seed(0)
+    build = GraphBuilder((9,), dtype)
+    build.add(Linear(torch.zeros(1, 9, dtype=dtype)))
+    graph, wrong = build.graph("nothing"), {True: 0, False: 0}
+    for _ in range(20):
+        centre = (torch.randn(1, 9, generator=generator) * 10 ** (6 * torch.rand(1, 9, generator=generator))).to(dtype)
+        reach = torch.rand(1, 9, generator=generator).to(dtype)
+        sets = InputSet(centre - reach, centre + reach)
+        D = torch.randn(8, 9, generator=generator).to(dtype)
+        ends = [exact(sets.lower[0]), exact(sets.upper[0])]
+        least = [sum(min(d * e[k] for e in ends) for k, d in enumerate(row)) for row in exact(D)]
+        for rounded in wrong:
+            engine = Backward(graph, sets, rounded=rounded)
+            wrong[rounded] += above(engine.minimise(D, Owner.of(1, None)), least)
+    assert wrong[True] == 0 and wrong[False] > 20
+
+
+def test_intervals_in_a_narrower_dtype_lose_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    low = torch.randn(4000, generator=generator, dtype=torch.float64)
+    wide = Interval(low, low + 1e-9)
+    narrow = rounded_out(wide, torch.float32)
+    assert narrow.lower.dtype == torch.float32
+    assert bool((narrow.lower.double() <= wide.lower).all() and (narrow.upper.double() >= wide.upper).all())
+    same = rounded_out(narrow.map(Tensor.double), torch.float32)
+    assert torch.equal(same.lower, narrow.lower) and torch.equal(same.upper, narrow.upper)
+
+
+@pytest.mark.parametrize(("activation", "covered"), [("Relu", True), ("PRelu", True), ("Clip", True), ("Elu", False),
+                                                     ("Softplus", False), ("Sigmoid", False), ("Tanh", False)])
+def test_what_a_library_computes_is_not_covered(activation: str, covered: bool) -> None:
+    assert is_covered(random_graph(0, "dense", activation)) == covered
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

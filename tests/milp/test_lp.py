@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from bounds.ops.relu import Relu
 from bounds.sets import InputSet, LpBall
 from milp.certificate import UnsafeRows, certified_value
 from milp.lp import LpBounds
+from milp.mixed import CLEAR, MixedAnswer, MixedProgram
 from milp.planet import Planet
 from milp.problem import Status
 from milp.questions import extreme
@@ -138,6 +141,28 @@ def test_mixed_programmes_find_the_range_of_every_neuron(kind: str) -> None:
                 assert float(x.lower.flatten()[k]) == pytest.approx(least, abs=1e-4)
                 exact += 1
     assert exact > 3
+
+
+def test_bounds_of_neurons_allow_for_the_tolerances_of_their_solver(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Boaster(HighsMixed):
+        def solve(self, program: MixedProgram, **settings: Any) -> MixedAnswer:
+            answer = super().solve(program, **settings)
+            return replace(answer, bound=answer.bound + 0.9 * CLEAR * (1 + abs(answer.bound)))
+    compared = 0
+    for seed in range(3):
+        graph = random_graph(seed, "dense", "Relu")
+        sets = random_box(graph, seed, 1, 0.8)
+        found = Tightening(milp_s=10.0).refine(graph, sets)
+        with monkeypatch.context() as patched:
+            patched.setattr("milp.tighten.HighsMixed", Boaster)
+            boasted = Tightening(milp_s=10.0).refine(graph, sets)
+        for i in graph.relaxed_inputs:
+            x, part = boasted[i], Graph(nodes=graph.nodes[:i + 1], output=i, source="part")
+            for k in ((x.lower < 0) & (x.upper > 0)).flatten().nonzero().flatten().tolist()[:3]:
+                least = extreme(part, sets, found, k, HighsMixed()).answer.value
+                assert float(x.lower.flatten()[k]) <= least + 1e-7
+                compared += 1
+    assert compared > 3
 
 
 def test_processes_find_what_one_finds() -> None:

@@ -23,6 +23,8 @@ from bounds.ops.relu import Relu
 from bounds.ops.reshape import Reshape
 from bounds.sets import InputSet
 from milp import Certificate, Planet, Status, UnsafeRows, certified_value
+from milp.problem import LinearPrograms, Solutions
+from milp.solvers.highs import Highs
 from tests.bounds.networks import ACTIVATIONS, KINDS, GraphBuilder, random_box, random_graph, samples
 
 MOST_PATTERNS = 128
@@ -371,3 +373,32 @@ def test_crossed_bounds_prove_nothing_but_by_their_certificate() -> None:
     answers = Planet(graph).solve(sets, intervals, rows)
     assert int(answers.status[0]) != Status.OPTIMAL
     assert not torch.isnan(certified_value(graph, sets, intervals, rows, answers.certificate)).any()
+
+
+def test_a_solver_that_calls_every_domain_infeasible_empties_none() -> None:
+    """Whatever its rays are, domains with points stay open."""
+    graph = random_graph(1, "dense", "Relu")
+    sets = random_box(graph, 1, 3, 0.5)
+    rows, intervals = random_rows(graph, 2, 1), proved(graph, sets)
+
+    class Liar(Highs):
+        def solve(self, problem: LinearPrograms, **settings: object) -> Solutions:
+            generator = np.random.default_rng(0)
+            status = np.full(problem.count, Status.INFEASIBLE, dtype=np.int8)
+            return Solutions(status, np.zeros_like(problem.cost), generator.normal(size=problem.row_lower.shape))
+    answers = Planet(graph, Liar()).solve(sets, intervals, rows)
+    assert (answers.status == Status.FAILED).all() and (answers.value == -math.inf).all()
+    values = certified_value(graph, sets, intervals, rows, answers.certificate)
+    assert (values <= least_violation(graph, sets, rows) + SOLVER_ATOL).all()
+
+
+def test_negative_weights_of_rows_count_for_nothing() -> None:
+    graph = random_graph(1, "dense", "Relu")
+    sets = random_box(graph, 1, 3, 0.5)
+    rows, intervals = random_rows(graph, 2, 1), proved(graph, sets)
+
+    def value(first: float, second: float) -> Tensor:
+        weights = torch.tensor([[first, second]], dtype=torch.float64).expand(3, -1)
+        return certified_value(graph, sets, intervals, rows, Certificate(weights, {}, {}))
+    assert torch.equal(value(1.0, -2.0), value(1.0, 0.0)) and torch.equal(value(-3.0, 0.5), value(0.0, 0.5))
+    assert torch.equal(value(-1.0, -1.0), torch.zeros(3, dtype=torch.float64))

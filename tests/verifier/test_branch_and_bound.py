@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import torch
 from torch import nn
 
 from verifier import robustness, verify
+from verifier.branch_and_bound.bounding import Question
 from verifier.branch_and_bound.domains import Domains, Pool
-from verifier.property import Property
+from verifier.property import Branch, Property, Region, Row
 from verifier.strategy import as_json
 from verifier.verdict import Falsified, Verified
 
@@ -89,6 +91,19 @@ def test_the_choices_are_in_the_json() -> None:
     assert answer["method"] == "branch-and-bound" and answer["domains"] > 3
     choice = answer["choices"]["branch-and-bound"]
     assert choice["inputs"] and "free" in choice["why"]
+
+
+def test_a_branch_is_searched_with_its_own_rows_and_closed_at_zero_only_if_all_are_strict() -> None:
+    """Branches of one row and of two share a table."""
+    region = Region((Fraction(0),), (Fraction(1),))
+    closed, strict = (Row(((0, Fraction(1)),), (), Fraction(k), strict=k > 0) for k in (0, 1))
+    branches = ((closed,), (strict, strict), (closed, strict), (strict,), (strict, closed), (closed,))
+    tensors = Property(tuple(Branch(region, rows) for rows in branches), 1, 1).tensors((1,), dtype=torch.float64)
+    question = Question.of(tensors)
+    assert question.mask.sum(1).tolist() == [len(rows) for rows in branches]
+    for k, (rows, mask) in enumerate(zip(question.rows, question.mask, strict=True)):
+        assert tensors.branch[rows[mask]].tolist() == [k] * len(branches[k])
+    assert (question.target > 0).tolist() == [closed in rows for rows in branches]
 
 
 def domains(lower: list[float]) -> Domains:

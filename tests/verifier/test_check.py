@@ -111,6 +111,19 @@ def test_input_splits_prove_both_halves(tmp_path: Path) -> None:
             ByHand(tmp_path, "(>= Y_0 1.000001)", {**SPLIT, **certificates(missing)}).check()
 
 
+def test_all_branches_of_a_root_must_be_closed(tmp_path: Path) -> None:
+    asserts = "(or (and (>= Y_0 1.000001)) (and (<= Y_0 -0.5)))"
+    for closed in ([0, 1], [0], [1]):
+        columns = {**certificates([0] * len(closed)), "visit.node": (np.int32, [0]), "visit.lines": (np.uint8, [0]),
+                   "certificate.at": (np.int32, [0] * len(closed)), "certificate.branch": (np.int32, closed)}
+        hand = ByHand(tmp_path, asserts, columns, branches=2)
+        if len(closed) == 2:
+            assert hand.check().startswith("verified: 2 branches")
+        else:
+            with pytest.raises(Refused, match="node 0 is neither split nor closed"):
+                hand.check()
+
+
 def test_neuron_splits_use_multipliers(tmp_path: Path) -> None:
     """Y_0 <= 0.4 + X_0 would fail at x = -1 only: there neuron 0 is split at 0, and of its lower child (x <= 0)..."""
     split = {"split.parent": (np.int32, [0]), "split.variable": (np.int32, [1]), "split.point": (np.float64, [0.0])}

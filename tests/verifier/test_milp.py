@@ -13,7 +13,7 @@ import torch
 
 from bounds.graph import Graph
 from bounds.ops.linear import Linear
-from milp.mixed import MixedAnswer, MixedProgram, MixedStatus
+from milp.mixed import CLEAR, MixedAnswer, MixedProgram, MixedStatus
 from milp.questions import MixedSolver
 from milp.solvers import mixed_solver
 from milp.tighten import Tightening
@@ -90,6 +90,31 @@ def test_infeasible_is_no_proof(way: str, monkeypatch: pytest.MonkeyPatch) -> No
         assert_agrees(result, prop, [truths[b.region].margin(b.rows) for b in prop.branches], graph)
         undecided += result.name == "unknown"
         assert way != "whole sets" or result.name != "unknown" or "no point at all" in result.detail
+    assert undecided > 0
+
+
+class Boaster:
+    """Says of every programme that it is above zero, by no more than its tolerances."""
+
+    name = "boaster"
+
+    def solve(self, program: MixedProgram, **_: object) -> MixedAnswer:
+        return MixedAnswer(MixedStatus.OPTIMAL, bound=CLEAR / 2)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_tolerances_explain_is_no_proof(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    only_milp(monkeypatch, way, Boaster())
+    undecided = 0
+    for seed in range(6):
+        random = np.random.default_rng(seed)
+        graph = draw_graph(random, "dense")
+        prop, truths = draw_property(random, graph)
+        result = verify(graph, prop, replayer=GraphReplayer(graph), time_limit_s=20)
+        assert_agrees(result, prop, [truths[b.region].margin(b.rows) for b in prop.branches], graph)
+        undecided += result.name == "unknown"
+        assert way != "whole sets" or (result.name, result.method) != ("verified", "milp")
+        assert result.reason in (None, Reason.INCOMPLETE), "nothing contradicts what is proved"
     assert undecided > 0
 
 

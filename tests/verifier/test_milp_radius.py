@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bounds.graph import Graph
+from milp.mixed import MixedAnswer, MixedProgram, MixedStatus
 from milp.solvers import SolverUnsuitable, mixed_solver
 from tests.verifier.test_oracle import GraphReplayer, Truth, draw_graph
 from verifier.milp_radius import Radius, milp_radius
@@ -86,3 +87,14 @@ def test_the_l2_norm_needs_a_solver_that_has_it() -> None:
     graph, x, label = next(c for c in cases("dense", 20) if truth(*c, "2") < (MOST, True))
     with pytest.raises(SolverUnsuitable, match="pyscipopt"):
         asked(graph, x, label, "2")
+
+
+def test_a_solver_that_finds_no_point_of_anything_proves_nothing() -> None:
+    class Liar:
+        name = "liar"
+
+        def solve(self, program: MixedProgram, **_: object) -> MixedAnswer:
+            return MixedAnswer(MixedStatus.INFEASIBLE, bound=math.inf)
+    graph, x, label = next(c for c in cases("dense", 20) if truth(*c, "inf") < (MOST, True))
+    found = asked(graph, x, label, "inf", solver=Liar())
+    assert found.lower == 0.0 and found.upper >= truth(graph, x, label, "inf")[0]

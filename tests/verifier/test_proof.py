@@ -174,6 +174,17 @@ def test_nothing_is_written_unless_decided(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("proof*"))
 
 
+def test_a_search_that_is_stopped_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CROWN verifies; the search that is to record a proof has no time for it."""
+    monkeypatch.setattr("verifier.branch_and_bound.stage.LAST_BATCH_S", float("inf"))
+    net = random_network(tmp_path / "n.onnx", [24, 10, 8, 2], 1)
+    text = tmp_path / "p.vnnlib"
+    text.write_text(upper_spec(net, 24, 2, 5.0))
+    result = verify(Graph.from_onnx(net), read_vnnlib(text), replayer=net, proof=tmp_path / "proof", method="crown")
+    assert result.name == "verified" and not result.choices["proof"]["written"]
+    assert not list(tmp_path.glob("proof*"))
+
+
 def test_a_witness_is_accepted(tmp_path: Path) -> None:
     net = random_network(tmp_path / "n.onnx", [3, 14, 14, 2], 3)
     low, high = sampled_range(net, 3)

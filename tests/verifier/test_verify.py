@@ -20,7 +20,7 @@ from verifier.problem import Problem, State
 from verifier.property import robustness
 from verifier.stages import BoundStage
 from verifier.strategy import Result
-from verifier.verdict import Falsified, Reason, Unknown, Verified
+from verifier.verdict import Evidence, Falsified, Reason, Unknown, Verified
 
 WIDE = [(-1.0, 2.0)]
 
@@ -154,6 +154,25 @@ def test_a_broken_bound_method_never_verifies(
     assert (result.name, result.reason) == ("unknown", reason)
 
 
+@pytest.mark.parametrize("interval", [(float("nan"), 1.0), (-1.0, float("nan")), (1.0, -1.0)], ids=str)
+def test_true_bounds_beside_intervals_that_are_wrong_prove_nothing(
+        absolute: Path, monkeypatch: pytest.MonkeyPatch, interval: tuple[float, float]) -> None:
+    """No point of the network contradicts them: the intervals alone show that something is wrong."""
+    monkeypatch.setattr("verifier.stages.method_named", lambda name, **_: FakeMethod(0.3, interval))
+    result = ask(absolute, spec(WIDE, 2, "(>= Y_0 2.5)"), method="crown")
+    assert (result.name, result.reason) == ("unknown", Reason.NUMERICAL)
+
+
+def test_what_float32_bounds_is_what_float64_makes_of_it(absolute: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CROWN's least margins of both are 0.5 and -0.1, whatever was said in float32."""
+    monkeypatch.setattr("verifier.problem.SMALL_WEIGHTS", 0)
+    monkeypatch.setattr("verifier.stages.method_named", lambda name, **_: FakeMethod(0.3))
+    safe, unsafe = (ask(absolute, spec(WIDE, 2, f"(>= Y_0 {end})"), method="crown") for end in (2.5, 1.9))
+    assert safe.name == "verified" and safe.lower == pytest.approx(0.5, abs=1e-6)
+    assert (unsafe.name, unsafe.reason) == ("unknown", Reason.INCOMPLETE)
+    assert unsafe.lower == pytest.approx(-0.1, abs=1e-6)
+
+
 def test_a_strict_row_is_verified_at_exactly_zero(absolute: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("verifier.stages.method_named", lambda name, **_: FakeMethod(0.0))
     assert ask(absolute, spec(WIDE, 2, "(> Y_0 2.0)"), method="crown").name == "verified"
@@ -173,6 +192,29 @@ class Raises:
 
     def is_rounded(self, problem: Problem) -> bool:
         return False
+
+
+class Decides:
+    """A stage that knows of one row what is true, with or without an account of its rounding."""
+
+    def __init__(self, row: int, rounded: bool) -> None:
+        self.name, self.row, self.rounded = f"row {row}", row, rounded
+
+    def run(self, problem: Problem, state: State) -> None:
+        state.improve(torch.tensor([self.row]), torch.ones(1, dtype=torch.float64))
+
+    def is_rounded(self, problem: Problem) -> bool:
+        return self.rounded
+
+
+@pytest.mark.parametrize("rounded", [(True, True), (True, False), (False, True), (False, False)], ids=str)
+def test_evidence_is_that_of_the_weakest_branch(absolute: Path, monkeypatch: pytest.MonkeyPatch,
+                                                rounded: tuple[bool, bool]) -> None:
+    monkeypatch.setattr("verifier.strategy.stages_for", lambda *_: [Decides(k, r) for k, r in enumerate(rounded)])
+    text = spec(WIDE, 2, "(or (and (>= Y_0 4.0)) (and (<= Y_0 -1.5)))")
+    result, asked = ask(absolute, text), ask(absolute, text, evidence=Evidence.ROUNDED)
+    assert result.name == "verified" and result.evidence == (Evidence.ROUNDED if all(rounded) else Evidence.FLOAT)
+    assert (asked.name, asked.reason) == (("verified", None) if all(rounded) else ("unknown", Reason.ROUNDING))
 
 
 def _raise(error: BaseException) -> Callable[[], object]:

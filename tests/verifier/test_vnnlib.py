@@ -43,6 +43,8 @@ def unsafe(prop: Property, x: tuple[float, float], y: tuple[float, float]) -> bo
     ("(assert (not (= Y_0 2)))", (3, 0), (2, 0)),
     ("(assert (not (or (<= Y_0 2) (>= Y_1 1))))", (3, 0), (3, 1)),
     ("(assert (<= 0 Y_0 Y_1 5))", (1, 1), (1, 6)),
+    ("(assert (not (<= 0 Y_0 Y_1 5)))", (1, 6), (1, 1)),
+    ("(assert (not (<= 0 Y_0 Y_1 5)))", (2, 1), (0, 5)),
     ("(assert (or (and (<= Y_0 1))))", (1, 0), (2, 0)),
     ("(assert (or (<= Y_0 -1) (and (>= Y_0 1) (>= Y_1 1))))", (1, 1), (0, 1)),
     ("(assert (and (<= Y_0 1) (or (<= Y_1 0) (>= Y_1 2))))", (1, 2), (1, 1)),

@@ -244,6 +244,22 @@ def test_nor_with_other_activations(monkeypatch: pytest.MonkeyPatch, activation:
     watched(monkeypatch, problem, MODES[mode], limit=30)
 
 
+@pytest.mark.parametrize("mode", ["inputs, cuts", "mixed, cuts"])
+@pytest.mark.parametrize("seed", range(2))
+def test_nor_where_branches_leave_opposite_parts_of_a_domain(monkeypatch: pytest.MonkeyPatch, mode: str, seed: int
+                                                             ) -> None:
+    """The least and the largest values of an output are unsafe: what one branch leaves of a domain the other does
+    not."""
+    graph = random_graph(seed, "dense", "Relu")
+    inputs, outputs = int(np.prod(graph.input_shape)), int(np.prod(graph.output_shape))
+    region = Region((Fraction(-1),) * inputs, (Fraction(1),) * inputs)
+    x = torch.rand(500, inputs, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
+    y = graph(x.view(-1, *graph.input_shape)).flatten(1)[:, 0].numpy()
+    ends = [(Fraction(1), np.quantile(y, 0.1)), (Fraction(-1), -np.quantile(y, 0.9))]
+    branches = tuple(Branch(region, (Row(((0, sign),), (), Fraction(float(bound))),)) for sign, bound in ends)
+    watched(monkeypatch, problem_of(graph, Property(branches, inputs, outputs)), MODES[mode], limit=40)
+
+
 def sampled_question(graph: Graph, seed: int) -> Problem:
     """Rows whose thresholds are values that samples reach, so that about each second branch is unsafe."""
     random = np.random.default_rng(seed)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 import verifier.strategy
-from bounds.beta_crown import BetaCrown
+from bounds.backward import Backward
+from bounds.beta_crown import BetaCrown, Groups, Reached, Start
 from bounds.graph import Graph
 from bounds.ops.base import Elementwise
 from bounds.ops.clip import Clip
@@ -129,12 +130,13 @@ def test_near_the_least_value_verdicts_are_right(op: Elementwise, threshold: flo
 # ---------------------------------------------------------------------- domains split more than once at a neuron
 
 
-def rooted(graph: Graph, prop: Property) -> tuple[Bounder, Domains]:
+def rooted(graph: Graph, prop: Property, *, fenced: bool = False) -> tuple[Bounder, Domains]:
     problem = make_problem(graph, prop, replayer=GraphReplayer(graph), deadline=Deadline.starting_now(60))
     state = State.of(problem)
     BoundStage("crown", keep=True).run(problem, state)
     question, layout = Question.of(problem.tensors), Layout.of(problem.graph)
-    bounder = Bounder(problem.graph, question, layout, BetaCrown(), refresh=False, clips=False, warm=True)
+    bounder = Bounder(problem.graph, question, layout, BetaCrown(), refresh=False, clips=False, warm=True,
+                      fenced=fenced)
     plan = replace(plan_for(problem), joint=False)
     return bounder, root_domains(problem, state, state.intervals, bounder, plan)
 
@@ -179,6 +181,44 @@ def test_bounds_of_repeatedly_split_domains_hold_at_every_point_they_contain(op:
         share = torch.rand(len(domains), 1, generator=generator, dtype=torch.float64) * 0.8 + 0.1
         domains.point = torch.lerp(domains.z_low.gather(1, at), domains.z_high.gather(1, at), share).squeeze(1)
         domains = domains.children(layout)
+
+
+def test_bounds_that_are_no_numbers_close_nothing_and_are_told() -> None:
+    class NoNumber(BetaCrown):
+        def bound(self, engine: Backward, groups: Groups, target: Tensor, start: Start | None = None) -> Reached:
+            reached = super().bound(engine, groups, target, start)
+            return replace(reached, lower=torch.full_like(reached.lower, torch.nan))
+    bounder, root = rooted(smooth_network(Tanh(), 0), above(50.0))
+    bounded = replace(bounder, method=NoNumber()).bound(root)
+    assert bounded.numerical and bool(bounded.domains.open.all()) and not bool(bounded.closed.any())
+    assert not bool((bounded.group_lower > 0).any())
+
+
+@every_smooth
+def test_boxes_of_fenced_children_hold_all_of_their_points(op: Elementwise) -> None:
+    """Neurons are split anywhere, not only at zero, and several domains at once."""
+    graph = smooth_network(op, 1)
+    bounder, domains = rooted(graph, above(50.0), fenced=True)
+    layout = bounder.layout
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(20_000, 2, generator=generator, dtype=torch.float64) * 2 - 1
+    values = graph.values(x)
+    z = torch.cat([values[i] for i in layout.nodes], 1)
+    smaller = 0
+    for _ in range(4):
+        bounded = bounder.bound(domains)
+        domains = bounded.domains
+        domains.choice = layout.inputs + torch.randint(0, 4, (len(domains),), generator=generator)
+        at = (domains.choice - layout.inputs).unsqueeze(1)
+        share = torch.rand(len(domains), 1, generator=generator, dtype=torch.float64) * 0.8 + 0.1
+        domains.point = torch.lerp(domains.z_low.gather(1, at), domains.z_high.gather(1, at), share).squeeze(1)
+        domains.fences = bounder.fences(bounded, torch.arange(len(domains)), domains.choice, domains.point)
+        parents, domains = domains, domains.children(layout)
+        smaller += int((domains.high - domains.low < 0.99 * (parents.high - parents.low).repeat(2, 1)).any(1).sum())
+        for k in range(len(domains)):
+            mine = x[((z >= domains.z_low[k]) & (z <= domains.z_high[k])).all(1)]
+            assert bool(((mine >= domains.low[k] - 1e-9) & (mine <= domains.high[k] + 1e-9)).all())
+    assert smaller > 5
 
 
 # ---------------------------------------------------------------------- max-pools

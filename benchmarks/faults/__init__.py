@@ -1,0 +1,17 @@
+"""Faults planted by `benchmarks/mutation.py`, grouped by area."""
+
+from __future__ import annotations
+
+from benchmarks.faults import operators, pricing, programmes, propagation, searching, verdicts
+from benchmarks.faults.fault import KINDS, Fault
+
+AREAS: dict[str, tuple[Fault, ...]] = {
+    "operators": operators.FAULTS,
+    "propagation": propagation.FAULTS,
+    "rounding, rewrites": pricing.FAULTS,
+    "programmes": programmes.FAULTS,
+    "search": searching.FAULTS,
+    "questions, answers": verdicts.FAULTS,
+}
+
+__all__ = ["AREAS", "KINDS", "Fault"]
