@@ -201,8 +201,8 @@ def pair_table(entries: Sequence[Entry]) -> str:
                       f"{statistics.median(rates):.2f} ({len(rates)})" if rates else "",
                       str(sum(e["evidence"] == "rounded" for e in decided)),
                       f"{statistics.median(sizes):.0f}" if sizes else ""])
-    return markdown(["", "decided by both", "plain s", "paid s", "ratio of sums", "median ratio", "seconds a domain", "rounded",
-                     "bytes a leaf"], lines, left=1)
+    return markdown(["", "decided by both", "plain s", "paid s", "ratio of sums", "median ratio", "seconds a domain",
+                     "rounded", "bytes a leaf"], lines, left=1)
 
 
 def main() -> int:
