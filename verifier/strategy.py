@@ -139,9 +139,10 @@ def verify(
 
     Verified: for every branch some row's violation stays > 0 (closed) or >= 0 (strict). Its `evidence` is ROUNDED where
     every rounding error of what decided it is accounted for, else FLOAT. `evidence` None asks for as much as there is,
-    FLOAT saves the work, and with ROUNDED what is verified with less is `Unknown` for its rounding. Falsified: the
-    witness meets the unsafe set as written. Wrong use raises `ValueError` or `UnsupportedOperator`, an original network
-    that cannot be run `ReplayError`; everything else that happens later is an `Unknown` with its reason.
+    FLOAT saves the work; with ROUNDED stages that do not account for rounding are left out where others do, and what is
+    verified with less is `Unknown` for its rounding. Falsified: the witness meets the unsafe set as written. Wrong use
+    raises `ValueError` or `UnsupportedOperator`, an original network that cannot be run `ReplayError`; everything else
+    that happens later is an `Unknown` with its reason.
     """
     deadline = deadline or Deadline.starting_now(time_limit_s)
     check_method(method, branching)
