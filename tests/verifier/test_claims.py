@@ -215,3 +215,18 @@ def test_a_module_is_asked_about_in_float32_as_well() -> None:
     prop = robustness(np.zeros(3, np.float32), label, 1e-3, classes=2)
     result = verify(graph, prop, replayer=module, claim=Claim.FLOAT32)
     assert isinstance(result.verdict, Verified) and result.claim is Claim.FLOAT32
+
+
+@pytest.mark.parametrize("claim", list(Claim))
+def test_witnesses_about_float32_are_run_as_the_file_is_stored(claim: Claim, tmp_path: Path,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    net = save_network(tmp_path / "net.onnx", [(np.array([[1.0]]), np.zeros(1))])
+    started: list[bool] = []
+    start = OnnxReplayer._start
+
+    def noted(self: OnnxReplayer) -> object:
+        started.append(self.optimised)
+        return start(self)
+    monkeypatch.setattr(OnnxReplayer, "_start", noted)
+    assert isinstance(ask(net, spec([(0.0, 1.0)], 1, "(>= Y_0 0.5)"), claim).verdict, Falsified)
+    assert started == [claim is Claim.REAL]
