@@ -20,11 +20,16 @@ from bounds.sets import InputSet
 from tests.verifier.models import save_network, spec
 from tests.verifier.test_adversarial import NAMES, NETWORKS, Layers, absorbed, exactly, ordered
 from verifier import read_vnnlib, verify
+from verifier.deadline import Deadline
+from verifier.leaning import LeaningStage
+from verifier.problem import State, make_problem
 from verifier.property import Branch, Property, Region, Row, robustness
 from verifier.real_value import real_agrees, real_value
+from verifier.stages import BoundStage
 from verifier.strategy import Result, as_json
+from verifier.tilted import TiltedStage
 from verifier.verdict import Claim, Evidence, Falsified, Verified
-from verifier.witness import OnnxReplayer
+from verifier.witness import ModuleReplayer, OnnxReplayer
 
 METHODS = ["auto", "ibp", "crown", "alpha-crown", "bab"]
 
@@ -55,13 +60,15 @@ def in_single(layers: Layers, x: float, order: Callable[[int], np.ndarray]) -> f
     return float(values[0])
 
 
-@pytest.mark.parametrize("small", [False, True], ids=["float32", "float64"])
+@pytest.mark.parametrize("search", ["float32", "float64", "neurons"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("make", NETWORKS, ids=NAMES)
 def test_what_some_order_of_summation_makes_unsafe_is_not_verified_about_float32(
-        make: Callable[[], Layers], method: str, small: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not small:
+        make: Callable[[], Layers], method: str, search: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if search == "float32":
         search_in_float32(monkeypatch)
+    elif search == "neurons":  # after leaning planes and tilted chords
+        monkeypatch.setattr("verifier.branch_and_bound.plan.FEW_INPUTS", 0)
     layers = make()
     net = save_network(tmp_path / "net.onnx", layers)
     rng = np.random.default_rng(0)
@@ -230,3 +237,42 @@ def test_witnesses_about_float32_are_run_as_the_file_is_stored(claim: Claim, tmp
     monkeypatch.setattr(OnnxReplayer, "_start", noted)
     assert isinstance(ask(net, spec([(0.0, 1.0)], 1, "(>= Y_0 0.5)"), claim).verdict, Falsified)
     assert started == [claim is Claim.REAL]
+
+
+@pytest.mark.parametrize("stage", [LeaningStage(), TiltedStage()], ids=["leaning", "tilted"])
+def test_planes_about_float32_pay_for_its_noise(stage: LeaningStage | TiltedStage) -> None:
+    """Two large terms cancel: what float32 may make of their sum lowers the bounds."""
+    over_reals = 0
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        big = 2.0 ** 18
+        module = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 8), torch.nn.ReLU(),
+                                     torch.nn.Linear(8, 1))
+        with torch.no_grad():
+            for k, layer in enumerate(m for m in module if isinstance(m, torch.nn.Linear)):
+                layer.weight.copy_(torch.from_numpy(rng.normal(size=layer.weight.shape)))
+                layer.bias.copy_(torch.from_numpy(rng.normal(size=layer.bias.shape) * (1 if k else 0.3)))
+            module[2].weight[0], module[2].weight[1] = 0.0, 0.0     # two neurons of size 2^18 that cancel
+            module[2].bias[0] = module[2].bias[1] = big
+            module[4].weight[0, 0], module[4].weight[0, 1] = 1.0, -1.0
+        graph = Graph.from_torch(module, (3,))
+        prop = read_vnnlib(spec([(-0.5, 0.5)] * 3, 1, "(<= Y_0 -1000.0)").encode())
+        problem = make_problem(graph, prop, replayer=ModuleReplayer(module), deadline=Deadline.starting_now(20.0),
+                               claim=Claim.FLOAT32)
+        assert stage.is_rounded(problem)
+        state = State.of(problem)
+        BoundStage("crown", keep=True).run(problem, state)
+        state.row_lower[:] = -torch.inf
+        stage.run(problem, state)
+        lower = float(state.row_lower[0])
+        if lower == -np.inf:
+            continue
+        real = replace(problem, graph=replace(problem.graph, arithmetic=None), claim=Claim.REAL)
+        free = State.of(real)
+        BoundStage("crown", keep=True).run(real, free)
+        free.row_lower[:] = -torch.inf
+        stage.run(real, free)
+        noise = 2 * big * 2.0 ** -24   # of the two large terms of the last sum alone
+        assert lower < float(free.row_lower[0]) - noise / 2
+        over_reals += 1
+    assert over_reals
