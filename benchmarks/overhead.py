@@ -7,6 +7,7 @@
 pass      one pass of interval arithmetic and of CROWN that pays for its rounding, against the same pass without
 search    verifications as by default against those with `--evidence float`; input splitting and neuron splitting apart
 proof     verifications that record a proof against those that do not, and the bytes of a leaf
+claim     by how much `--claim float32` lowers the margin that CROWN proves at the root
 
 Both sides of a ratio run in turn in one process of one thread, and what counts is processor time: other work on the
 machine is not counted. Of a search only what both sides decide counts, and the ratio is that of the sums; the ratio of
@@ -22,7 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from bounds.sets import InputSet
     from verifier.strategy import Result
 
-PARTS = ("pass", "search", "proof")
+PARTS = ("pass", "search", "proof", "claim")
 FAMILIES = ("acasxu", "rl_benchmarks", "collins_rul_cnn", "cersyve", "tllverifybench", "safenlp", "mnist_fc", "oval21",
             "sri_resnet_a")
 SETS = {"acasxu": 256, "mnist_fc": 16, "oval21": 4, "sri_resnet_a": 1}  # a pass, by family
@@ -173,7 +174,47 @@ def verified(net: Path, spec: Path, limit_s: float, more: dict[str, Any]) -> Res
                   deadline=Deadline.starting_now(limit_s), **more)
 
 
+# ---------------------------------------------------------------------- the claim float32
+
+
+def claims(shared: Path, families: Sequence[str], most: int, done: set[tuple[str, str]]) -> Iterator[Entry]:
+    import torch
+
+    from verifier.deadline import Deadline
+    from verifier.network import Network
+    from verifier.problem import State, make_problem
+    from verifier.stages import BoundStage, margin_loss
+    from verifier.verdict import Claim
+    from verifier.vnnlib import read_vnnlib
+    for family in families:
+        found = list(instances(shared, family, 1))
+        for net, spec in found[::math.ceil(len(found) / most)]:
+            if (family, f"{net.name} {spec.name}") in done:
+                continue
+            network = Network.read(net)
+            prop = read_vnnlib(spec, inputs=math.prod(network.graph.input_shape),
+                               outputs=math.prod(network.graph.output_shape))
+            problem = make_problem(network.graph, prop, replayer=network.replayer, deadline=Deadline.starting_now(),
+                                   claim=Claim.FLOAT32, wide=True)
+            state = State.of(problem)
+            with torch.no_grad():
+                BoundStage("crown").run(problem, state)
+            yield {"part": "claim", "family": family, "instance": f"{net.name} {spec.name}", "net": net.name,
+                   "margin": state.lower(problem.tensors), "loss": margin_loss(problem)}
+
+
 # ---------------------------------------------------------------------- tables
+
+
+def claim_table(entries: Sequence[Entry]) -> str:
+    lines = []
+    for key in dict.fromkeys((e["family"], e["net"]) for e in entries):
+        some = [e for e in entries if (e["family"], e["net"]) == key and e["loss"] is not None]
+        if some:
+            losses = [e["loss"] for e in some]
+            lines.append([*key, str(len(some)), f"{statistics.median(e['margin'] for e in some):.3g}",
+                          f"{statistics.median(losses):.2g}", f"{max(losses):.2g}"])
+    return markdown(["family", "network", "instances", "median margin", "median loss", "largest loss"], lines, left=2)
 
 
 def pass_table(entries: Sequence[Entry]) -> str:
@@ -205,6 +246,9 @@ def pair_table(entries: Sequence[Entry]) -> str:
                      "rounded", "bytes a leaf"], lines, left=1)
 
 
+TABLES = {"pass": pass_table, "claim": claim_table}
+
+
 def main() -> int:
     arguments = parser().parse_args()
     shared = Path(arguments.shared) / "vnncomp"
@@ -221,8 +265,13 @@ def main() -> int:
         for part in arguments.parts:
             before = [e for e in lines.entries if e["part"] == part]
             done = {(e["family"], e.get("instance", "")) for e in before}
-            new = passes(shared) if part == "pass" and not before else () if part == "pass" else \
-                pairs(part, shared, arguments.families, arguments.most, arguments.time_limit, done)
+            new: Iterable[Entry] = ()
+            if part == "claim":
+                new = claims(shared, arguments.families, arguments.most, done)
+            elif part != "pass":
+                new = pairs(part, shared, arguments.families, arguments.most, arguments.time_limit, done)
+            elif not before:
+                new = passes(shared)
             for entry in new:
                 lines.add(entry)
                 print(json.dumps(entry), file=sys.stderr, flush=True)
@@ -231,7 +280,7 @@ def main() -> int:
     for part in PARTS:
         some = [e for e in entries if e["part"] == part]
         if some:
-            print(f"{part}\n\n{(pass_table if part == 'pass' else pair_table)(some)}\n")
+            print(f"{part}\n\n{TABLES.get(part, pair_table)(some)}\n")
     return 0
 
 
