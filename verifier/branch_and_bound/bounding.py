@@ -329,8 +329,9 @@ class Bounder:
         return weights, planes, best
 
     def _climb_open(self, engine: Backward, groups: Groups, target: Tensor, start: Start, first: Tensor) -> Reached:
-        """Climb only the groups that no single row has closed."""
-        rest = (~((first > target) | engine.empty[groups.owner])).nonzero().squeeze(1)
+        """Climb only the groups that no single row has closed (of domains that may not close, all)."""
+        done = (first > target) | (engine.empty[groups.owner] & torch.isfinite(target))
+        rest = (~done).nonzero().squeeze(1)
         part = Start({i: p[:, rest] for i, p in start.slopes.items()},
                      {i: s[rest] for i, s in start.multipliers.items()},
                      None if start.weights is None else start.weights[rest])

@@ -38,12 +38,22 @@ def test_what_float64_refuses_is_never_closed(monkeypatch: pytest.MonkeyPatch) -
     assert cases
 
     def refuse(self: Confirmer, domains: Domains, branch: Tensor, start: Start) -> Tensor:
-        return torch.zeros(len(domains), dtype=torch.bool)
+        return torch.full((len(domains),), -torch.inf, dtype=torch.float64)
     monkeypatch.setattr(Confirmer, "confirm", refuse)
     for case in cases:
         problem = problem_of(case.graph, case.property, torch.float32)
         state = search(problem, MODE)
         assert verdict(problem, state) == "unknown" and not bool(state.branch_closed.any())
+
+
+def test_domains_that_only_float32_calls_empty_are_split_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conjunction of rows: what is empty has no group that a single row has left open."""
+    monkeypatch.setattr(Confirmer, "confirm", lambda self, domains, branch, start: torch.full(
+        (len(domains),), -torch.inf, dtype=torch.float64))
+    case = draw_case(np.random.default_rng(0), "dense", margins=(1 / 16,), branches=1)
+    problem = problem_of(case.graph, case.property, torch.float32, steps=300)
+    state = search(problem, MODE)
+    assert problem.double is not None and not bool(state.branch_closed.any())
 
 
 def test_float64_confirms_the_half_that_the_search_closed(monkeypatch: pytest.MonkeyPatch) -> None:

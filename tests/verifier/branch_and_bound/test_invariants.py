@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -185,7 +186,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, problem: Problem, mode: dict[str, A
                 assert torch.equal(value, getattr(domains, name)), f"bounding writes into {name}"
             watch.bounded(self, domains, result)
             if self.programmes is None:
-                watch.alone(self, bound, domains, result)
+                watch.alone(self, partial(bound, **how), domains, result)
             return result
 
         def splitting(self: Search, parents: Domains) -> Domains:
