@@ -90,10 +90,11 @@ class Leaning:
     patience: int = 15
     stop: Callable[[], bool] = field(default=bool)
 
-    def bound(self, graph: Graph, sets: InputSet, rows: LinearRows, target: Tensor, given: Mapping[int, Interval]
-              ) -> Tensor | None:
+    def bound(self, graph: Graph, sets: InputSet, rows: LinearRows, target: Tensor, given: Mapping[int, Interval],
+              double: Graph | None = None) -> Tensor | None:
         """Lower bounds "R" (float64) of the rows, where `given` encloses what relaxations read; a row above its target
-        "R" is not climbed further. None where the network has no such first layer, or the set is no box."""
+        "R" is not climbed further. None where the network has no such first layer, or the set is no box. double: the
+        graph in float64, where it differs from the converted one by what counts as noise."""
         layer = first_layer(graph, given)
         if layer is None or not sets.is_box or not set(graph.relaxed_inputs) <= set(given):
             return None
@@ -101,7 +102,7 @@ class Leaning:
         numbers = max(1, layer.windows.index.numel())
         if numbers > MOST_NUMBERS:
             return None
-        double = graph.to(dtype=torch.float64)
+        double = graph.to(dtype=torch.float64) if double is None else double
         parts = []
         for chosen in torch.arange(len(owner), device=target.device).split(MOST_NUMBERS // numbers):
             if self.stop():

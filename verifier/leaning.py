@@ -36,7 +36,8 @@ class LeaningStage:
         asked = LinearRows(question.C[rows], owner, D, -question.bound[rows])
         target = CLEAR_PLACES * tensors.last_places[rows]
         method = replace(self.leaning, stop=lambda: problem.deadline.left() < end)
-        lower = method.bound(graph, question.sets.index(regions), asked, target, given)
+        lower = method.bound(graph, question.sets.index(regions), asked, target, given,
+                             None if problem.double is None else problem.double.graph)
         if lower is not None:
             state.domains += len(regions)
             state.improve(rows, rounded_down(lower, tensors.bound.dtype))

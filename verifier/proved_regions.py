@@ -13,14 +13,12 @@ from bounds.interval import Interval
 from bounds.rounding import is_covered
 from verifier.problem import Problem, State
 from verifier.property import PropertyTensors
-from verifier.verdict import Claim
 
 
 def accounts_for_rounding(problem: Problem) -> bool:
     """Whether `proved_regions` are proved with all rounding accounted for."""
-    # Where float32 searches, the noise of the claim float32 is in the twin alone.
-    confirmed = problem.double is not None and problem.claim is Claim.REAL
-    return problem.rounded and is_covered(problem.graph) and (problem.graph.dtype == torch.float64 or confirmed)
+    return problem.rounded and is_covered(problem.graph) and (
+        problem.graph.dtype == torch.float64 or problem.double is not None)
 
 
 def proved_regions(problem: Problem, state: State, regions: Tensor) -> tuple[PropertyTensors, dict[int, Interval]]:

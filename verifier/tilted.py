@@ -81,7 +81,9 @@ class TiltedStage:
         if not is_small_enough(undecided(graph, intervals), graph.nodes[0].shape):
             return
         box = question.sets.index(chosen)
-        reduced = reduce_to(graph, intervals, Interval(box.lower, box.upper))
+        double = graph if problem.double is None else problem.double.graph
+        reduced = reduce_to(double, intervals, Interval(box.lower, box.upper))
+        reduced = replace(reduced, graph=reduced.graph.to(dtype=graph.dtype))
         found = method.bound(reduced, box, reduced.intervals(intervals), question.C[rows], -question.bound[rows],
                              CLEAR_PLACES * tensors.last_places[rows], None if question.D is None else question.D[rows])
         if found is None:

@@ -239,9 +239,13 @@ def test_witnesses_about_float32_are_run_as_the_file_is_stored(claim: Claim, tmp
     assert started == [claim is Claim.REAL]
 
 
+@pytest.mark.parametrize("single", [True, False], ids=["float32", "float64"])
 @pytest.mark.parametrize("stage", [LeaningStage(), TiltedStage()], ids=["leaning", "tilted"])
-def test_planes_about_float32_pay_for_its_noise(stage: LeaningStage | TiltedStage) -> None:
+def test_planes_about_float32_pay_for_its_noise(stage: LeaningStage | TiltedStage, single: bool,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
     """Two large terms cancel: what float32 may make of their sum lowers the bounds."""
+    if single:
+        search_in_float32(monkeypatch)
     over_reals = 0
     for seed in range(6):
         rng = np.random.default_rng(seed)
@@ -267,6 +271,7 @@ def test_planes_about_float32_pay_for_its_noise(stage: LeaningStage | TiltedStag
         lower = float(state.row_lower[0])
         if lower == -np.inf:
             continue
+        assert problem.graph.dtype == (torch.float32 if single else torch.float64)
         real = replace(problem, graph=replace(problem.graph, arithmetic=None), claim=Claim.REAL)
         free = State.of(real)
         BoundStage("crown", keep=True).run(real, free)
