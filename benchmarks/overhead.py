@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 PARTS = ("pass", "search", "proof", "claim")
 FAMILIES = ("acasxu", "rl_benchmarks", "collins_rul_cnn", "cersyve", "tllverifybench", "safenlp", "mnist_fc", "oval21",
             "sri_resnet_a")
-SETS = {"acasxu": 256, "mnist_fc": 16, "oval21": 4, "sri_resnet_a": 1}  # a pass, by family
+SETS = {"acasxu": 256, "mnist_fc": 16, "oval21": 4, "sri_resnet_a": 1, "eran_2021": 4}  # a pass, by family
 MOST = 12           # instances of a family
 REPEATS = 7         # of a pass: medians
 SHORTEST_S = 0.1    # of one measured repetition

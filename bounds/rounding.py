@@ -17,6 +17,7 @@ derivation. On CUDA convolutions may run as Winograd or Fourier transforms, whic
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -140,6 +141,8 @@ def _affine_error(graph: Graph, i: int, size: Tensor, inputs: Sequence[Tensor]) 
         error = _plus(error, MORE * fold.operator(op).forward(*inputs))
     if terms and graph.arithmetic is not None:
         error = _plus(error, _noise(terms + FUSED, size, graph.arithmetic))
+        overflows = _overflows_on_the_way(op, terms, inputs, graph.arithmetic)
+        error = error.masked_fill(overflows.view(-1, *(1,) * (error.dim() - 1)), torch.inf)
     return error
 
 
@@ -150,13 +153,24 @@ def _noise(terms: int, size: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(size < OVERFLOW * torch.finfo(dtype).max, noise, torch.full_like(noise, torch.inf))
 
 
+def _overflows_on_the_way(op: Affine, terms: int, inputs: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """bool "B": where an operator may overflow before it divides or scales down: the sum of a mean, an input less
+    the mean of a normalisation. Told by far too large a bound, which networks in use stay below all the same."""
+    values = [getattr(op, f.name) for f in dataclasses.fields(op)]
+    parameters = [float(v.abs().max()) for v in values if isinstance(v, Tensor) and v.is_floating_point()]
+    largest = torch.stack([x.flatten(1).amax(1) for x in inputs]).amax(0) + max(parameters, default=0.0)
+    return ~(largest * terms < OVERFLOW * torch.finfo(dtype).max)
+
+
 def value_noise(graph: Graph, i: int, x: Interval) -> Tensor | None:
     """"B *shape": what the value of elementwise node i, of which `x` is an enclosure, may be off by in the graph's
     arithmetic; None: nothing."""
     op = graph.nodes[i].op
     if graph.arithmetic is None or not isinstance(op, Elementwise) or not op.ulps:
         return None
-    return magnitude(x).clamp(min=1) * (MORE * op.ulps * 2 * unit(graph.arithmetic))
+    size = magnitude(x)
+    noise = size.clamp(min=1) * (MORE * op.ulps * 2 * unit(graph.arithmetic))
+    return noise.masked_fill(~(size < OVERFLOW * torch.finfo(graph.arithmetic).max), torch.inf)
 
 
 def image(graph: Graph, i: int, intervals: Mapping[int, Interval]) -> Interval:

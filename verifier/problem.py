@@ -125,7 +125,8 @@ class Double:
 
 
 def _same_question(narrow: PropertyTensors, wide: PropertyTensors) -> bool:
-    """Whether both have the same rows over the same regions (part of a property may be asked alone)."""
+    """Whether both have the same rows over the same regions (part of a property may be asked alone). What is proved
+    rests on `wide` lying in `narrow`; that they are no further apart than rounding to float32 is told with a margin."""
     if narrow.C.shape != wide.C.shape or narrow.sets.lower.shape != wide.sets.lower.shape:
         return False
     return torch.equal(narrow.branch, wide.branch) and torch.equal(narrow.region, wide.region) \

@@ -164,14 +164,14 @@ class _Folding:
         out = slope * size + intercept
         computed = ((slope != 0) & (slope != 1)) | (intercept != 0)
         lost = slope * error + MORE * (apart + computed * out * gamma(1, torch.float64))
-        noise = value_noise(self.graph, i, x)
+        noise = value_noise(self.graph, i, op.enclosed(x))
         lost = lost if noise is None else lost + noise
         if not op.rounding_known or op.needs_proof:
             lost = torch.full_like(lost, torch.inf)
         if i in self.kept:
             kept = torch.zeros(slope.numel(), dtype=torch.bool, device=slope.device)
             kept = kept.index_fill(0, self.kept[i], True).view_as(slope)
-            out, lost = torch.where(kept, magnitude(op.interval(x)), out), lost.masked_fill(kept, 0.0)
+            out, lost = torch.where(kept, magnitude(op.enclosed(x)), out), lost.masked_fill(kept, 0.0)
         return out, lost
 
     def _columns(self, start: int, index: Tensor) -> Tensor:

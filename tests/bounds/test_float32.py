@@ -21,9 +21,12 @@ from bounds.compute import METHODS, PRICED_METHODS, compute_bounds
 from bounds.files import read_bytes
 from bounds.graph import UnsupportedOperator
 from bounds.ibp import propagate
+from bounds.ops.avg_pool import AvgPool
 from bounds.ops.base import Affine, Elementwise, Operator
 from bounds.ops.batch_norm import BatchNorm
+from bounds.ops.leaky_relu import LeakyRelu
 from bounds.ops.linear import Linear
+from bounds.ops.reduce import Reduce
 from bounds.ops.relu import Relu
 from bounds.ops.round_off import gamma, unit
 from bounds.sets import InputSet
@@ -300,3 +303,22 @@ def test_a_runtime_stays_inside_the_noise_of_real_networks(name: str, shared: Pa
         assert bool(((inside.lower <= y) & (y <= inside.upper)).all())
         outside += int(((y < real.lower) | (y > real.upper)).sum())
     assert outside > 0
+
+
+OVERFLOWING = [AvgPool((2, 2), (2, 2), (0, 0), (0, 0)), Reduce((1, 2), True, True),
+               BatchNorm(torch.full((1,), 1e-8), None, torch.full((1,), -3e38), torch.ones(1)), LeakyRelu(2.0 ** 20)]
+
+
+@pytest.mark.parametrize("op", OVERFLOWING, ids=lambda op: op.kind)
+def test_what_overflows_on_the_way_to_a_modest_value_is_not_bounded(op: Operator) -> None:
+    build = GraphBuilder((1, 2, 2), F32)
+    build.add(op)
+    graph = build.graph()
+    x = torch.full((1, 1, 2, 2), -2e38 if isinstance(op, LeakyRelu) else 2e38)
+    assert not bool(torch.isfinite(graph(x)).any()), "float32 overflows"
+    wide = InputSet(x.double(), x.double())
+    real = propagate(replace(as_evaluated(graph), arithmetic=None), wide)[1]
+    assert bool(torch.isfinite(real.lower).all())
+    row = LinearRows(torch.eye(torch.Size(graph.output_shape).numel(), dtype=torch.float64)[:1])
+    for method in PRICED_METHODS:
+        assert not float(compute_bounds(as_evaluated(graph), wide, row, method).lower) > -torch.inf, method

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bounds.graph import FoldError, Graph
+from bounds.graph import FoldError, Graph, Node
 from bounds.graph.reduce import Reduced, can_reduce, reduce_to
 from bounds.interval import Interval
-from bounds.ops.base import Elementwise
+from bounds.ops.base import Elementwise, Input
+from bounds.ops.leaky_relu import LeakyRelu
 from tests.bounds.networks import ACTIVATIONS, intervals_by, random_box, random_graph, samples
 from tests.bounds.rational import Rising, exact, values
 
@@ -180,3 +181,14 @@ def test_errors_hold_what_float32_makes_of_the_network() -> None:
         assert bool((apart <= reduced.error).all())
         off += int((apart > reduce_to(wide, known, region).error).sum())
     assert off > 1000
+
+
+def test_noise_of_a_stable_neuron_goes_by_its_value() -> None:
+    """Behind a steep line the value is larger than what it is computed from, and so is its last place."""
+    slope = float(2**20)
+    nodes = (Node("x", Input(), (), (1,)), Node("r", LeakyRelu(slope), (0,), (1,)))
+    graph = Graph(nodes, 1, arithmetic=torch.float32)
+    x = Interval(torch.full((1, 1), -9.0, dtype=torch.float64), torch.full((1, 1), -8.0, dtype=torch.float64))
+    reduced = reduce_to(graph, {0: x}, x)
+    assert not reduced.layers
+    assert float(reduced.error[0]) >= 9 * slope * 2.0**-23
