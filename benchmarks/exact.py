@@ -168,7 +168,7 @@ def radius(shared: str, part: str, item: str, limit_s: float) -> Entry:
 
 def pgd_upper(graph: Any, x: Any, label: int, replayer: Any) -> float:
     """The least radius at which a brief attack succeeds, by bisection."""
-    from verifier.attacks.pgd import Pgd
+    from verifier.attacks.falsifier import Falsifier
     from verifier.deadline import Deadline
     from verifier.problem import make_problem
     from verifier.property import robustness
@@ -178,7 +178,7 @@ def pgd_upper(graph: Any, x: Any, label: int, replayer: Any) -> float:
         middle = high if not k else (low + high) / 2
         prop = robustness(x, label, middle, classes=10, clip=(0.0, 1.0))
         problem = make_problem(graph, prop, replayer=replayer, deadline=Deadline.starting_now(), seed=1)
-        outcome = Pgd().run(problem.graph, problem.tensors, generator=problem.generator,
+        outcome = Falsifier().run(problem.graph, problem.tensors, generator=problem.generator,
                             gate=lambda p, prop=prop: confirm(p, prop, replayer))
         if outcome.witness is None:
             low = middle

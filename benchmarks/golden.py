@@ -191,14 +191,14 @@ class Batch:
 
     def run(self, *, optimise: bool = True) -> list[Entry]:
         """All steps; without `optimise` those up to the attack."""
-        from verifier.attacks.pgd import Pgd
+        from verifier.attacks.falsifier import Falsifier
         from verifier.stages import BoundStage
         self._step("clean", self._clean)
         if self.left:
             self._open()
             for stage in (BoundStage("ibp"), BoundStage("crown", keep=True)):
                 self._step(stage.name, lambda stage=stage: self._bound(stage))
-            self._step("pgd", lambda: self._attack(Pgd(**PGD)))
+            self._step("pgd", lambda: self._attack(Falsifier(**PGD)))
         if self.left and optimise:
             for stage in (BoundStage("alpha-crown-rows", {"neuron_iterations": 0}, method="alpha-crown", inherit=True),
                           BoundStage("alpha-crown")):

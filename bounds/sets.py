@@ -348,16 +348,16 @@ class InputSet:
         A centre that had to be rounded enlarges the radius by the distance it moved.
         """
         dtype = dtype or self.dtype
-        lower, upper = _round_down(self.lower, dtype).to(device), _round_up(self.upper, dtype).to(device)
+        lower, upper = round_down(self.lower, dtype).to(device), round_up(self.upper, dtype).to(device)
         if self.centre is None or self.radius is None:
             return InputSet(lower, upper)
-        centre, scale = self.centre.to(dtype), None if self.scale is None else _round_up(self.scale, dtype)
+        centre, scale = self.centre.to(dtype), None if self.scale is None else round_up(self.scale, dtype)
         radius = self.radius.double()
         moved = centre.double() - self.centre.double()
         if bool(moved.ne(0).any()):
             distance = _norm(moved if self.scale is None else moved / self.scale.double(), self.p)
             radius = radius + distance * (1 + 1e-12) + radius * 1e-15  # pays for the norm's own rounding
-        return InputSet(lower, upper, centre.to(device), _round_up(radius, dtype).to(device), self.p,
+        return InputSet(lower, upper, centre.to(device), round_up(radius, dtype).to(device), self.p,
                         None if scale is None else scale.to(device))
 
 
@@ -395,18 +395,18 @@ def LpBall(centre: Tensor, radius: float | Tensor, p: float = math.inf, *, clip:
         reach = torch.nextafter(reach * weights.double(), reach.new_tensor(math.inf))
     free = torch.ones_like(centre, dtype=torch.bool) if mask is None else mask.to(centre.device, torch.bool).expand(
         centre.shape)
-    lower, upper = _add(centre.double(), -reach, down=True), _add(centre.double(), reach, down=False)
+    lower, upper = add_rounded(centre.double(), -reach, down=True), add_rounded(centre.double(), reach, down=False)
     if clip is not None:
         if not clip[0] <= clip[1]:
             raise ValueError(f"clip must be (low, high) with low <= high, got {clip}")
         lower, upper = lower.clamp(min=clip[0]), upper.clamp(max=clip[1])
         if bool((lower > upper)[free].any()):
             raise ValueError(f"the ball does not meet the clip range [{clip[0]}, {clip[1]}]")
-    lower = torch.where(free, _round_down(lower, centre.dtype), centre)
-    upper = torch.where(free, _round_up(upper, centre.dtype), centre)
+    lower = torch.where(free, round_down(lower, centre.dtype), centre)
+    upper = torch.where(free, round_up(upper, centre.dtype), centre)
     if p == math.inf:
         return InputSet(lower, upper)
-    return InputSet(lower, upper, centre, _round_up(radii, centre.dtype), float(p), weights)
+    return InputSet(lower, upper, centre, round_up(radii, centre.dtype), float(p), weights)
 
 
 # ---------------------------------------------------------------------- kernels
@@ -507,7 +507,7 @@ def _shrink(z: Tensor, low: Tensor, high: Tensor, radius: Tensor) -> Tensor:
     return at(large)
 
 
-def _add(a: Tensor, b: Tensor, *, down: bool) -> Tensor:
+def add_rounded(a: Tensor, b: Tensor, *, down: bool) -> Tensor:
     """a + b in float64, rounded down or up: exact where the sum is a float (Knuth's TwoSum)."""
     total = a + b
     other = total - a
@@ -517,13 +517,13 @@ def _add(a: Tensor, b: Tensor, *, down: bool) -> Tensor:
     return torch.where(error > 0, torch.nextafter(total, total.new_tensor(math.inf)), total)
 
 
-def _round_down(x: Tensor, dtype: torch.dtype) -> Tensor:
+def round_down(x: Tensor, dtype: torch.dtype) -> Tensor:
     """The largest number of `dtype` not above x."""
     y = x.to(dtype)
     return torch.where(y.double() > x.double(), torch.nextafter(y, y.new_tensor(-math.inf)), y)
 
 
-def _round_up(x: Tensor, dtype: torch.dtype) -> Tensor:
+def round_up(x: Tensor, dtype: torch.dtype) -> Tensor:
     """The smallest number of `dtype` not below x."""
     y = x.to(dtype)
     return torch.where(y.double() < x.double(), torch.nextafter(y, y.new_tensor(math.inf)), y)
@@ -531,7 +531,7 @@ def _round_up(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _inward(lower: Tensor, upper: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The box in another dtype, rounded inward; where no number of that dtype lies inside, to nearest."""
-    low, high = _round_up(lower, dtype), _round_down(upper, dtype)
+    low, high = round_up(lower, dtype), round_down(upper, dtype)
     empty = low > high
     middle = (0.5 * lower + 0.5 * upper).to(dtype)
     return torch.where(empty, middle, low), torch.where(empty, middle, high)

@@ -22,14 +22,14 @@ from milp.certificate import UnsafeRows
 from milp.mixed import MixedStatus
 from milp.questions import MixedSolver, Norm, least_margin, nearest
 from milp.solvers.registry import mixed_solver
-from verifier.attacks.pgd import Pgd
+from verifier.attacks.falsifier import Falsifier
 from verifier.deadline import Deadline
 from verifier.problem import Problem, State, make_problem
 from verifier.property import Property, robustness
 from verifier.stages import BoundStage
 from verifier.witness import Replayer, Witness, confirm
 
-ATTACK = Pgd(restarts=8, steps=40, rounds=2, samples=128, time_limit_s=1.0)
+ATTACK = Falsifier(restarts=8, steps=40, rounds=2, samples=128, time_limit_s=1.0)
 ATTACKS, CLOSE = 8, 0.02           # so many at most, until the last success and failure are this close
 NEARER = 0.98                      # of the distance searched: a witness this near is worth new bounds
 LOOSENED = 1e-6                    # of one and a row's threshold: points that near to unsafe count for the lower end

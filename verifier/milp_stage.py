@@ -20,8 +20,8 @@ from milp.certificate import UnsafeRows
 from milp.mixed import CLEAR, MixedAnswer, MixedStatus
 from milp.questions import MixedSolver, least_margin
 from milp.solvers.registry import mixed_solver
-from verifier.attacks.base import Attack
-from verifier.attacks.pgd import Pgd
+from verifier.attacks.falsifier import Falsifier
+from verifier.attacks.property_search import PropertyAttack
 from verifier.branch_and_bound.bounding import Bounder
 from verifier.branch_and_bound.branching.undecided import undecided_by_node
 from verifier.branch_and_bound.domains import Domains
@@ -32,6 +32,7 @@ from verifier.problem import Problem, State, only_branches
 from verifier.property import PropertyTensors
 
 MOST_UNDECIDED = 40   # neurons of a piece: ACAS Xu's took 1.3 to 3 s with 40, up to a minute and more with 80
+BRIEF = Falsifier(restarts=4, steps=12, rounds=1, samples=64, time_limit_s=0.5)
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class MilpStage:
     solver's first points; pieces have at most `most_undecided` neurons that their bounds leave open."""
 
     solver: MixedSolver = field(default_factory=lambda: mixed_solver("highs"))
-    attack: Attack = field(default_factory=lambda: Pgd(restarts=4, steps=12, rounds=1, samples=64, time_limit_s=0.5))
+    attack: PropertyAttack = BRIEF
     most_undecided: int = MOST_UNDECIDED
     name: str = "milp"
 

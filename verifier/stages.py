@@ -26,8 +26,8 @@ from bounds.precision import rounded_down
 from bounds.rounding import is_covered
 from bounds.sets import InputSet
 from milp.methods import METHODS, WITH_SOLVER, method_named
-from verifier.attacks.base import Attack
-from verifier.attacks.pgd import Pgd
+from verifier.attacks.falsifier import Falsifier
+from verifier.attacks.property_search import PropertyAttack
 from verifier.branch_and_bound.branching import BRANCHING
 from verifier.branch_and_bound.plan import plan_for
 from verifier.branch_and_bound.stage import BranchAndBoundStage
@@ -70,7 +70,7 @@ class AttackStage:
     """
 
     name: str
-    attack: Attack
+    attack: PropertyAttack
     share: float = 1.0
 
     def is_rounded(self, problem: Problem) -> bool:
@@ -331,9 +331,9 @@ def margin_loss(problem: Problem) -> float | None:
     return loss if math.isfinite(loss) else None
 
 
-BRIEF = Pgd(restarts=4, steps=12, rounds=1, samples=64, time_limit_s=1.0)
-MIDDLE = Pgd(restarts=24, steps=40, rounds=1)
-LONG = Pgd(restarts=48, steps=100, rounds=3, samples=1024)
+BRIEF = Falsifier(restarts=4, steps=12, rounds=1, samples=64, time_limit_s=1.0)
+MIDDLE = Falsifier(restarts=24, steps=40, rounds=1)
+LONG = Falsifier(restarts=48, steps=100, rounds=3, samples=1024)
 
 
 def check_method(method: str, branching: str) -> None:

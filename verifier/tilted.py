@@ -20,7 +20,7 @@ from bounds.ops.relu import Relu
 from bounds.precision import rounded_down
 from bounds.sets import InputSet
 from bounds.tilted import MOST_NUMBERS, Tilted
-from verifier.attacks.pgd import Pgd
+from verifier.attacks.falsifier import Falsifier
 from verifier.best_rows import CLEAR_PLACES, open_rows
 from verifier.branch_and_bound.tilted_tree import TiltedTree
 from verifier.deadline import CLOSING_S
@@ -29,7 +29,7 @@ from verifier.property import PropertyTensors
 from verifier.proved_regions import accounts_for_rounding, proved_regions
 
 MOST_FOLDED = 1 << 25       # entries of the matrix over the input
-ATTACK = Pgd(restarts=256, steps=200, rounds=2, samples=64, time_limit_s=10.0)
+ATTACK = Falsifier(restarts=256, steps=200, rounds=2, samples=64, time_limit_s=10.0)
 ATTACK_SHARE = 0.15         # of the time that is left
 DESCENT_STEPS, FIRST_STEP, LAST_STEP = 40, 0.1, 0.002
 
@@ -42,7 +42,7 @@ class TiltedStage:
 
     name: str = "tilted"
     tilted: Tilted = field(default_factory=Tilted)
-    attack: Pgd = field(default_factory=lambda: ATTACK)
+    attack: Falsifier = field(default_factory=lambda: ATTACK)
     share: float = 0.15
     tree_share: float = 0.85
 

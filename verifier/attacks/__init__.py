@@ -1,6 +1,5 @@
-"""Attacks: look for points in the unsafe set. They propose; `verifier.witness.confirm` decides."""
+"""Attacks: they propose points, and the base alone decides what was reached (`verifier.attacks.base`).
 
-from verifier.attacks.base import Attack, Candidates, Outcome
-from verifier.attacks.pgd import Pgd
-
-__all__ = ["Attack", "Candidates", "Outcome", "Pgd"]
+Over a data set see `verifier.attacks.registry`; of properties `verifier.attacks.falsifier`, whose finds
+`verifier.witness.confirm` decides.
+"""

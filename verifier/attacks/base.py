@@ -1,10 +1,8 @@
-"""What all attacks share: projection, evaluation, counting, the gate, and when to stop.
+"""The base of all attacks over a data set: `Attack.run` prepares, `propose` proposes, and the run decides.
 
-An attack is a strategy over a `Problem`: it asks for margins and gradients at points of its choice.
-The problem projects every point into the float32 input set before it evaluates it, counts the
-calls, remembers the best candidates and offers those that look unsafe to the gate. The strategy
-stops when the problem says it is finished. Nothing an attack returns is a counterexample except the
-gate's own `Witness`.
+An attack is a frozen object whose fields are its settings. `propose` gets a `Run` (see there) and looks for points
+through it; what it returns does not exist: successes, distances and calls are what the run saw. Settings that every
+attack shares (seed, limits, batch) belong to `run`.
 """
 
 from __future__ import annotations
@@ -13,248 +11,177 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from bounds.graph import Graph
-from bounds.sets import InputSet
+from verifier.attacks.criterion import Criterion
+from verifier.attacks.draws import Draws
+from verifier.attacks.fosc import stationarity_gap
+from verifier.attacks.losses import loss_named
+from verifier.attacks.model import Gives, as_model
+from verifier.attacks.run import Run
+from verifier.attacks.threat import Room, Threat
 from verifier.deadline import Deadline
-from verifier.property import PropertyTensors
-from verifier.witness import Witness
 
-Gate = Callable[[Tensor], Witness | None]
+MOST_EXAMPLES = 1024  # of a batch: larger ones leave the cache and gain nothing
 
-KEPT = 16                 # candidates remembered, best first
-GATE_TRIES = 48           # replays that may fail before only clearly better points are offered
-OFFERS = 3                # replays for one batch
-NEAR = 1e-4               # at the end, candidates this close to unsafe are replayed as well: the graph here and
-#                           the original network round differently, and the gate decides exactly
-BATCH_ENTRIES = 1 << 23   # activations of one batch, all layers (32 MiB of float32); the deadline is seen between them
-DENSE_ROWS = 256          # up to here all rows are evaluated at all points in one product
+Progress = Callable[[int, int, int], None]  # (examples done, of, fallen so far)
 
 
 @dataclass(frozen=True, eq=False)
-class Candidates:
-    """Points in the float32 input set, best first: x "P *shape", branch "P", margin "P" (<= 0 looks unsafe)."""
+class AttackResult:
+    """What an attack reached on N examples.
+
+    x "N *shape": the nearest (minimum norm) or worst (fixed budget) point found, the original where there is none;
+    last: the latest point evaluated. success: whether x meets the criterion inside the threat, as re-evaluated;
+    distance: of a point that meets it, in the threat's norm (float64, rounded up; else inf). margin: of x.
+    fosc: the stationarity gap of the cross-entropy at x (NaN where not asked for or undefined). not_finite: whether
+    outputs were NaN or infinite on the way; complete: false where time ran out first.
+    """
 
     x: Tensor
-    branch: Tensor
+    last: Tensor
+    success: Tensor
+    distance: Tensor
     margin: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What an attack brought: a witness or None, and the best candidates with their cost."""
-
-    witness: Witness | None
-    candidates: Candidates
-    margin: float              # the least margin seen, in the graph's own arithmetic
-    forward_calls: int         # points evaluated
-    backward_calls: int        # points differentiated
+    forward_calls: Tensor
+    backward_calls: Tensor
+    zero_slopes: Tensor
+    fosc: Tensor
+    not_finite: Tensor
+    complete: Tensor
     time_s: float
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def joined(cls, parts: list[AttackResult]) -> AttackResult:
+        tensors = {name: torch.cat([getattr(p, name) for p in parts]) for name in TENSORS}
+        notes = dict.fromkeys(n for p in parts for n in p.notes)
+        return cls(**tensors, time_s=sum(p.time_s for p in parts), notes=tuple(notes))
 
 
-@dataclass
-class Problem:
-    """One question under attack; the state an attack works on. Built by `Attack.run`."""
-
-    graph: Graph
-    tensors: PropertyTensors
-    deadline: Deadline
-    generator: torch.Generator | None
-    gate: Gate | None = None
-    each: bool = False  # remember the best point of every branch
-    forward_calls: int = 0
-    backward_calls: int = 0
-    witness: Witness | None = None
-    kept: list[tuple[float, int, Tensor]] = field(default_factory=list)  # (margin, branch, x)
-    _failures: int = 0
-    _refused: float = math.inf  # the best margin the gate has refused
-
-    def __post_init__(self) -> None:
-        t = self.tensors
-        self.sets: InputSet = t.replay_sets
-        self.branch_margin = torch.full((t.branches,), math.inf, dtype=t.C.dtype, device=t.C.device)
-        self.branch_x = self.sets.centre_point[t.branch_region].clone() if self.each else None
-        counts = torch.bincount(t.branch, minlength=t.branches)
-        self._C, self._D, self._bound = t.C, t.D, t.bound
-        if bool((counts == 0).any()):  # a branch without rows: one that always holds
-            self._C = torch.cat([t.C, t.C.new_zeros(1, t.C.shape[1])])
-            self._D = None if t.D is None else torch.cat([t.D, t.D.new_zeros(1, t.D.shape[1])])
-            self._bound = torch.cat([t.bound, t.bound.new_full((1,), math.inf)])
-        width = max(1, int(counts.max()))
-        order = t.branch.argsort(stable=True)
-        starts = counts.cumsum(0) - counts
-        offset = torch.arange(width, device=counts.device).expand(t.branches, -1)
-        valid = offset < counts.unsqueeze(1)
-        first = torch.where(counts > 0, starts, torch.zeros_like(starts))
-        at = torch.where(valid, starts.unsqueeze(1) + offset, first.unsqueeze(1))
-        table = order[at] if order.numel() else at
-        self._table = torch.where((counts > 0).unsqueeze(1), table, torch.full_like(table, self._C.shape[0] - 1))
-        self._valid = valid | (offset == 0)
-
-    # ------------------------------------------------------------------ facts
-
-    @property
-    def finished(self) -> bool:
-        return self.witness is not None or self.deadline.passed()
-
-    def points_at_once(self) -> int:
-        """How many points one batch may hold."""
-        entries = sum(math.prod(node.shape) for node in self.graph.nodes)
-        return max(1, BATCH_ENTRIES // max(1, entries))
-
-    def region_of(self, branch: Tensor) -> Tensor:
-        return self.tensors.branch_region[branch]
-
-    # ------------------------------------------------------------------ evaluation
-
-    def evaluate(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
-        """(the points as projected, their margin): x "P *shape", branch "P" -> ("P *shape", "P"). In batches."""
-        size = self.points_at_once()
-        points, margins = [], []
-        for i in range(0, x.shape[0], size):
-            part, owner = x[i : i + size], branch[i : i + size]
-            part = self.sets.project(part, self.region_of(owner))
-            with torch.no_grad():
-                margin = self._violation(part, self.graph(part), owner).amax(1)
-            self.forward_calls += part.shape[0]
-            self._record(part, owner, margin)
-            points.append(part)
-            margins.append(margin)
-            if self.finished and i + size < x.shape[0]:
-                rest = x[i + size :]
-                points.append(self.sets.project(rest, self.region_of(branch[i + size :])))
-                margins.append(margin.new_full((rest.shape[0],), math.inf))
-                break
-        return torch.cat(points), torch.cat(margins)
-
-    def gradient(self, x: Tensor, branch: Tensor, summed: Tensor) -> tuple[Tensor, Tensor]:
-        """(margin "P", gradient of the loss "P *shape") at points already projected; one batch.
-
-        The loss of a point is the largest violation of its branch's rows or, where `summed` (bool
-        "P"), the sum of their positive parts, which moves all rows at once.
-        """
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            v = self._violation(x, self.graph(x), branch)
-            margin = v.amax(1)
-            loss = margin
-            if v.shape[1] > 1:
-                positive = (v.clamp(min=0) * self._valid[branch]).sum(1)
-                # A point with no positive part left has nothing to sum: go on with the largest.
-                loss = torch.where(summed & (margin > 0), positive, margin)
-            if loss.requires_grad:
-                (slope,) = torch.autograd.grad(loss.sum(), x)
-            else:
-                slope = torch.zeros_like(x)
-        self.forward_calls += x.shape[0]
-        self.backward_calls += x.shape[0]
-        self._record(x.detach(), branch, margin.detach())
-        return margin.detach(), torch.nan_to_num(slope, nan=0.0, posinf=0.0, neginf=0.0)
-
-    def _violation(self, x: Tensor, y: Tensor, branch: Tensor) -> Tensor:
-        """v of the rows of each point's branch, padded by repeats: "P R"."""
-        y, rows = y.flatten(1), self._table[branch]
-        if self._C.shape[0] <= DENSE_ROWS:
-            v = y @ self._C.T - self._bound
-            if self._D is not None:
-                v = v + x.flatten(1) @ self._D.T
-            return v.gather(1, rows)
-        v = torch.einsum("prm,pm->pr", self._C[rows], y) - self._bound[rows]
-        return v if self._D is None else v + torch.einsum("prn,pn->pr", self._D[rows], x.flatten(1))
-
-    # ------------------------------------------------------------------ candidates and the gate
-
-    def _record(self, x: Tensor, branch: Tensor, margin: Tensor) -> None:
-        if not x.shape[0]:
-            return
-        margin = torch.nan_to_num(margin, nan=math.inf, posinf=math.inf, neginf=-math.inf)
-        before = self.branch_margin[branch]
-        self.branch_margin.scatter_reduce_(0, branch, margin, "amin")
-        if self.branch_x is not None:
-            ahead = (margin < before) & (margin == self.branch_margin[branch])
-            self.branch_x[branch[ahead]] = x[ahead]
-        best = float(margin.min())
-        if len(self.kept) < KEPT or best < self.kept[-1][0]:
-            values, at = margin.topk(min(4, margin.numel()), largest=False)
-            for value, i in zip(values.tolist(), at.tolist(), strict=True):
-                if value < math.inf:
-                    self.kept.append((value, int(branch[i]), x[i].clone()))
-            self.kept.sort(key=lambda entry: entry[0])
-            del self.kept[KEPT:]
-        if best <= 0 and self.gate is not None and self.witness is None:
-            values, at = margin.topk(min(OFFERS, margin.numel()), largest=False)
-            for value, i in zip(values.tolist(), at.tolist(), strict=True):
-                if value <= 0 and not self.deadline.passed():
-                    self._offer(value, x[i])
-
-    def _offer(self, margin: float, x: Tensor) -> None:
-        if self.gate is None or self.witness is not None:
-            return
-        if self._failures >= GATE_TRIES and not margin < self._refused - abs(self._refused):
-            return
-        self.witness = self.gate(x)
-        if self.witness is None:
-            self._failures += 1
-            self._refused = min(self._refused, margin)
-
-    def close(self) -> None:
-        """Offer what is left: candidates so near that rounding may decide either way."""
-        for margin, _, x in self.kept:
-            if margin <= NEAR and not self.deadline.passed():
-                self._offer(margin, x)
-
-    def candidates(self) -> Candidates:
-        t = self.tensors
-        x = torch.stack([x for _, _, x in self.kept]) if self.kept else t.C.new_zeros(0, *self.sets.shape)
-        return Candidates(x, torch.tensor([k for _, k, _ in self.kept], dtype=torch.long, device=t.C.device),
-                          torch.tensor([m for m, _, _ in self.kept], dtype=t.C.dtype, device=t.C.device))
+TENSORS = ("x", "last", "success", "distance", "margin", "forward_calls", "backward_calls", "zero_slopes", "fosc",
+           "not_finite", "complete")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
-    """A strategy with its settings. `time_limit_s` is its own share of the deadline."""
+    """A strategy with its settings.
 
-    name: ClassVar[str] = "attack"
-    time_limit_s: float = math.inf
+    norms: those it works in. minimum_norm: it looks for the nearest success (a finite eps then only says which count),
+    else for any inside eps; not additive: what limits it are its own settings, as an angle, and eps says which count.
+    needs: what it must know of the model. Its paper stands in `verifier.attacks.registry`.
+    """
+
+    name: ClassVar[str]
+    norms: ClassVar[tuple[float, ...]]
+    minimum_norm: ClassVar[bool] = False
+    additive: ClassVar[bool] = True
+    needs: ClassVar[Gives] = Gives.GRADIENTS
+    points: ClassVar[int] = 1  # that it evaluates at once for each example, roughly
 
     @abstractmethod
-    def search(self, problem: Problem) -> None:
-        """Look for unsafe points through `problem` until it is finished or the strategy has nothing left."""
+    def propose(self, run: Run) -> None:
+        """Look for successes of the run's open examples until there are none or the strategy has nothing left."""
 
-    def run(self, graph: Graph, tensors: PropertyTensors, *, deadline: Deadline | None = None,
-            generator: torch.Generator | None = None, gate: Gate | None = None) -> Outcome:
-        """Attack a property. tensors in the graph's dtype and on its device; generator on that device.
+    def run(self, model: Any, x: Tensor, criterion: Criterion, threat: Threat, *, seed: int = 0,
+            queries: int | None = None, deadline: Deadline | None = None, ids: Tensor | None = None,
+            batch: int | None = None, early_stop: bool = True, fosc: bool = False, fosc_stop: float | None = None,
+            pool: Tensor | None = None, progress: Progress | None = None) -> AttackResult:
+        """Attack originals x "N *shape".
 
-        gate: usually `lambda x: confirm(x, prop, replayer)`; without it nothing is confirmed and the
-        candidates are only that.
+        model: see `as_model`. ids "N": the examples' numbers, from which their random numbers come (default 0, 1, ..).
+        queries: forward calls an example may cost, the boundary search included. early_stop=False: go on with examples
+        that have fallen. fosc: report the stationarity gap (one gradient more an example, not counted); fosc_stop:
+        close an example once its gap is at most this. pool "M *shape": where decision-based attacks may look for a
+        start (x itself by default). Raises ValueError for settings that do not fit, ModelError where the model fails.
         """
-        start = time.monotonic()
-        if graph.parameters() and tensors.C.dtype != graph.dtype:  # without parameters a graph takes any dtype
-            raise ValueError(f"the property is in {tensors.C.dtype}, the graph in {graph.dtype}")
+        begin = time.monotonic()
+        network = as_model(model, shape=tuple(x.shape[1:]))
+        self._check(network.gives, network.shape, x, criterion, threat)
+        if queries is not None and queries < 1:
+            raise ValueError(f"queries must be >= 1, got {queries}")
+        if fosc_stop is not None and network.gives < Gives.GRADIENTS:
+            raise ValueError("fosc_stop needs gradients")
+        x = x.to(network.device, network.dtype)
         deadline = deadline or Deadline.starting_now()
-        left = min(self.time_limit_s, deadline.left())
-        problem = Problem(graph, tensors, Deadline.starting_now(max(left, 1e-9)), generator, gate)
-        if not problem.finished:
-            self.search(problem)
-        problem.close()
-        margin = problem.kept[0][0] if problem.kept else math.inf
-        return Outcome(problem.witness, problem.candidates(), margin, problem.forward_calls, problem.backward_calls,
-                       time.monotonic() - start)
+        ids = torch.arange(x.shape[0]) if ids is None else ids
+        size = batch or max(1, min(MOST_EXAMPLES, (1 << 23) // max(1, network.entries * self.points)))
+        limited = threat.around(x)
+        anywhere = self.minimum_norm or not self.additive
+        rooms = Threat(threat.norm, math.inf, threat.clip, threat.mask).around(x) if anywhere else limited
+        parts: list[AttackResult] = []
+        fallen = 0
+        for i in range(0, x.shape[0], size):
+            chosen = torch.arange(i, min(x.shape[0], i + size), device=x.device)
 
-    def best_of_each(self, graph: Graph, tensors: PropertyTensors, *, deadline: Deadline | None = None,
-                     generator: torch.Generator | None = None) -> Candidates:
-        """Attack the branches as so many questions: the best point found for each of them, "K *shape" in their order
-        (margin inf: none was evaluated). Nothing is confirmed, and no success ends the search for the others."""
-        deadline = deadline or Deadline.starting_now()
-        left = min(self.time_limit_s, deadline.left())
-        problem = Problem(graph, tensors, Deadline.starting_now(max(left, 1e-9)), generator, each=True)
-        if not problem.finished:
-            self.search(problem)
-        assert problem.branch_x is not None, "points of each branch were asked for"
-        return Candidates(problem.branch_x, torch.arange(tensors.branches, device=tensors.C.device),
-                          problem.branch_margin)
+            def tick(run: Run, done: int = i, before: int = fallen) -> None:
+                if progress is not None:
+                    progress(done, x.shape[0], before + int(run.success.sum()))
+
+            run = Run(network, rooms.index(chosen), criterion.index(chosen),
+                      Draws(seed, ids[chosen.cpu()].to(x.device)), self.minimum_norm, queries, deadline, early_stop,
+                      fosc_stop, tick, x if pool is None else pool.to(x))
+            if not deadline.passed():
+                run.begin()
+                self.propose(run)
+                run.finish()
+            parts.append(self._result(run, threat.eps, limited.index(chosen) if fosc else None))
+            fallen += int(parts[-1].success.sum())
+            if progress is not None:
+                progress(min(x.shape[0], i + size), x.shape[0], fallen)
+        result = AttackResult.joined(parts) if parts else _nothing(x)
+        notes = (network.note, *result.notes) if network.note else result.notes
+        return replace(result, notes=notes, time_s=time.monotonic() - begin)
+
+    def _check(self, gives: Gives, shape: tuple[int, ...] | None, x: Tensor, criterion: Criterion,
+               threat: Threat) -> None:
+        if shape is not None and tuple(x.shape[1:]) != shape:
+            raise ValueError(f"inputs must have shape (N, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
+        if criterion.batch != x.shape[0]:
+            raise ValueError(f"{criterion.batch} criteria for {x.shape[0]} inputs")
+        if threat.norm not in self.norms:
+            raise ValueError(f"{self.name} works in the norms {', '.join(norm_name(p) for p in self.norms)}, "
+                             f"not {norm_name(threat.norm)}")
+        if gives < self.needs:
+            raise ValueError(f"{self.name} needs {self.needs.name.lower()}, the model gives {gives.name.lower()} only")
+        if self.additive and not self.minimum_norm and math.isinf(threat.eps):
+            raise ValueError(f"{self.name} needs eps: it looks inside a ball and not for the nearest point")
+
+    def _result(self, run: Run, eps: float, limited: Room | None) -> AttackResult:
+        everything = torch.arange(run.batch, device=run.x.device)
+        reached = run.room.distance(run.x, everything)
+        none = torch.full_like(reached, math.inf)
+        x = torch.where(run.room.per_example(run.success), run.x, run.x0) if self.minimum_norm else run.x
+        gap = run.fosc if limited is None else _final_gap(run, x, limited)
+        complete = torch.full_like(run.success, not run.deadline.passed()) | run.closed
+        return AttackResult(x, run.last, run.success & (reached <= eps), torch.where(run.success, reached, none),
+                            run.margin, run.forward_calls, run.backward_calls, run.zero_slopes, gap, run.not_finite,
+                            complete, 0.0, tuple(run.notes))
+
+
+def _final_gap(run: Run, x: Tensor, room: Room) -> Tensor:
+    """FOSC of the cross-entropy at x moved into `room` (nearest successes may lie beyond it): "B"."""
+    unbounded = math.isinf(room.eps) and not room.bounded
+    if run.model.gives < Gives.GRADIENTS or room.norm == 0.0 or unbounded:
+        return run.fosc
+    owner = torch.arange(run.batch, device=x.device)
+    loss, _ = loss_named("ce", run.criterion, 0)
+    inside = room.project(x, owner)
+    with torch.enable_grad():
+        leaf = inside.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(loss(run.model(leaf), leaf, owner).sum(), leaf)
+    return stationarity_gap(slope, inside, room, owner)
+
+
+def norm_name(p: float) -> str:
+    return "inf" if p == math.inf else str(int(p))
+
+
+def _nothing(x: Tensor) -> AttackResult:
+    none = torch.zeros(0, device=x.device)
+    flags, calls = none.bool(), none.long()
+    return AttackResult(x, x, flags, none.double(), none, calls, calls, calls, none, flags, flags, 0.0)

@@ -18,8 +18,8 @@ from bounds.graph import Graph
 from bounds.ops.linear import Linear
 from bounds.ops.relu import Relu
 from tests.bounds.networks import GraphBuilder
-from verifier.attacks import Attack, Outcome, Pgd
-from verifier.attacks.base import Problem
+from verifier.attacks.falsifier import Falsifier
+from verifier.attacks.property_search import Outcome, Problem, PropertyAttack
 from verifier.deadline import Deadline
 from verifier.property import Branch, Property, Region, Row, robustness
 from verifier.vnnlib import read_vnnlib
@@ -49,11 +49,11 @@ def network(sizes: tuple[int, ...], seed: int = 0) -> Graph:
     return build.graph()
 
 
-def run(graph: Graph, prop: Property, attack: Attack | None = None, *, seed: int = 0, gate: bool = True,
+def run(graph: Graph, prop: Property, attack: PropertyAttack | None = None, *, seed: int = 0, gate: bool = True,
         limit_s: float = 20.0) -> Outcome:
     def confirmed(x: Tensor) -> Witness | None:
         return confirm(x, prop, GraphReplayer(graph))
-    return (attack or Pgd()).run(graph, prop.tensors(graph.input_shape, dtype=torch.float32),
+    return (attack or Falsifier()).run(graph, prop.tensors(graph.input_shape, dtype=torch.float32),
                                  deadline=Deadline.starting_now(limit_s), gate=confirmed if gate else None,
                                  generator=torch.Generator().manual_seed(seed))
 
@@ -103,7 +103,7 @@ def test_fixed_inputs_never_move_and_few_calls_are_counted() -> None:
     x = np.linspace(0, 1, 6, dtype=np.float32)
     mask = np.array([True, False, True, False, True, False])
     prop = robustness(x, 0, 0.2, classes=3, mask=mask)
-    outcome = run(graph, prop, Pgd(restarts=4, steps=5, rounds=1, samples=16), gate=False)
+    outcome = run(graph, prop, Falsifier(restarts=4, steps=5, rounds=1, samples=16), gate=False)
     assert bool((outcome.candidates.x[:, ~mask] == torch.from_numpy(x[~mask])).all())
     assert 0 < outcome.backward_calls <= 2 * (4 * 5 + 4 * 5)
     assert outcome.forward_calls >= outcome.backward_calls
@@ -135,7 +135,7 @@ def test_a_conjunction_of_rows_needs_all_of_them() -> None:
         return Property((Branch(Region(("-1", "-1"), (high, "1")), rows),), 2, 2)
 
     assert run(graph, question("0.915")).witness is not None
-    missed = run(graph, question("0.905"), Pgd(rounds=1))
+    missed = run(graph, question("0.905"), Falsifier(rounds=1))
     assert missed.witness is None
     assert 0 < missed.margin < 0.02
 
@@ -161,7 +161,7 @@ def test_thresholds_met_exactly_at_a_corner_are_found() -> None:
     graph = build.graph()
     assert float(graph(hidden.float().unsqueeze(0))) == clauses
     prop = Property((Branch(Region(("0",) * n, ("1",) * n), (Row(((0, -ONE),), (), Fraction(-clauses)),)),), n, 1)
-    outcome = run(graph, prop, Pgd(rounds=4))
+    outcome = run(graph, prop, Falsifier(rounds=4))
     assert outcome.witness is not None
     assert outcome.witness.margin == 0.0
 
@@ -177,9 +177,9 @@ def test_a_branch_without_rows_is_unsafe_everywhere() -> None:
 def test_the_same_seed_gives_the_same_candidates() -> None:
     graph, x = network((6, 20, 3), seed=6), np.full(6, 0.5, dtype=np.float32)
     prop = robustness(x, int(graph(torch.from_numpy(x)[None]).argmax()), 0.01, classes=3)
-    first, second = (run(graph, prop, Pgd(rounds=1), seed=7, gate=False).candidates for _ in range(2))
+    first, second = (run(graph, prop, Falsifier(rounds=1), seed=7, gate=False).candidates for _ in range(2))
     assert torch.equal(first.x, second.x)
-    other = run(graph, prop, Pgd(rounds=1), seed=8, gate=False).candidates
+    other = run(graph, prop, Falsifier(rounds=1), seed=8, gate=False).candidates
     assert other.margin[0] == pytest.approx(float(first.margin[0]), abs=0.05)
 
 
@@ -187,10 +187,10 @@ def test_the_deadline_is_kept() -> None:
     graph, x = network((50, 400, 400, 3), seed=9), np.full(50, 0.5, dtype=np.float32)
     prop = robustness(x, int(graph(torch.from_numpy(x)[None]).argmax()), 1e-5, classes=3)
     start = time.monotonic()
-    run(graph, prop, Pgd(rounds=10**6, time_limit_s=math.inf), limit_s=0.3)
+    run(graph, prop, Falsifier(rounds=10**6, time_limit_s=math.inf), limit_s=0.3)
     assert time.monotonic() - start < 1.5
     start = time.monotonic()
-    run(graph, prop, Pgd(rounds=10**6, time_limit_s=0.1))
+    run(graph, prop, Falsifier(rounds=10**6, time_limit_s=0.1))
     assert time.monotonic() - start < 1.5
 
 
@@ -201,7 +201,7 @@ def test_a_gate_that_refuses_everything_is_not_asked_for_ever() -> None:
     def never(x: Tensor) -> None:
         asked.append(x)
 
-    outcome = Pgd().run(graph, prop.tensors((6,), dtype=torch.float32), gate=never)
+    outcome = Falsifier().run(graph, prop.tensors((6,), dtype=torch.float32), gate=never)
     assert outcome.witness is None
     assert 0 < len(asked) < 200
 
@@ -209,12 +209,12 @@ def test_a_gate_that_refuses_everything_is_not_asked_for_ever() -> None:
 def test_many_branches_are_chunked_without_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = network((3, 10, 300), seed=10)
     prop = robustness(np.full(3, 0.5, dtype=np.float32), 0, 0.3, classes=300)
-    whole = run(graph, prop, Pgd(rounds=1, restarts=4, steps=6, samples=8), gate=False)
+    whole = run(graph, prop, Falsifier(rounds=1, restarts=4, steps=6, samples=8), gate=False)
     monkeypatch.setattr(Problem, "points_at_once", lambda self: 64)
-    chunked = run(graph, prop, Pgd(rounds=1, restarts=4, steps=6, samples=8), gate=False)
+    chunked = run(graph, prop, Falsifier(rounds=1, restarts=4, steps=6, samples=8), gate=False)
     assert chunked.margin == pytest.approx(whole.margin, abs=0.05)
-    monkeypatch.setattr("verifier.attacks.base.DENSE_ROWS", 0)
-    gathered = run(graph, prop, Pgd(rounds=1, restarts=4, steps=6, samples=8), gate=False)
+    monkeypatch.setattr("verifier.attacks.property_search.DENSE_ROWS", 0)
+    gathered = run(graph, prop, Falsifier(rounds=1, restarts=4, steps=6, samples=8), gate=False)
     assert gathered.margin == pytest.approx(chunked.margin, abs=1e-4)
 
 
@@ -225,7 +225,7 @@ def test_the_best_point_of_each_branch_is_kept() -> None:
     alone = [robustness(x.numpy(), 0, 0.1, classes=4) for x in points]
     prop = Property(tuple(b for p in alone for b in p.branches), 8, 4)
     t = prop.tensors((8,), dtype=torch.float32)
-    attack = Pgd(restarts=4, steps=10, rounds=1, samples=16)
+    attack = Falsifier(restarts=4, steps=10, rounds=1, samples=16)
     found = attack.best_of_each(graph, t, generator=torch.Generator().manual_seed(0))
     assert found.branch.tolist() == list(range(6))
     region = t.branch_region[found.branch]
@@ -239,11 +239,11 @@ def test_the_best_point_of_each_branch_is_kept() -> None:
 
 def test_settings_are_checked() -> None:
     with pytest.raises(ValueError, match="restarts must be >= 1"):
-        Pgd(restarts=0)
+        Falsifier(restarts=0)
     with pytest.raises(ValueError, match="samples must be >= 0"):
-        Pgd(samples=-1)
+        Falsifier(samples=-1)
     with pytest.raises(ValueError, match=r"property is in torch\.float64"):
-        Pgd().run(network((2, 2)), robustness(np.zeros(2), 0, 1.0, classes=2).tensors((2,), dtype=torch.float64))
+        Falsifier().run(network((2, 2)), robustness(np.zeros(2), 0, 1.0, classes=2).tensors((2,), dtype=torch.float64))
 
 
 @pytest.mark.shared
@@ -259,7 +259,7 @@ def test_known_counterexamples_are_found(shared: Path, benchmark: str) -> None:
         graph = Graph.from_onnx(folder / row["onnx"]).simplify()
         prop = read_vnnlib(folder / row["vnnlib"], inputs=math.prod(graph.input_shape))
         replayer = OnnxReplayer(folder / row["onnx"])
-        outcome = Pgd().run(graph, prop.tensors(graph.input_shape, dtype=graph.dtype),
+        outcome = Falsifier().run(graph, prop.tensors(graph.input_shape, dtype=graph.dtype),
                             deadline=Deadline.starting_now(5.0), generator=torch.Generator().manual_seed(0),
                             gate=lambda x, prop=prop, replayer=replayer: confirm(x, prop, replayer))
         if outcome.witness is not None:
