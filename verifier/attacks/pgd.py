@@ -1,7 +1,7 @@
 """Projected gradient ascent in a ball: PGD (arXiv:1706.06083), BIM (arXiv:1607.02533), FGSM (arXiv:1412.6572), MI-FGSM
 (arXiv:1710.06081) and C&W_inf, which is PGD on the margin (as in Wang et al., arXiv:2112.08304).
 
-They are one loop with other settings. In l_2 steps go along the gradient, in l_1 along its largest entries.
+They are one loop with other settings; only FGSM goes straight to the best point of the linearised problem.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from verifier.attacks.base import Attack
 from verifier.attacks.losses import Loss, loss_named
 from verifier.attacks.run import Run
-from verifier.attacks.steps import can_rise, random_start, steepest
+from verifier.attacks.steps import best_linear, random_start, steepest
 
 FORWARD = 2.5  # radii that all steps together may go, as in Madry et al.
 
@@ -64,8 +64,7 @@ class Pgd(Attack):
             if past is not None:
                 size = slope.abs().flatten(1).sum(1).clamp(min=torch.finfo(x.dtype).tiny)
                 slope = past = self.momentum * past + slope / run.room.per_example(size)
-            free = run.room.free[i] if run.room.norm != 1.0 else can_rise(slope, x, run, i)
-            x = x + step * steepest(slope, run.room.norm, free)
+            x = x + step * steepest(slope, run.room.norm, run.room.free[i])
             open_ = ~run.closed[i]
             if not bool(open_.all()):
                 i, x = i[open_], x[open_]
@@ -85,13 +84,22 @@ class Bim(Pgd):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fgsm(Pgd):
-    """One step of length eps."""
+class Fgsm(Attack):
+    """One gradient, and the point that it points to: the sign step of length eps in l_inf, in the other norms
+    the exact maximiser of the linearised loss over ball and clip range."""
 
     name: ClassVar[str] = "fgsm"
-    steps: int = 1
-    step_size: float | None = 1.0
-    random_start: bool = False
+    norms: ClassVar[tuple[float, ...]] = (math.inf, 2.0, 1.0)
+    loss: str = "ce"
+
+    def propose(self, run: Run) -> None:
+        i = run.open_examples()
+        if not i.numel():
+            return
+        loss, instead = loss_named(self.loss, run.criterion, run.outputs)
+        if instead:
+            run.note(instead)
+        run.evaluate(best_linear(run, run.gradient(run.x0[i], i, loss).slope, i), i)
 
 
 @dataclass(frozen=True, kw_only=True)

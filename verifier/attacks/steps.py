@@ -1,4 +1,4 @@
-"""Directions of steepest ascent and random starts: what distinguishes one norm's gradient attack from another's."""
+"""Directions of ascent, random starts, linear maximisation: what sets one norm's gradient attack apart from another's."""
 
 from __future__ import annotations
 
@@ -9,33 +9,16 @@ from torch import Tensor
 
 from verifier.attacks.run import Run
 
-SPARSE_SHARE = 0.05  # of the features that one l_1 step moves
 
-
-def steepest(slope: Tensor, norm: float, free: Tensor, *, share: float = SPARSE_SHARE) -> Tensor:
-    """Points "P *shape" of norm 1 (or 0) along which a linear function rises fastest, on features that may move.
-
-    inf: the sign; 2: the gradient over its length; 1: the sign of the `share` of features with the largest gradient,
-    shared out evenly (Tramer and Boneh, arXiv:1904.13000), since a single feature a step goes nowhere.
-    """
+def steepest(slope: Tensor, norm: float, free: Tensor) -> Tensor:
+    """Directions "P *shape" in which a step of a projected ascent goes: the sign of the gradient (inf), or the gradient
+    over its length (2, 1). In l_1 the projection makes it sparse: signs of the largest entries alone, the steepest
+    direction of the norm, found two thirds of the successes or less on MNIST (100 steps, eps 10, 300 images)."""
     slope = slope * free
     if norm == math.inf:
         return slope.sign()
-    shaped = (-1, *(1,) * (slope.dim() - 1))
-    flat = slope.flatten(1)
-    if norm == 2.0:
-        length = torch.linalg.vector_norm(flat, dim=1).clamp(min=torch.finfo(slope.dtype).tiny)
-        return slope / length.view(shaped)
-    count = max(1, round(share * flat.shape[1]))
-    threshold = flat.abs().topk(count, dim=1).values[:, -1:]
-    chosen = flat.sign() * (flat.abs() >= threshold)
-    return (chosen / chosen.abs().sum(1, keepdim=True).clamp(min=1)).view_as(slope)
-
-
-def can_rise(slope: Tensor, x: Tensor, run: Run, owner: Tensor) -> Tensor:
-    """bool "P *shape": features that may move and are not at the end of the box that the gradient points to."""
-    lower, upper = run.room.lower[owner], run.room.upper[owner]
-    return torch.where(slope > 0, x < upper, x > lower) & run.room.free[owner]
+    length = torch.linalg.vector_norm(slope.flatten(1), dim=1).clamp(min=torch.finfo(slope.dtype).tiny)
+    return slope / length.view(-1, *(1,) * (slope.dim() - 1))
 
 
 def random_start(run: Run, owner: Tensor) -> Tensor:
@@ -55,3 +38,12 @@ def random_start(run: Run, owner: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(z, ord=room.norm, dim=1).clamp(min=torch.finfo(dtype).tiny)
     z = z * (share * room.eps / length).unsqueeze(1)
     return room.project(room.x0[owner] + z.view(-1, *size), owner)
+
+
+def best_linear(run: Run, slope: Tensor, owner: Tensor) -> Tensor:
+    """The point of each example's set where <slope, x> is largest (linear maximisation oracle): "P *shape"."""
+    room = run.room
+    if room.norm == math.inf:
+        ends = torch.where(slope > 0, room.upper[owner], room.lower[owner])
+        return torch.where(slope == 0, room.x0[owner], ends)
+    return room.sets.minimiser(-slope, owner)
