@@ -78,7 +78,7 @@ class Run:
         self.zero_slopes = torch.zeros(count, dtype=torch.long, device=where)
         self.fosc = torch.full((count,), math.nan, dtype=x0.dtype, device=where)
         self.notes: list[str] = []
-        self._outputs_seen: int | None = None
+        self.y0 = x0.new_zeros(count, 0)  # outputs at the originals
 
     # ------------------------------------------------------------------ facts
 
@@ -101,8 +101,7 @@ class Run:
     @property
     def outputs(self) -> int:
         """How many outputs the model has."""
-        assert self._outputs_seen is not None, "the originals are evaluated first"
-        return self._outputs_seen
+        return self.y0.shape[1]
 
     def points_at_once(self) -> int:
         return max(1, BATCH_ENTRIES // max(1, self.model.entries))
@@ -124,6 +123,7 @@ class Run:
         """Evaluate the originals: those that succeed as they are need no attack; without a radius there is none."""
         everything = torch.arange(self.batch, device=self.x.device)
         scores = self.evaluate(self.x0, everything)
+        self.y0 = scores.y
         self.closed |= scores.met & (self.minimum_norm or self.early_stop)
         if self.room.eps == 0 or not bool(self.room.free.any()):
             self.closed[:] = True
@@ -196,7 +196,6 @@ class Run:
         if y.dim() != 2 or y.shape[0] != x.shape[0]:
             raise ModelError(f"the model returned shape {tuple(y.shape)} for {x.shape[0]} inputs; expected "
                              f"({x.shape[0]}, outputs)")
-        self._outputs_seen = y.shape[1]
         return y
 
     def _allowed(self, owner: Tensor) -> Tensor | None:
