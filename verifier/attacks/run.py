@@ -61,6 +61,7 @@ class Run:
     early_stop: bool = True             # close an example of a fixed budget when it falls
     fosc_stop: float | None = None      # close an example when its gradient's stationarity gap is at most this
     tick: Callable[[Run], None] | None = None
+    anywhere: Room = None  # type: ignore[assignment]  # the same without its ball; `room` where not given
     pool: Tensor | None = None          # inputs "N *shape" among which decision-based attacks may look for a start
 
     def __post_init__(self) -> None:
@@ -77,7 +78,9 @@ class Run:
         self.backward_calls = torch.zeros(count, dtype=torch.long, device=where)
         self.zero_slopes = torch.zeros(count, dtype=torch.long, device=where)
         self.fosc = torch.full((count,), math.nan, dtype=x0.dtype, device=where)
+        self.fell_in = torch.full((count,), -1, dtype=torch.long, device=where)  # stage of an ensemble
         self.notes: list[str] = []
+        self.anywhere = self.anywhere or self.room
         self.y0 = x0.new_zeros(count, 0)  # outputs at the originals
 
     # ------------------------------------------------------------------ facts
