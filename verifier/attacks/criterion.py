@@ -85,7 +85,9 @@ class Deviates(Criterion):
         return self.reference.shape[0]
 
     def margin(self, y: Tensor, x: Tensor, owner: Tensor) -> Tensor:
-        return self.tolerance - (y - self.reference[owner]).abs().flatten(1).amax(1)
+        off = (y - self.reference[owner]).flatten(1)
+        # Not abs(): its slope at the original, where nothing deviates yet, would be zero.
+        return self.tolerance - torch.where(off >= 0, off, -off).amax(1)
 
     def index(self, chosen: Tensor) -> Deviates:
         return Deviates(self.reference[chosen], self.tolerance)
