@@ -196,7 +196,11 @@ class Run:
         if y.dim() != 2 or y.shape[0] != x.shape[0]:
             raise ModelError(f"the model returned shape {tuple(y.shape)} for {x.shape[0]} inputs; expected "
                              f"({x.shape[0]}, outputs)")
-        self._outputs_seen = y.shape[1]
+        if self._outputs_seen is None:
+            self.criterion.check_outputs(y.shape[1])
+            self._outputs_seen = y.shape[1]
+        if self._outputs_seen != y.shape[1]:
+            raise ModelError(f"the model returned {self._outputs_seen} outputs first and {y.shape[1]} later")
         return y
 
     def _allowed(self, owner: Tensor) -> Tensor | None:
