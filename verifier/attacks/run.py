@@ -225,7 +225,7 @@ class Run:
         self.closed |= self.forward_calls >= limit
         if done is not None and at.numel() == x.shape[0]:
             return done
-        outputs = done.y.shape[1] if done is not None else 1
+        outputs = self._outputs_seen or 1
         y, margin = x.new_full((x.shape[0], outputs), math.nan), x.new_full((x.shape[0],), math.inf)
         met = torch.zeros_like(allowed)
         if done is not None:
