@@ -54,8 +54,8 @@ def test_steps_are_gradients() -> None:
 
 
 def test_finds_the_small_cap_of_a_bowl() -> None:
-    """One per cent beyond the nearest point only a small cap of the ball succeeds: 40 steps of PGD at its usual size end
-    beside it, APGD halves its steps and lands in it."""
+    """One per cent beyond the nearest point only a small cap of the ball succeeds: 40 steps of PGD at its usual size
+    miss it, APGD halves its steps and lands in it."""
     known = bowl(features=10, count=8, dtype=torch.float64)
     hits = []
     for attack in (ApgdCe(steps=40), Pgd(steps=40)):
