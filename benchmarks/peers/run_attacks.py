@@ -14,7 +14,7 @@ DATA.npz has `x` (N, *shape) float32 in [0, 1] and `y` (N), and may have `logits
 module read from the file must then give. OUT.npz has, with one row an attack (A):
 
     adversarial (A, N, *shape) float32, success (A, N), distance (A, N) float64 with inf where there is no success,
-    seconds, forwards, backwards (A): calls an image, on average;  attacks (A), errors (A);  meta: JSON
+    seconds, cpu_seconds (A), forwards, backwards (A): calls an image, on average;  attacks, errors (A);  meta: JSON
 """
 
 from __future__ import annotations
@@ -173,9 +173,9 @@ def run(row: Row, budget: Budget, changes: dict[str, Any], model: Counted, x: Te
         call(row, few, {}, model, x[:1], y[:1], None if start is None else start[:1])
     seeded(budget.seed)
     model.reset()
-    begun = time.perf_counter()
+    begun, worked = time.perf_counter(), time.process_time()
     raw = call(row, budget, changes, model, x, y, start)
-    seconds = time.perf_counter() - begun
+    seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - worked
     if raw.shape != x.shape:
         raise ValueError(f"{row.library} {row.attack}: {tuple(raw.shape)} returned for {tuple(x.shape)}")
 
@@ -192,21 +192,23 @@ def run(row: Row, budget: Budget, changes: dict[str, Any], model: Counted, x: Te
         success &= distance <= budget.eps * (1 + BALL_RTOL)
     return {"adversarial": moved.numpy(), "success": success.numpy(),
             "distance": np.where(success.numpy(), distance.numpy(), math.inf), "seconds": seconds,
-            "forwards": model.forwards / len(x), "backwards": model.backwards / len(x), "error": "",
-            "outside": outside}
+            "cpu_seconds": cpu_seconds, "forwards": model.forwards / len(x), "backwards": model.backwards / len(x),
+            "error": "", "outside": outside}
 
 
 def failed(x: Tensor, error: str) -> dict[str, Any]:
     n = len(x)
     return {"adversarial": x.numpy(), "success": np.zeros(n, bool), "distance": np.full(n, math.inf),
-            "seconds": math.nan, "forwards": math.nan, "backwards": math.nan, "error": error, "outside": 0.0}
+            "seconds": math.nan, "cpu_seconds": math.nan, "forwards": math.nan, "backwards": math.nan, "error": error,
+            "outside": 0.0}
 
 
 def summary(row: Row, result: dict[str, Any]) -> str:
     if result["error"]:
         return f"{row.library} {row.attack} {row.norm}: FAILED {result['error']}"
     return (f"{row.library} {row.attack} {row.norm}: success {result['success'].mean():.1%}  median distance "
-            f"{np.median(result['distance']):.5g}  seconds {result['seconds']:.2f}  forwards {result['forwards']:.1f}  "
+            f"{np.median(result['distance']):.5g}  seconds {result['seconds']:.2f} "
+            f"(cpu {result['cpu_seconds']:.2f})  forwards {result['forwards']:.1f}  "
             f"backwards {result['backwards']:.1f} an image")
 
 
@@ -290,7 +292,7 @@ def main() -> int:
             "versions": {name: importlib.metadata.version(name) for name in (PACKAGES[args.library], "torch", "numpy")},
             "python": platform.python_version(), "cores": os.cpu_count()}
     stacked = {key: np.stack([r[key] for r in results])
-               for key in ("adversarial", "success", "distance", "seconds", "forwards", "backwards")}
+               for key in ("adversarial", "success", "distance", "seconds", "cpu_seconds", "forwards", "backwards")}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(args.out, **stacked, attacks=np.array([row.attack for row in rows]),
                         errors=np.array([r["error"] for r in results]), meta=np.array(json.dumps(meta)))
