@@ -261,6 +261,7 @@ def main() -> int:
     if args.eps is None and any(row.ball for row in rows):
         raise SystemExit(f"run_attacks: {', '.join(r.attack for r in rows if r.ball)} need --eps")
     warnings.filterwarnings("ignore")  # of the libraries: deprecations, compilation
+    os.environ["TQDM_DISABLE"] = "1"   # their progress bars, which not all of them can be told to leave
     torch.set_num_threads(args.threads)
     with np.load(args.data) as data:
         x, y = torch.from_numpy(data["x"].astype(np.float32)), torch.from_numpy(data["y"].astype(np.int64))
