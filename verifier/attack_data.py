@@ -48,6 +48,7 @@ def attack_data(network: Network, data: DataSet, attack: Attack, threat: Threat,
     original = OnnxModel(network.replayer, network.graph.input_shape)
     model: Any = original if through_onnx else graph
     chosen = [k for k, i in enumerate(data.index.tolist()) if i not in skip and data.y[k] != target]
+    piece = max(1, len(chosen)) if attack.together else piece
     done = fallen = 0
     for start in range(0, len(chosen), piece):
         if deadline.passed():

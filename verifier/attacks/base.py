@@ -75,13 +75,15 @@ class Attack(ABC):
 
     norms: those it works in. minimum_norm: it looks for the nearest success (a finite eps then only says which count),
     else for any inside eps; not additive: what limits it are its own settings, as an angle, and eps says which count.
-    needs: what it must know of the model. Its paper stands in `verifier.attacks.registry`.
+    together: one batch holds all examples, which share what it finds. needs: what it must know of the model. Its paper
+    stands in `verifier.attacks.registry`.
     """
 
     name: ClassVar[str]
     norms: ClassVar[tuple[float, ...]]
     minimum_norm: ClassVar[bool] = False
     additive: ClassVar[bool] = True
+    together: ClassVar[bool] = False
     needs: ClassVar[Gives] = Gives.GRADIENTS
     points: ClassVar[int] = 1  # that it evaluates at once for each example, roughly
 
@@ -117,6 +119,7 @@ class Attack(ABC):
         deadline = deadline or Deadline.starting_now()
         ids = torch.arange(x.shape[0]) if ids is None else ids
         size = batch or max(1, min(MOST_EXAMPLES, (1 << 23) // max(1, network.entries * self.points)))
+        size = max(1, x.shape[0]) if self.together else size
         limited, anywhere = threat.around(x), Threat(threat.norm, math.inf, threat.clip, threat.mask).around(x)
         rooms = anywhere if self.minimum_norm or not self.additive else limited
         parts: list[AttackResult] = []
