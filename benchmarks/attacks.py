@@ -6,7 +6,7 @@
 
 The images are the first `--count` test images that the network gets right. Every attack, ours and each library's, is a
 process of its own with `--threads` threads, on the same images, with the same number of gradients (queries, for attacks
-without gradients) an image; what it returns is judged by the same rule: another label inside [0, 1], and inside the ball
+without gradients) an image; what it returns is judged by the same rule: another label inside [0, 1], inside the ball
 where there is one. For each seed all of them run one after the other, ours first and last, so that a machine whose
 speed drifts shows in the spread. Distances of failures count as infinite in medians.
 """

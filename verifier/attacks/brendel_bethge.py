@@ -157,7 +157,7 @@ def _scaled(amount: Tensor, move: Tensor, norm: float) -> Tensor:
 
 
 def _shrunk(move: Tensor, amount: Tensor, norm: float) -> tuple[Tensor, Tensor]:
-    """(the moves drawn towards zero, the derivative): clipped at `amount` (inf), times it (2), soft or hard threshold."""
+    """(moves drawn towards zero, the derivative): clipped at `amount` (inf), times it (2), soft or hard threshold."""
     if norm == 2.0:
         return move * amount, amount
     if norm == math.inf:
