@@ -59,6 +59,8 @@ def read_data(path: str | Path, shape: tuple[int, ...], classes: int) -> DataSet
         if x.ndim < 2 or int(np.prod(x.shape[1:])) != flat:
             raise ValueError(f"x has shape {x.shape}, the network expects (N, {', '.join(map(str, shape))})")
         x = x.reshape(-1, *shape)
+    if not len(x):
+        raise ValueError("holds no examples")
     if y.shape != x.shape[:1]:
         raise ValueError(f"{x.shape[0]} inputs and labels of shape {y.shape}: expected one label an input")
     wrong = np.flatnonzero((y < 0) | (y >= classes))

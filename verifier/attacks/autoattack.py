@@ -5,8 +5,8 @@ The standard version: APGD on the cross-entropy, APGD towards nine classes on th
 classes, Square with 5,000 queries. The settings are fixed on purpose; `steps` and `queries` exist for tests and quick
 looks. In l_1 there is no Square, and APGD begins at eps itself.
 
-It also looks for the usual traps, and tells them as notes: gradients that vanish, outputs that are probabilities already,
-a model that answers at random, and a black-box attack that succeeds where all gradients failed.
+It also looks for the usual traps, and tells them as notes: gradients that vanish, outputs that are probabilities, a
+model that answers at random, and a black-box attack that succeeds where all gradients failed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PROBABILITY_SLACK = 1e-4  # by which rows of probabilities may miss one
 
 @dataclass(frozen=True, kw_only=True)
 class AutoAttack(Attack):
-    """steps: gradients of each restart and target. targets: classes that APGD-T and FAB-T aim at. queries: of Square."""
+    """steps: gradients of each restart and target. targets: classes that APGD-T and FAB-T aim at. queries: Square's."""
 
     name: ClassVar[str] = "autoattack"
     norms: ClassVar[tuple[float, ...]] = (math.inf, 2.0, 1.0)
@@ -39,7 +39,7 @@ class AutoAttack(Attack):
 
     def stages(self, norm: float, eps: float) -> list[Attack]:
         stages: list[Attack] = [ApgdCe(steps=self.steps), ApgdTargeted(steps=self.steps, targets=self.targets),
-                                FabTargeted(steps=self.steps, targets=self.targets, stop_inside=eps)]
+                                FabTargeted(steps=self.steps, classes=self.targets, stop_inside=eps)]
         return stages if norm == 1.0 else [*stages, Square(steps=self.queries)]
 
     @property
@@ -68,15 +68,13 @@ class AutoAttack(Attack):
 def nearest(attack: Attack, run: Run, i: Tensor) -> None:
     """Let a minimum-norm attack work on examples `i` of a run inside a ball; what it finds in the ball counts."""
     inner = Run(run.model, run.anywhere.index(i), run.criterion.index(i), run.draws.index(i), minimum_norm=True,
-                deadline=run.deadline)
-    inner.begin()
+                queries=run.queries, deadline=run.deadline)
+    inner.forward_calls, inner.backward_calls = run.forward_calls[i], run.backward_calls[i]
+    inner.y0 = run.y0[i]
     attack.propose(inner)
-    inner.finish()
-    run.forward_calls[i] += inner.forward_calls
-    run.backward_calls[i] += inner.backward_calls
+    run.forward_calls[i], run.backward_calls[i] = inner.forward_calls, inner.backward_calls
     found = (inner.success & (inner.key <= run.room.eps)).nonzero().flatten()
-    if found.numel():
-        run.evaluate(inner.x[found], i[found])
+    run.adopt(i[found], inner.x[found], inner.margin[found])
 
 
 def _warn_of_model(run: Run) -> None:

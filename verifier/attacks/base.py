@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from verifier.attacks.criterion import Criterion
+from verifier.attacks.criterion import Criterion, Misclassified
 from verifier.attacks.draws import Draws
 from verifier.attacks.fosc import stationarity_gap
 from verifier.attacks.losses import loss_named
@@ -109,7 +109,7 @@ class Attack(ABC):
         start (x itself by default). Raises ValueError for settings that do not fit, ModelError where the model fails.
         """
         begin = time.monotonic()
-        network = as_model(model, shape=tuple(x.shape[1:]))
+        network = as_model(model, shape=tuple(x.shape[1:]), named=_classes_named(criterion))
         self._check(network.gives, network.shape, x, criterion, threat)
         if queries is not None and queries < 1:
             raise ValueError(f"queries must be >= 1, got {queries}")
@@ -136,6 +136,7 @@ class Attack(ABC):
                       fosc_stop, tick, anywhere.index(chosen), x if pool is None else pool.to(x))
             if not deadline.passed():
                 run.begin()
+                self._check_knowledge(network.gives, criterion)  # a function's first answer tells what it gives
                 self.propose(run)
                 run.finish()
             parts.append(self._result(run, threat.eps, limited.index(chosen) if fosc else None))
@@ -155,10 +156,16 @@ class Attack(ABC):
         if threat.norm not in self.norms:
             raise ValueError(f"{self.name} works in the norms {', '.join(norm_name(p) for p in self.norms)}, "
                              f"not {norm_name(threat.norm)}")
-        if gives < self.needs:
-            raise ValueError(f"{self.name} needs {self.needs.name.lower()}, the model gives {gives.name.lower()} only")
+        self._check_knowledge(gives, criterion)
         if self.additive and not self.minimum_norm and math.isinf(threat.eps):
             raise ValueError(f"{self.name} needs eps: it looks inside a ball and not for the nearest point")
+
+    def _check_knowledge(self, gives: Gives, criterion: Criterion) -> None:
+        if gives < self.needs:
+            raise ValueError(f"{self.name} needs {self.needs.name.lower()}, the model gives {gives.name.lower()} only")
+        if gives is Gives.LABELS and not isinstance(criterion, Misclassified):
+            raise ValueError(f"a model that gives labels only can be misclassified and no more; "
+                             f"{type(criterion).__name__} needs scores")
 
     def _result(self, run: Run, eps: float, limited: Room | None) -> AttackResult:
         everything = torch.arange(run.batch, device=run.x.device)
@@ -184,6 +191,13 @@ def _final_gap(run: Run, x: Tensor, room: Room) -> Tensor:
         leaf = inside.detach().requires_grad_()
         (slope,) = torch.autograd.grad(loss(run.model(leaf), leaf, owner).sum(), leaf)
     return stationarity_gap(slope, inside, room, owner)
+
+
+def _classes_named(criterion: Criterion) -> int | None:
+    """One more than the largest class that a criterion names, if it names classes."""
+    if not isinstance(criterion, Misclassified) or not criterion.batch:
+        return None
+    return 1 + max(int(t.max()) for t in (criterion.label, criterion.target) if t is not None)
 
 
 def norm_name(p: float) -> str:

@@ -199,6 +199,10 @@ class Run:
         if y.dim() != 2 or y.shape[0] != x.shape[0]:
             raise ModelError(f"the model returned shape {tuple(y.shape)} for {x.shape[0]} inputs; expected "
                              f"({x.shape[0]}, outputs)")
+        if not self.y0.shape[1]:
+            self.criterion.check_outputs(y.shape[1])
+        elif self.y0.shape[1] != y.shape[1]:
+            raise ModelError(f"the model returned {self.y0.shape[1]} outputs first and {y.shape[1]} later")
         return y
 
     def _allowed(self, owner: Tensor) -> Tensor | None:
@@ -223,7 +227,7 @@ class Run:
         self.closed |= self.forward_calls >= limit
         if done is not None and at.numel() == x.shape[0]:
             return done
-        outputs = done.y.shape[1] if done is not None else 1
+        outputs = max(1, self.y0.shape[1])
         y, margin = x.new_full((x.shape[0], outputs), math.nan), x.new_full((x.shape[0],), math.inf)
         met = torch.zeros_like(allowed)
         if done is not None:
@@ -266,6 +270,14 @@ class Run:
         self.success[owner[met]] = True
         if self.early_stop and not self.minimum_norm:
             self.closed |= self.success
+
+    def adopt(self, i: Tensor, x: Tensor, margin: Tensor) -> None:
+        """Take over successes of examples `i` that another run over the same examples judged; x lies in their rooms."""
+        self.x[i], self.margin[i] = x, margin
+        self.key[i] = margin.double().clamp(max=0) - 1
+        self.success[i] = True
+        if self.early_stop:
+            self.closed[i] = True
 
     def _stop_stationary(self, x: Tensor, owner: Tensor, slope: Tensor, least: float) -> None:
         gap = stationarity_gap(slope, x, self.room, owner)

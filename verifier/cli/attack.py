@@ -150,8 +150,6 @@ def _data(path: str, network: Network, index: tuple[int, ...], count: int | None
     from verifier.data import read_data
     with reading(path):
         data = read_data(path, network.graph.input_shape, math.prod(network.graph.output_shape))
-        if not len(data):
-            raise ValueError("holds no examples")
         return data.chosen(sorted(set(index)) if index else list(range(min(count or len(data), len(data)))))
 
 
