@@ -65,7 +65,6 @@ class CombinedUniversal(UniversalAttack):
     def _ascend(self, run: Run, i: Tensor, loss: Loss, passes: int) -> Change:
         eps = self.eps if self.mode != "flow" else 0.0
         tau = self.tau if self.mode != "noise" else 0.0
-        free = run.room.free[i].any(0)
         noise = torch.zeros_like(run.x0[0])
         flow = run.x0.new_zeros(1, 2, *run.room.shape[1:])
         if tau:
@@ -74,7 +73,7 @@ class CombinedUniversal(UniversalAttack):
         for part, gone in self._batches(run, i, passes):
             noise_slope, flow_slope = _slopes(run, noise, flow, part, loss)
             step = self.step_size * (1 - gone) * eps
-            noise = torch.where(free, noise + step * noise_slope.sign(), noise).clamp(-eps, eps)
+            noise = (noise + step * noise_slope.sign()).clamp(-eps, eps)
             if tau:
                 flow = flow + self.learning_rate * (1 - gone) * tau * adam.direction(flow_slope)
                 flow = _limited(flow, tau)

@@ -74,6 +74,7 @@ def _perturbation(axis: Axes, move: NDArray[Any], scale: float) -> None:
     """Of colour images the channel that moved most, at each pixel."""
     if not _is_image(move):
         _bars(axis, move, "tab:red")
+        axis.set_ylim(-1.05 * (scale or 1.0), 1.05 * (scale or 1.0))
         return
     largest = np.take_along_axis(move, np.abs(move).argmax(0)[None], 0)[0]
     extent = scale or 1.0

@@ -131,7 +131,7 @@ class Universal(UniversalAttack):
     def _ascend(self, run: Run, i: Tensor, loss: Loss, passes: int) -> Change:
         room = run.room
         origin, zero = torch.zeros_like(run.x0[:1]), i.new_zeros(1)
-        ball = Threat(room.norm, room.eps, mask=room.free[i].any(0)).around(origin)
+        ball = Threat(room.norm, room.eps).around(origin)
         noise = origin
         for part, gone in self._batches(run, i, passes):
             x = run.x0[part] + noise

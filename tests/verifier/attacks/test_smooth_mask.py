@@ -72,6 +72,23 @@ def test_smoothing_finds_what_the_gradient_at_the_original_hides() -> None:
     assert not SmoothMask(**settings, noise=0.0).run(Hidden(), x, label, threat).success  # type: ignore[arg-type]
 
 
+def test_a_feature_at_the_end_of_the_range_promises_nothing() -> None:
+    model = Linear(torch.tensor([[-3.0, -1.0], [0.0, 0.0]]), torch.tensor([4.0, 0.0]))
+    x, label = torch.tensor([[1.0, 0.6]]), Misclassified(torch.zeros(1, dtype=torch.long))
+    assert not SmoothMask(pixels=1, noise=0.0).run(model, x, label, Threat(math.inf, 0.39, (0.0, 1.0))).success
+    found = SmoothMask(pixels=1, noise=0.0).run(model, x, label, Threat(math.inf, 0.405, (0.0, 1.1)))
+    assert found.success  # the first can do 3 * 0.1 now, the second still more: 0.405
+
+
+def test_a_pixel_is_judged_over_all_channels() -> None:
+    weight = torch.zeros(2, 2, 3, 3)
+    weight[1, 1, 1, 2], weight[1, 0, 0, 0] = 3.0, 1.0
+    model = Linear(weight.flatten(1), torch.tensor([1.0, 0.0]))
+    result = SmoothMask(pixels=1, window=1).run(model, torch.zeros(1, 2, 3, 3), Misclassified(
+        torch.zeros(1, dtype=torch.long)), Threat(math.inf, 0.5, (0.0, 1.0)))
+    assert result.success
+
+
 def test_half_neighbour_rule() -> None:
     grid = torch.tensor([[1, 1, 1, 0, 0],
                          [1, 0, 1, 0, 0],

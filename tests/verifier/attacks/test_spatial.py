@@ -106,6 +106,14 @@ def test_random_search_draws_for_the_example_and_not_for_the_batch() -> None:
         assert int(alone.forward_calls) == int(batch.forward_calls[i])
 
 
+@pytest.mark.parametrize("side", [1, 3])
+def test_random_search_turns_both_ways(side: int) -> None:
+    x = torch.zeros(1, 1, 9, 9)
+    x[:, :, :3, 3:6] = 1.0
+    wanted = Misclassified(torch.zeros(1, dtype=torch.long), torch.full((1,), side))
+    assert Spatial(search="random", draws=100, angle=100.0).run(Sides(), x, wanted, ANYWHERE).success
+
+
 def test_clip_range_mask_and_eps_hold() -> None:
     x = 0.5 + 0.5 * torch.rand(3, 1, 9, 9, generator=torch.Generator().manual_seed(0))
     mask = torch.rand(1, 9, 9, generator=torch.Generator().manual_seed(1)) < 0.5

@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from tests.verifier.attacks.problems import Linear
 from verifier.attack_data import attack_data
 from verifier.attacks.criterion import Deviates, Misclassified
-from verifier.attacks.guap import CombinedUniversal
+from verifier.attacks.draws import Draws
+from verifier.attacks.guap import CombinedUniversal, _slopes
+from verifier.attacks.losses import loss_named
+from verifier.attacks.model import as_model
 from verifier.attacks.pgd import Pgd
+from verifier.attacks.run import Run
 from verifier.attacks.threat import Threat
-from verifier.attacks.universal import Universal, UniversalAttack, train_universal
+from verifier.attacks.universal import Change, Universal, UniversalAttack, train_universal, useful
 from verifier.attacks.warp import variation
 from verifier.data import DataSet
 from verifier.deadline import Deadline
@@ -129,6 +133,48 @@ def test_inputs_wrong_from_the_start_neither_train_nor_count() -> None:
     torch.testing.assert_close(rest.last, result.last[20:])
 
 
+    trained = train_universal(Universal(), model, x, Misclassified(mixed), threat)
+    assert trained.fooling_rate == pytest.approx(float(result.success[20:].double().mean()))
+
+
+def test_pinned_features_get_no_share_of_the_ball() -> None:
+    x, label, model = images()
+    mask = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(3)) < 0.7
+    change = train_universal(Universal(), model, x, Misclassified(label), Threat(2.0, 0.5, (0.0, 1.0), mask)).change
+    assert (change.noise[~mask] == 0).all()
+    assert float(change.noise.norm()) == pytest.approx(0.5)
+
+
+def test_inputs_beyond_the_ceiling_stop_pulling() -> None:
+    """One input pulls ten times as hard along one feature as three others along another; the ball has room for all."""
+
+    class Kinds(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            margin = torch.where(x[:, 0] > 0, 0.1 - 30 * x[:, 1], 0.3 - x[:, 2])
+            return torch.stack([margin, torch.zeros_like(margin)], 1)
+
+    x = torch.zeros(4, 3, dtype=torch.float64)
+    x[:, 0] = torch.tensor([1.0, -1.0, -1.0, -1.0])
+    label, threat = Misclassified(torch.zeros(4, dtype=torch.long)), Threat(2.0, 0.4, mask=torch.tensor([0, 1, 1]))
+    low = Universal(loss="margin", ceiling=0.05, steps=40).run(Kinds(), x, label, threat)
+    high = Universal(loss="margin", ceiling=100.0, steps=40).run(Kinds(), x, label, threat)
+    assert low.success.tolist() == [True] * 4
+    assert high.success.tolist() == [True] + [False] * 3
+
+
+def test_useful_slopes() -> None:
+    """At a cut-off feature only the way back counts, in the ball every pull does, on pinned features none."""
+    x0 = torch.tensor([[0.0, 0.0, 1.0, 1.0, 0.5, 0.5]], dtype=torch.float64)
+    mask = torch.tensor([1, 1, 1, 1, 1, 0])
+    threat = Threat(math.inf, 0.1, (0.0, 1.0), mask)
+    anywhere = Threat(math.inf, math.inf, (0.0, 1.0), mask).around(x0)
+    run = Run(as_model(nn.Linear(6, 2).double()), threat.around(x0), Misclassified(torch.zeros(1, dtype=torch.long)),
+              Draws(0, torch.arange(1)), anywhere=anywhere)
+    x = x0 + torch.tensor([-0.1, -0.1, 0.1, 0.1, -0.1, -0.1])
+    slope = torch.tensor([[-1.0, 1.0, -1.0, 1.0, -1.0, -1.0]], dtype=torch.float64)
+    assert useful(run, slope, x, torch.zeros(1, dtype=torch.long)).tolist() == [[0.0, 1.0, -1.0, 0.0, -1.0, 0.0]]
+
+
 def test_queries_and_time_end_the_training() -> None:
     x, label, model = images()
     threat = Threat(math.inf, 0.1, (0.0, 1.0))
@@ -149,6 +195,36 @@ def test_regression_is_followed_by_its_margin() -> None:
     result = Universal().run(model, x, Deviates(model(x), 0.3), Threat(math.inf, 0.1))
     assert result.success.all()  # 0.1 * 4 moves the output by 0.4
     assert any("margin" in note for note in result.notes)
+
+
+def test_slopes_of_the_combined_change_by_finite_differences() -> None:
+    x, label, model = images(5)
+    criterion = Misclassified(label)
+    room = Threat(math.inf, math.inf, (-9.0, 9.0)).around(x)
+    run = Run(as_model(model), room, criterion, Draws(0, torch.arange(5)), early_stop=False)
+    run.begin()
+    loss, _ = loss_named("ce", criterion, 4)
+    owner = torch.tensor([0, 2, 3])
+    g = torch.Generator().manual_seed(2)
+    noise = 0.1 * torch.randn(1, 8, 8, generator=g, dtype=torch.float64)
+    flow = 0.3 * torch.randn(1, 2, 8, 8, generator=g, dtype=torch.float64)
+    in_noise, in_flow = _slopes(run, noise, flow, owner, loss)
+
+    def value(n: Tensor, f: Tensor) -> float:
+        changed = Change(n, f[0])(x[owner])
+        return float(loss(model(changed), changed, owner).mean().detach())
+
+    step = 1e-6
+    for place in [(0, 0, 0), (0, 3, 5), (0, 7, 2)]:
+        bump = torch.zeros_like(noise)
+        bump[place] = step
+        rise = (value(noise + bump, flow) - value(noise - bump, flow)) / (2 * step)
+        assert float(in_noise[place]) == pytest.approx(rise, abs=1e-6)
+    for spot in [(0, 0, 2, 2), (0, 1, 5, 1), (0, 0, 7, 7)]:
+        bump = torch.zeros_like(flow)
+        bump[spot] = step
+        rise = (value(noise, flow + bump) - value(noise, flow - bump)) / (2 * step)
+        assert float(in_flow[spot]) == pytest.approx(rise, abs=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["combined", "flow", "noise"])

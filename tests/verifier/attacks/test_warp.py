@@ -88,6 +88,11 @@ def test_variation_of_one_moved_pixel() -> None:
     constant = torch.ones(1, 2, 3, 4, dtype=torch.float64)
     # Outside nothing flows: three rows of the left edge differ, and four columns of the upper one.
     assert float(variation(constant)) == pytest.approx(math.sqrt(4 * 2 / 12))
+    strip = torch.zeros(1, 2, 3, 4, dtype=torch.float64)
+    strip[0, 0, :, :2] = 1.0
+    # Six pixels differ from their left neighbour, two from the one above.
+    assert float(variation(strip)) == pytest.approx(math.sqrt(6 / 12))
+    assert float(variation(strip.transpose(2, 3))) == pytest.approx(math.sqrt(6 / 12))
 
 
 def test_flat_inputs_are_refused() -> None:
