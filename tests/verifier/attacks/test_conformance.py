@@ -18,7 +18,8 @@ from verifier.attacks.threat import Threat
 
 # Enough work to succeed on a linear classifier with twelve features; names not listed use their defaults.
 SETTINGS: dict[str, dict[str, object]] = {
-    "pgd": {"steps": 80}, "mi-fgsm": {}, "cw-inf": {"steps": 10},
+    "pgd": {"steps": 80}, "mi-fgsm": {}, "cw-inf": {"steps": 10}, "fmn": {"steps": 100}, "ddn": {"steps": 100},
+    "sigma-zero": {"steps": 150},
 }
 ADDITIVE = [n for n, e in ATTACKS.items() if e.kind != "beyond additive" and find_spec(e.where.partition(":")[0])]
 NORMS = {"inf": math.inf, "2": 2.0, "1": 1.0, "0": 0.0}
