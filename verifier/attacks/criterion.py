@@ -33,6 +33,9 @@ class Criterion(ABC):
     def index(self, chosen: Tensor) -> Criterion:
         """The criterion of some examples, in that order."""
 
+    def check_outputs(self, outputs: int) -> None:  # noqa: B027  (most criteria ask for nothing)
+        """Raises ValueError where the criterion cannot be read off this many outputs."""
+
 
 @dataclass(frozen=True, eq=False)
 class Misclassified(Criterion):
@@ -64,6 +67,14 @@ class Misclassified(Criterion):
         others = y.scatter(1, index, -torch.inf).amax(1)
         return value - others if self.target is None else others - value
 
+    def check_outputs(self, outputs: int) -> None:
+        classes = self.label if self.target is None else torch.cat([self.label, self.target])
+        if outputs < 2:
+            raise ValueError(f"classes need at least 2 outputs, the model has {outputs}")
+        if self.batch and (int(classes.min()) < 0 or int(classes.max()) >= outputs):
+            raise ValueError(f"labels and targets must lie in 0 to {outputs - 1}, as the model has {outputs} outputs; "
+                             f"got {int(classes.min())} to {int(classes.max())}")
+
     def index(self, chosen: Tensor) -> Misclassified:
         return Misclassified(self.label[chosen], None if self.target is None else self.target[chosen])
 
@@ -85,7 +96,13 @@ class Deviates(Criterion):
         return self.reference.shape[0]
 
     def margin(self, y: Tensor, x: Tensor, owner: Tensor) -> Tensor:
-        return self.tolerance - (y - self.reference[owner]).abs().flatten(1).amax(1)
+        off = (y - self.reference[owner]).flatten(1)
+        # Not abs(): its slope at the original, where nothing deviates yet, would be zero.
+        return self.tolerance - torch.where(off >= 0, off, -off).amax(1)
+
+    def check_outputs(self, outputs: int) -> None:
+        if self.reference.flatten(1).shape[1] != outputs:
+            raise ValueError(f"the reference has shape {tuple(self.reference.shape)}, the model {outputs} outputs")
 
     def index(self, chosen: Tensor) -> Deviates:
         return Deviates(self.reference[chosen], self.tolerance)

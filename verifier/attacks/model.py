@@ -1,15 +1,15 @@
 """What is attacked: a function from inputs "N *shape" to outputs "N m", with or without gradients.
 
-`as_model` makes one of a `Graph`, an `nn.Module`, an ONNX file that onnxruntime evaluates, or any Python callable. A
-callable gets a NumPy array "N *shape" and returns scores "N m", or integer labels "N": then only attacks that need
-nothing but decisions apply.
+`as_model` makes one of a `Graph`, an `nn.Module`, an ONNX file that onnxruntime evaluates, or any Python callable,
+which gets a NumPy array "N *shape" and returns scores "N m", or integer labels "N" or "N 1": then only attacks that
+need nothing but decisions apply.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from bounds.graph import Graph
 from verifier.witness import OnnxReplayer, ReplayError
+
+AGREEMENT = 1e-4  # of the largest output: float32 sums in another order
 
 
 class Gives(IntEnum):
@@ -81,61 +83,104 @@ class ModuleModel(Model):
         self.entries = 4 * sum(p.numel() for p in module.parameters()) if shape is None else 1 << 16
 
     def __call__(self, x: Tensor) -> Tensor:
-        y: Tensor = self.module(x)
-        return y.flatten(1)
+        y = self.module(x)
+        if not isinstance(y, Tensor) or y.shape[:1] != x.shape[:1]:
+            got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+            raise ModelError(f"the module: expected a tensor with {x.shape[0]} rows of scores, got {got}")
+        return y.reshape(x.shape[0], -1)
 
 
 @dataclass(eq=False)
 class CallableModel(Model):
-    """A plain Python function of NumPy arrays: no gradients."""
+    """A plain Python function of NumPy arrays: no gradients. Whether it gives scores or labels its first answer tells.
+
+    classes: how many labels there are; or named: labels from this number on count as one, which is enough where only
+    smaller ones matter (as those of a criterion). Labels need one of the two. The function gets a copy of the points.
+    """
 
     function: Callable[[NDArray[Any]], Any]
     shape: tuple[int, ...] | None = None
     gives: Gives = Gives.SCORES
-    classes: int | None = None  # needed for labels only: how many there are
+    classes: int | None = None
+    named: int | None = None
     name: str = "the model"
+    _answered: bool = field(default=False, init=False, repr=False)
 
     def __call__(self, x: Tensor) -> Tensor:
         points = x.detach().cpu().numpy()
         try:
-            answer = np.asarray(self.function(points))
+            answer = np.asarray(self.function(points.copy()))
+        except ModelError:
+            raise
         except Exception as error:  # whatever a user's function raises
             raise ModelError(f"{self.name} raised {type(error).__name__}: {error}") from error
         if answer.shape[:1] != points.shape[:1] or answer.dtype.kind not in "fiub":
             raise ModelError(f"{self.name}: expected {points.shape[0]} rows of scores or {points.shape[0]} labels, got "
                              f"{answer.dtype} of shape {answer.shape}")
-        if answer.ndim == 1 and answer.dtype.kind in "iub":
-            return self._one_hot(answer)
-        if self.gives is Gives.LABELS:
-            raise ModelError(f"{self.name}: expected integer labels, got {answer.dtype} of shape {answer.shape}")
+        labels = answer.dtype.kind in "iub" and answer.shape in (points.shape[:1], (len(points), 1))
+        gives = Gives.LABELS if labels else Gives.SCORES
+        if gives is not self.gives and (self._answered or self.gives is Gives.LABELS):
+            raise ModelError(f"{self.name}: expected {'integer ' * (self.gives is Gives.LABELS)}"
+                             f"{self.gives.name.lower()}, got {answer.dtype} of shape {answer.shape}")
+        self.gives, self._answered = gives, True
+        if gives is Gives.LABELS:
+            return self._one_hot(answer.reshape(-1).astype(np.int64)).to(x)
         return torch.from_numpy(answer.reshape(points.shape[0], -1)).to(x)
 
-    def _one_hot(self, labels: NDArray[Any]) -> Tensor:
-        self.gives = Gives.LABELS
-        most = int(labels.max(initial=0))
-        if labels.size and (int(labels.min()) < 0 or (self.classes is not None and most >= self.classes)):
-            raise ModelError(f"{self.name}: labels must lie in 0 to {(self.classes or most + 1) - 1}, got "
-                             f"{int(labels.min())} to {most}")
-        if self.classes is None:
-            raise ModelError(f"{self.name} returns labels: say how many classes there are (classes=...)")
-        return torch.nn.functional.one_hot(torch.from_numpy(labels.astype(np.int64)), self.classes).to(self.dtype)
+    def _one_hot(self, labels: NDArray[np.int64]) -> Tensor:
+        if self.classes is None and self.named is None:
+            raise ModelError(f"{self.name} returns labels: say how many classes there are, "
+                             "as_model(function, classes=...)")
+        least, most = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
+        if least < 0 or (self.classes is not None and most >= self.classes):
+            highest = f" to {self.classes - 1}" if self.classes is not None else ", 1, .."
+            raise ModelError(f"{self.name}: labels must lie in 0{highest}, got {least} to {most}")
+        columns = self.classes
+        if columns is None:
+            assert self.named is not None, "asked above"
+            columns, labels = self.named + 1, labels.clip(max=self.named)
+        return torch.nn.functional.one_hot(torch.from_numpy(labels), columns)
 
 
 class OnnxModel(CallableModel):
-    """An ONNX file as onnxruntime evaluates it, point by point where its batch axis is fixed."""
+    """An ONNX file as onnxruntime evaluates it: whole batches where its batch axis is free, else point by point.
 
-    def __init__(self, replayer: OnnxReplayer, shape: tuple[int, ...]) -> None:
-        def evaluate(x: NDArray[Any]) -> NDArray[Any]:
-            try:
-                return replayer.run(x)
-            except ReplayError as error:
-                raise ModelError(str(error)) from error
+    A file may declare a free axis and yet hold for one point only, or mix its rows: the first batch is compared with
+    its first and last point run alone, and unless they agree to `AGREEMENT` all points are run alone.
+    """
 
-        super().__init__(evaluate, shape, Gives.SCORES, name=replayer.name)
+    def __init__(self, replayer: OnnxReplayer, shape: tuple[int, ...], *, classes: int | None = None,
+                 named: int | None = None) -> None:
+        self.replayer = replayer
+        self._together: bool | None = None  # not known yet
+        super().__init__(self._evaluate, shape, classes=classes, named=named, name=replayer.name)
+
+    def _evaluate(self, x: NDArray[Any]) -> NDArray[Any]:
+        try:
+            if len(x) == 1 or self._together is False:
+                return self.replayer.run(x)
+            if self._together is None:
+                self._together = self._agrees(x)
+            return self.replayer.run_together(x) if self._together else self.replayer.run(x)
+        except ReplayError as error:
+            raise ModelError(str(error)) from error
+
+    def _agrees(self, x: NDArray[Any]) -> bool:
+        try:
+            batch = self.replayer.run_together(x)
+        except ReplayError:  # nothing is lost: every point can be run alone, and what fails there is told
+            return False
+        alone = self.replayer.run(x[[0, -1]])
+        if batch.shape != (len(x), *alone.shape[1:]):
+            return False
+        size = max(1.0, float(np.abs(alone, where=np.isfinite(alone), out=np.zeros_like(alone)).max(initial=0)))
+        return bool(np.allclose(batch[[0, -1]], alone, rtol=0, atol=AGREEMENT * size, equal_nan=True))
 
 
-def as_model(source: Any, *, shape: tuple[int, ...] | None = None, classes: int | None = None) -> Model:
-    """A `Model` of a Graph, an nn.Module, an OnnxReplayer (needs `shape`), or a callable (labels need `classes`)."""
+def as_model(source: Any, *, shape: tuple[int, ...] | None = None, classes: int | None = None,
+             named: int | None = None) -> Model:
+    """A `Model` of a Graph, an nn.Module, an OnnxReplayer (needs `shape`), or a callable. Where labels come back
+    they need `classes` or `named`: see `CallableModel`."""
     if isinstance(source, Model):
         return source
     if isinstance(source, Graph):
@@ -145,7 +190,7 @@ def as_model(source: Any, *, shape: tuple[int, ...] | None = None, classes: int 
     if isinstance(source, OnnxReplayer):
         if shape is None:
             raise ValueError("an ONNX file through onnxruntime needs the shape of one input")
-        return OnnxModel(source, shape)
+        return OnnxModel(source, shape, classes=classes, named=named)
     if callable(source):
-        return CallableModel(source, shape, classes=classes)
+        return CallableModel(source, shape, classes=classes, named=named)
     raise TypeError(f"expected a Graph, a Module, an OnnxReplayer or a callable, got {type(source).__name__}")

@@ -4,7 +4,9 @@ Moves d are counted by the mean of d^2 / (d^2 + sigma), which has a slope everyw
 largest entry, Adam takes the step, and moves below a threshold go back to zero; the threshold rises after a success and
 falls after a failure. Moves are measured in the widest range of an input (in input units where it has no end).
 
-Different from the paper: targets; and the last tenth of the steps drops features one by one (`verifier.attacks.prune`).
+More than in the paper: targets, inputs of any scale, and a random direction where the gradient vanishes. To end with
+steps that drop features one by one, as FMN does here, was no better (medians of 12 and 8 features for 11 and 7.5 on two
+MNIST networks at 200 steps).
 """
 
 from __future__ import annotations
@@ -19,12 +21,10 @@ from torch import Tensor
 from verifier.attacks.base import Attack
 from verifier.attacks.fmn import CHECK, alive, scale
 from verifier.attacks.losses import loss_named
-from verifier.attacks.prune import prune
 from verifier.attacks.run import Run
 
 BETA, SECOND_BETA, ADAM_EPS = 0.9, 0.999, 1e-8
 LAST = 0.1     # share of the step size at the end, along a cosine
-PRUNING = 0.1  # of the steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +59,13 @@ class SigmaZero(Attack):
         def hinge(y: Tensor, x: Tensor, owner: Tensor) -> Tensor:
             return plain(y, x, owner).clamp(max=0)  # a success has only features to lose
 
-        last_steps = int(PRUNING * self.steps)
-        steps = self.steps - last_steps
         room, tiny = run.room, torch.finfo(run.x0.dtype).tiny
         x = run.x0[i]
         unit = room.per_example(scale(room.upper[i] - room.lower[i]))
         mean, square = torch.zeros_like(x), torch.zeros_like(x)
         bar = torch.full_like(unit, self.threshold)
         size = self.step_size
-        for k in range(steps):
+        for k in range(self.steps):
             point = run.gradient(x, i, hinge)
             x0 = run.x0[i]
             move = (point.x - x0) / unit
@@ -78,7 +76,7 @@ class SigmaZero(Attack):
             square = (square * SECOND_BETA).addcmul_(slope, slope, value=1 - SECOND_BETA)
             length = (square / (1 - SECOND_BETA ** (k + 1))).sqrt_().add_(ADAM_EPS)
             x = room.clamp(x0 + (move - size / (1 - BETA ** (k + 1)) * mean / length) * unit, i)
-            size = self.step_size * (LAST + (1 - LAST) * (1 + math.cos(math.pi * k / steps)) / 2)
+            size = self.step_size * (LAST + (1 - LAST) * (1 + math.cos(math.pi * k / self.steps)) / 2)
             bar = (bar + self.rate * size * torch.where(room.per_example(point.met), 1.0, -1.0)).clamp(0, 1)
             x = torch.where((x - x0).abs() < bar * unit, x0, x)
             open_ = ~run.closed[i]
@@ -87,4 +85,3 @@ class SigmaZero(Attack):
             if not i.numel() or (k % CHECK == 0 and run.deadline.passed()):
                 return
         run.evaluate(x, i)
-        prune(run, torch.full_like(run.forward_calls, last_steps), plain)

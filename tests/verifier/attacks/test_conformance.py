@@ -20,6 +20,8 @@ from verifier.attacks.threat import Threat
 SETTINGS: dict[str, dict[str, object]] = {
     "pgd": {"steps": 80}, "mi-fgsm": {}, "cw-inf": {"steps": 10}, "fmn": {"steps": 100}, "ddn": {"steps": 100},
     "sigma-zero": {"steps": 150},
+    "fab": {"steps": 20}, "fab-t": {"steps": 20},
+    "square": {"steps": 600}, "autoattack": {"steps": 20, "queries": 300},
 }
 ADDITIVE = [n for n, e in ATTACKS.items() if e.kind != "beyond additive" and find_spec(e.where.partition(":")[0])]
 NORMS = {"inf": math.inf, "2": 2.0, "1": 1.0, "0": 0.0}

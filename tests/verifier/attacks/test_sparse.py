@@ -1,4 +1,4 @@
-"""Sigma-zero, JSMA and the pruning they share."""
+"""Attacks in l_0: sigma-zero, JSMA, and the pruning at the end of JSMA and FMN."""
 
 from __future__ import annotations
 

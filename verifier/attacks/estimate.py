@@ -1,0 +1,48 @@
+"""Gradients estimated from values: finite differences along given directions, weighted and summed.
+
+With directions whose second moment is the identity (standard normal, random signs, or a basis scaled to that) the
+estimate's mean is the gradient: of linear functions always, of quadratic ones with central differences, of others of a
+smoothed function (Nesterov and Spokoiny 2017, doi:10.1007/s10208-015-9296-2).
+
+Axis legend: P points, one an example; K directions; F features.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from verifier.attacks.losses import Loss
+from verifier.attacks.run import Run
+
+
+def estimated_slope(run: Run, x: Tensor, owner: Tensor, directions: Tensor, width: Tensor, loss: Loss,
+                    value: Tensor | None = None) -> Tensor:
+    """mean_k of (f(x + width u_k) - f(x)) / width * u_k, or with f(x - width u_k) and twice the width: "P *shape".
+
+    x "P *shape", owner "P" (distinct), directions u "P K *shape", width "P". With value "P", which is f at x, forward
+    differences: K queries a point; without, central ones: 2 K. Points are moved into their room first; those that were
+    not evaluated, or gave no finite value, count as no difference.
+    """
+    count = directions.shape[1]
+    scale = width.view(-1, *(1,) * (directions.dim() - 1))
+    move = directions * scale
+    here = x.unsqueeze(1)
+    points = here + move if value is not None else torch.cat([here + move, here - move], 1)
+    who = owner.repeat_interleave(points.shape[1])
+    seen = run.evaluate(points.flatten(0, 1), who)
+    f = loss(seen.y, seen.x, who).view(len(owner), -1)
+    change = f - value.unsqueeze(1) if value is not None else (f[:, :count] - f[:, count:]) / 2
+    weight = torch.nan_to_num(change / width.unsqueeze(1), nan=0.0, posinf=0.0, neginf=0.0)
+    return (weight.unsqueeze(1) @ directions.flatten(2)).view_as(x) / count
+
+
+def feature_size(run: Run, owner: Tensor, share: float) -> Tensor:
+    """How far every free feature moves when they all move alike and the norm is this share of eps: "P"."""
+    room = run.room
+    if room.norm == math.inf:
+        return room.x0.new_full((owner.numel(),), share * room.eps)
+    free = room.free[owner].flatten(1).sum(1).clamp(min=1)
+    return share * room.eps / free.to(room.x0) ** (1 / room.norm)
