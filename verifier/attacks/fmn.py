@@ -177,14 +177,14 @@ def project_l1(move: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:
     size = move.abs().flatten(1)
     end, eps = torch.where(move > 0, high, -low).flatten(1), eps.unsqueeze(1)
     below, above = torch.zeros_like(eps), size.amax(1, keepdim=True)
-    at = below
+    at, rounding = below, 4 * torch.finfo(move.dtype).eps * size.sum(1, keepdim=True)
     for _ in range(THRESHOLD_STEPS):
         rest = (size - at).clamp(min=0)
         over = torch.minimum(rest, end).sum(1, keepdim=True) - eps
+        if bool(((over.abs() <= rounding) | ((over < 0) & (at == 0))).all()):
+            break
         falling = ((rest > 0) & (rest < end)).sum(1, keepdim=True).clamp(min=1)
         below, above = torch.where(over > 0, at, below), torch.where(over > 0, above, at)
-        before, at = at, at + over / falling
+        at = at + over / falling
         at = torch.where((at < below) | (at > above), (below + above) / 2, at)
-        if torch.equal(at, before):
-            break
     return torch.minimum((size - at).clamp(min=0), end).view_as(move) * move.sign()
