@@ -18,7 +18,8 @@ from verifier.attacks.threat import Threat
 
 # Enough work to succeed on a linear classifier with twelve features; names not listed use their defaults.
 SETTINGS: dict[str, dict[str, object]] = {
-    "pgd": {"steps": 80}, "mi-fgsm": {}, "cw-inf": {"steps": 10},
+    "pgd": {"steps": 80}, "mi-fgsm": {}, "cw-inf": {"steps": 10}, "fmn": {"steps": 100}, "ddn": {"steps": 100},
+    "sigma-zero": {"steps": 300},
     "fab": {"steps": 20}, "fab-t": {"steps": 20},
     "square": {"steps": 600}, "autoattack": {"steps": 20, "queries": 300},
 }
