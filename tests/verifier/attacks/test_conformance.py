@@ -19,9 +19,11 @@ from verifier.attacks.threat import Threat
 # Enough work to succeed on a linear classifier with twelve features; names not listed use their defaults.
 SETTINGS: dict[str, dict[str, object]] = {
     "pgd": {"steps": 80}, "mi-fgsm": {}, "cw-inf": {"steps": 10}, "fmn": {"steps": 100}, "ddn": {"steps": 100},
-    "sigma-zero": {"steps": 300},
-    "fab": {"steps": 20}, "fab-t": {"steps": 20},
-    "square": {"steps": 600}, "autoattack": {"steps": 20, "queries": 300},
+    "sigma-zero": {"steps": 300}, "fab": {"steps": 20}, "fab-t": {"steps": 20},
+    "square": {"steps": 600}, "hopskipjump": {"steps": 20}, "zoo": {"steps": 60},
+    "autoattack": {"steps": 20, "queries": 300},
+    # The classifiers of all tests but one are this one in every norm.
+    "transfer": {"surrogate": linear(math.inf).model},
 }
 ADDITIVE = [n for n, e in ATTACKS.items() if e.kind != "beyond additive" and find_spec(e.where.partition(":")[0])]
 NORMS = {"inf": math.inf, "2": 2.0, "1": 1.0, "0": 0.0}
