@@ -15,6 +15,9 @@ from torch import Tensor
 from verifier.property import PropertyTensors
 
 
+TIE = 8  # units of rounding of the largest logit
+
+
 class Criterion(ABC):
     """The success criterion of B examples."""
 
@@ -63,6 +66,10 @@ class Misclassified(Criterion):
         value = y.gather(1, index).squeeze(1)
         others = y.scatter(1, index, -torch.inf).amax(1)
         return value - others if self.target is None else others - value
+
+    def met(self, y: Tensor, x: Tensor, owner: Tensor, margin: Tensor) -> Tensor:
+        """By more than rounding: a batch of another size, summed in another order, must not bring the label back."""
+        return margin < -TIE * torch.finfo(y.dtype).eps * y.abs().amax(1)
 
     def index(self, chosen: Tensor) -> Misclassified:
         return Misclassified(self.label[chosen], None if self.target is None else self.target[chosen])

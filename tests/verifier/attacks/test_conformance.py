@@ -19,7 +19,7 @@ from verifier.attacks.threat import Threat
 # Enough work to succeed on a linear classifier with twelve features; names not listed use their defaults.
 SETTINGS: dict[str, dict[str, object]] = {
     "pgd": {"steps": 80}, "mi-fgsm": {}, "cw-inf": {"steps": 10},
-    "fab": {"steps": 20}, "fab-t": {"steps": 20},
+    "fab": {"steps": 20}, "fab-t": {"steps": 20}, "cw": {"steps": 40},
 }
 ADDITIVE = [n for n, e in ATTACKS.items() if e.kind != "beyond additive" and find_spec(e.where.partition(":")[0])]
 NORMS = {"inf": math.inf, "2": 2.0, "1": 1.0, "0": 0.0}
