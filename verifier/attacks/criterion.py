@@ -14,7 +14,6 @@ from torch import Tensor
 
 from verifier.property import PropertyTensors
 
-
 TIE = 8  # units of rounding of the largest logit
 
 

@@ -20,8 +20,7 @@ from torch import Tensor
 NEWTON_STEPS = 100  # every one uses up at least one feature's room; the most seen with 3,072 features is below 20
 ENDLESS = 1e9     # stands for an infinite room in the order of l_0: the steepest of them first
 CHUNK_ENTRIES = 1 << 18  # rows are taken in chunks that stay in the cache
-GPU_ENDLESS = 1e9     # stands for an infinite room in the order of l_0: the steepest of them first
-CHUNK_ENTRIES = 1 << 26
+GPU_CHUNK_ENTRIES = 1 << 26  # there only the memory of a temporary counts
 
 
 def least_move(slope: Tensor, need: Tensor, low: Tensor, high: Tensor, norm: float) -> Tensor:
