@@ -7,7 +7,7 @@ first order); then it is multiplied by 1 - gamma after a success, and by 1 + gam
 shrink along a cosine.
 
 Different from the paper: the loss counts all other classes (`smooth_margin`; medians on two MNIST networks at 100 steps
-1.03 for 1.05 in l_2 and 6.1 for 6.6 in l_1 on one, 2.02 both and 10.4 for 10.1 on the other); the step is a share of the
+1.03 for 1.05 in l_2 and 6.1 for 6.6 in l_1 on one, 2.02 both and 10.4 for 10.1 on the other); steps are shares of the
 radius, so that but for l_0 nothing depends on the scale of inputs, in l_inf along the signs of the gradient (0.16 for
 0.52); in l_2 points go to the sphere and not only into the ball; in l_1 they are projected onto ball and box together
 (6.6 for 7.7); in l_0 the last tenth of the steps drops features one by one. Left out: warm starts.
