@@ -1,12 +1,14 @@
 """DeepFool: go to the nearest of the linearised boundaries until one is crossed (arXiv:1511.04599).
 
-One Jacobian gives the boundaries towards the candidate classes, `candidates - 1` gradients an iteration. Steps stay in
-the clip range: each is the nearest point of the half-space and the box together (`to_half_space`).
+One Jacobian gives the boundaries towards the candidate classes, `candidates - 1` gradients an iteration.
 
-Different from the paper: the iterations left after the crossing polish the point, one gradient each. The boundary
-is linearised again where the point is, the original is projected onto it, and the point goes part of the way there;
-overshoot and share shrink with the iterations left. On two MNIST networks, 100 iterations, that brought median
-distances from 1.11 to 1.03 and 4.2 to 1.7 (l_2), 0.074 to 0.068 and 0.51 to 0.16 (l_inf).
+Different from the paper: a step is the nearest point of the half-space and the clip range together (`to_half_space`),
+and the iterations left after the crossing polish the point, one gradient each. For the polish the boundary is
+linearised where the point is, the original is projected onto it, and the point goes part of the way there; overshoot
+and share shrink with the iterations left. Median distances on two MNIST networks, 100 iterations, without polish and
+with it: 1.20 and 1.03, 17 and 1.7 (l_2); 0.079 and 0.068, 0.86 and 0.16 (l_inf). Steps that are clipped only afterwards
+cross nearer by (1.11 and 4.1; 0.074 and 0.45) for five times the gradients on the first network, and the polish then
+ends no nearer, or further off (3.9 for 1.7).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from verifier.attacks.fmn import alive
 from verifier.attacks.losses import Loss, loss_named
 from verifier.attacks.run import Run
 
-NEWTON_STEPS = 12  # pieces of the linear path to a half-space that end at one bound or another, at most passed
+NEWTON_STEPS = 12  # along the path to a half-space, whose slope changes where a feature reaches its end
 SHARE, PAST, LAST = 0.5, 0.2, 0.05  # of the polish: the way to go, the overshoot, and shares of both at the end
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from verifier.attacks.losses import Loss
 from verifier.attacks.run import Run
 
-TRIES = 3  # gradients spent on one set of features: further ones found next to nothing
+TRIES = 3  # gradients spent on one set of features before another is dropped
 
 
 def prune(run: Run, left: Tensor, loss: Loss) -> None:
