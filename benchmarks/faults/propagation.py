@@ -112,7 +112,7 @@ FAULTS = (
           "radius = radius + distance * (1 + 1e-12) + radius * 1e-15", "radius = radius + 0 * distance", SETS),
     Fault("ball-end-rounded-down", "bounds/sets.py", "rounding",
           "the upper ends of the box around a ball are rounded down",
-          "_add(centre.double(), reach, down=False)", "_add(centre.double(), reach, down=True)", SETS),
+          "add_rounded(centre.double(), reach, down=False)", "add_rounded(centre.double(), reach, down=True)", SETS),
     Fault("scale-forgotten", "bounds/sets.py", "unsound",
           "rows over a scaled ball are minimised as if it had no scale",
           "scaled = a if self.scale is None else a * self._rows(self.scale, owner).flatten(1)", "scaled = a", SETS),
