@@ -68,6 +68,9 @@ class GraphModel(Model):
         self.entries = sum(int(np.prod(node.shape)) for node in graph.nodes)
 
     def __call__(self, x: Tensor) -> Tensor:
+        if x.dim() == 4 and x.device.type == "cpu":
+            # Convolutions of a few hundred images and their gradients took a fifth less time so.
+            x = x.to(memory_format=torch.channels_last)  # `contiguous` sees nothing to do for one channel
         return self.graph(x).flatten(1)
 
 

@@ -26,6 +26,7 @@ from verifier.deadline import Deadline
 
 BATCH_ENTRIES = 1 << 23     # activations of one batch, all layers (32 MiB of float32)
 BOUNDARY_STEPS = 12         # evaluations of the search back to the boundary
+NEARLY = 1e-4               # of a distance: more than float32 loses in it
 FIRST_SHARE, SHARE_GROWTH = 1 / 64, 8.0  # of the distance that its first step gives up, and how much more the next
 
 
@@ -160,11 +161,12 @@ class Run:
         self._count(self.backward_calls, owner)
         with torch.no_grad():
             scores = self._judged(x, y, owner)
-            finite = torch.isfinite(slope).flatten(1).all(1)
-            if not bool(finite.all()):
+            size = torch.linalg.vector_norm(slope.flatten(1), ord=1, dim=1)  # one pass shows what is zero or not finite
+            if not bool(torch.isfinite(size).all()) and not bool(torch.isfinite(slope).all()):
                 self.note("some gradients are not finite; they count as zero")
                 slope = torch.nan_to_num(slope, nan=0.0, posinf=0.0, neginf=0.0)
-            self._count(self.zero_slopes, owner[(slope == 0).flatten(1).all(1)])
+                size = torch.linalg.vector_norm(slope.flatten(1), ord=1, dim=1)
+            self._count(self.zero_slopes, owner[size == 0])
             if self.fosc_stop is not None:
                 self._stop_stationary(x, owner, slope, self.fosc_stop)
         return Slopes(scores.x, scores.y, scores.margin, scores.met, value, slope)
@@ -251,9 +253,15 @@ class Run:
         return Scores(x, y, margin, met)
 
     def _record(self, x: Tensor, owner: Tensor, margin: Tensor, met: Tensor) -> None:
-        self.last[owner] = x
+        if self.room.of(self.last, owner) is self.last:
+            self.last = x
+        else:
+            self.last[owner] = x
         if self.minimum_norm:
-            far = met.nonzero().flatten()
+            # What the dtype at hand shows to be no nearer needs no exact distance.
+            rough = self.room.norm_of(x, owner)
+            far = (met & (rough <= self.key[owner] * (1 + NEARLY))).nonzero().flatten()
+            self.success[owner[met]] = True
             if not far.numel():
                 return
             x, owner, margin, met = x[far], owner[far], margin[far], met[far]

@@ -93,17 +93,31 @@ class Room:
         """bool "B *shape": features that may move."""
         return self.lower < self.upper
 
+    @cached_property
+    def _everyone(self) -> Tensor:
+        return torch.arange(self.x0.shape[0], device=self.x0.device)
+
+    def of(self, t: Tensor, owner: Tensor) -> Tensor:
+        """Rows of a tensor of examples that go with points: t itself, uncopied, where there is one point for each."""
+        whole = owner.shape == self._everyone.shape and torch.equal(owner, self._everyone)
+        return t if whole else t[owner]
+
     def per_example(self, t: Tensor) -> Tensor:
         """"P" as "P 1 .. 1", to go with points."""
         return t.view(-1, *(1,) * (self.x0.dim() - 1))
 
     def distance(self, x: Tensor, owner: Tensor) -> Tensor:
         """How far points "P *shape" are from their originals: float64 "P", rounded up."""
-        return distance(x.double() - self.x0[owner].double(), self.norm)
+        return distance(x.double() - self.of(self.x0, owner).double(), self.norm)
+
+    def norm_of(self, x: Tensor, owner: Tensor) -> Tensor:
+        """The distance in the dtype of x, as computed: "P"."""
+        move = (x - self.of(self.x0, owner)).flatten(1)
+        return torch.linalg.vector_norm(move, ord=self.norm, dim=1)
 
     def clamp(self, x: Tensor, owner: Tensor) -> Tensor:
         """Into the box."""
-        return torch.minimum(torch.maximum(x, self.lower[owner]), self.upper[owner])
+        return torch.minimum(torch.maximum(x, self.of(self.lower, owner)), self.of(self.upper, owner))
 
     def project(self, x: Tensor, owner: Tensor) -> Tensor:
         """A point of the set near x: into the ball, then into the box (which, holding x0, moves nothing outward)."""
@@ -117,7 +131,7 @@ class Room:
 
         Up to rounding, and for l_1 nearest in ball and box together.
         """
-        x0 = self.x0[owner]
+        x0 = self.of(self.x0, owner)
         if self.norm == math.inf:
             move = x.double() - x0.double()
             limit = self.per_example(radius)
@@ -137,12 +151,12 @@ class Room:
         return x
 
     def _pulled(self, x: Tensor, owner: Tensor, far: Tensor, radius: Tensor) -> Tensor:
-        x0 = self.x0[owner]
+        x0 = self.of(self.x0, owner)
         move = x - x0
         if self.norm == 2.0:
             y = self.clamp(x0 + move * self.per_example(radius / far).to(x), owner)
         else:
-            low, high = self.lower[owner] - x0, self.upper[owner] - x0
+            low, high = self.of(self.lower, owner) - x0, self.of(self.upper, owner) - x0
             y = self.clamp(x0 + soft_threshold(move, radius.to(x), low, high), owner)
         unit = torch.finfo(x.dtype).eps
         for k in range(SHRINKINGS):
