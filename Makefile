@@ -9,7 +9,11 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 TEST_JOBS ?= 2
 TEST_ENV := OMP_NUM_THREADS=1
 
-.PHONY: demo test lint bench clean
+# The attacks of other libraries, for benchmarks alone: their pins must not touch ours.
+PEERS := .venv-peers
+PEERS_PIP = $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint bench peers clean
 
 demo: $(VENV)/.base
 	$(BIN)/rmax demo
@@ -26,8 +30,10 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/calibration.py --out out/calibration.json
 	$(BIN)/python benchmarks/tightness.py --out out/tightness.json
 
+peers: $(PEERS)/.installed
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info
 
 # A stamp file a set of extras; each depends on the files that name the versions.
 $(VENV)/.base: $(INPUTS)
@@ -42,4 +48,11 @@ $(VENV)/.test: $(VENV)/.base
 
 $(VENV)/.lint: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,lint]"
+	touch $@
+
+$(PEERS)/.installed: benchmarks/peers/requirements.txt benchmarks/peers/libraries.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS_PIP) "$$(grep '^torch==' benchmarks/peers/requirements.txt)"
+	$(PEERS_PIP) -r benchmarks/peers/requirements.txt
+	$(PEERS_PIP) --no-deps -r benchmarks/peers/libraries.txt
 	touch $@

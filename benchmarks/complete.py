@@ -64,14 +64,16 @@ def families_in(root: Path) -> list[str]:
     return sorted(path.parent.name for path in root.glob("*/instances.csv"))
 
 
-def tasks_of(root: Path, families: Iterable[str], *, limit_s: float, match: str = "", first: int | None = None
-             ) -> list[Task]:
-    """The instances whose names contain `match`, at most `first` a family, each with the same limit."""
+def tasks_of(root: Path, families: Iterable[str], *, limit_s: float, match: str = "", first: int | None = None,
+             verdict: str | None = None) -> list[Task]:
+    """The instances whose names contain `match` and whose published verdict is `verdict`, at most `first` a family,
+    each with the same limit."""
     from verifier.sweep import read_instances
     tasks = []
     for family in families:
+        known = {} if verdict is None else published(root, [family])
         found = [Task(family, i.onnx, i.vnnlib, limit_s) for i in read_instances(root / family / "instances.csv")]
-        tasks += [t for t in found if match in " ".join(t.key)][:first]
+        tasks += [t for t in found if match in " ".join(t.key) and verdict in (None, known.get(t.key))][:first]
     return tasks
 
 
@@ -417,6 +419,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--time-limit", type=float, default=60.0, metavar="S", help="seconds an instance [60]; with --peers "
                    "the largest cap of a tool on it counts instead")
     p.add_argument("--match", default="", metavar="TEXT", help="only instances with it in \"FAMILY NET SPEC\"")
+    p.add_argument("--verdict", metavar="WORD", help="only instances with this published verdict: sat, unsat, unknown")
     p.add_argument("--limit", type=int, metavar="N", help="only the first N instances of each family")
     p.add_argument("--peers", type=Path, nargs="?", const=shared / "peers", metavar="FOLDER",
                    help="run the instances of FOLDER/cpu_baseline.csv, and compare")
@@ -441,7 +444,7 @@ def chosen(arguments: argparse.Namespace) -> tuple[list[Task], list[Peer]]:
         raise SystemExit(f"--families: {', '.join(unknown)} not in {arguments.root}, which has {', '.join(families)}")
     if arguments.peers is None:
         tasks = tasks_of(arguments.root, asked, limit_s=arguments.time_limit, match=arguments.match,
-                         first=arguments.limit)
+                         first=arguments.limit, verdict=arguments.verdict)
         return tasks, []
     path = arguments.peers / "cpu_baseline.csv"
     if not path.is_file():

@@ -33,6 +33,7 @@ SHOWN = 6  # images shipped with the package
 EPS = {"small": "0.02", "middle": "0.06", "large": "0.2"}
 QUESTIONS = (("mlp", 0), ("mlp", 1), ("mlp", 2), ("cnn", 0), ("cnn", 3), ("cnn", 4))
 TIMEOUT_S = 20
+IO_NAMES = ("image", "scores")
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -84,16 +85,17 @@ def accuracy(net: nn.Module, x: Tensor, y: Tensor) -> float:
         return float((net(x).argmax(1) == y).float().mean())
 
 
-def to_onnx(net: nn.Sequential, name: str) -> onnx.ModelProto:
-    """The module as ONNX: one node a layer, a named batch axis."""
-    nodes, weights, current = [], [], "image"
+def to_onnx(net: nn.Sequential, name: str, *, shape: tuple[int, ...] = (1, 8, 8), ends: tuple[str, str] = IO_NAMES,
+            producer: str = "benchmarks/make_examples.py") -> onnx.ModelProto:
+    """The module as ONNX: one node a layer, a named batch axis; `ends` names its input and its output of ten scores."""
+    nodes, weights, current = [], [], ends[0]
 
     def stored(tensor: Tensor, label: str) -> str:
         weights.append(numpy_helper.from_array(tensor.detach().numpy(), label))
         return label
 
     for i, layer in enumerate(net):
-        result = f"layer{i}" if i < len(net) - 1 else "scores"
+        result = f"layer{i}" if i < len(net) - 1 else ends[1]
         if isinstance(layer, nn.Linear):
             inputs = [current, stored(layer.weight, f"weight{i}"), stored(layer.bias, f"bias{i}")]
             nodes.append(helper.make_node("Gemm", inputs, [result], f"gemm{i}", transB=1))
@@ -109,11 +111,11 @@ def to_onnx(net: nn.Sequential, name: str) -> onnx.ModelProto:
             raise TypeError(f"no ONNX node for {layer}")
         current = result
     graph = helper.make_graph(
-        nodes, f"digits_{name}",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 1, 8, 8])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 10])], weights)
+        nodes, name,
+        [helper.make_tensor_value_info(ends[0], TensorProto.FLOAT, ["batch", *shape])],
+        [helper.make_tensor_value_info(ends[1], TensorProto.FLOAT, ["batch", 10])], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8,
-                              producer_name="benchmarks/make_examples.py")
+                              producer_name=producer)
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -149,7 +151,7 @@ def main() -> None:
         print(f"digits_{name}: {sum(p.numel() for p in net.parameters())} parameters, trained in {seconds:.0f} s, "
               f"accuracy {accuracy(net, test_x, test_y):.3f}, under PGD at 0.06 {attacked:.3f} "
               f"on {len(test_y)} test images")
-        onnx.save(to_onnx(net, name), out / f"digits_{name}.onnx")
+        onnx.save(to_onnx(net, f"digits_{name}"), out / f"digits_{name}.onnx")
 
     right = torch.stack([net(test_x).argmax(1) == test_y for net in nets.values()]).all(0)
     chosen: list[int] = []

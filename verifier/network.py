@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from bounds.files import existing
+from bounds.files import existing, read_bytes
 from bounds.graph import Graph
 from bounds.graph.from_onnx.file import load_bytes
 from verifier.witness import OnnxReplayer
@@ -42,6 +43,11 @@ class Network:
     @cached_property
     def replayer(self) -> OnnxReplayer:
         return OnnxReplayer(self.path, unpacked=self.unpacked)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the file's unpacked bytes."""
+        return hashlib.sha256(self.unpacked if self.unpacked is not None else read_bytes(self.path)).hexdigest()
 
     @property
     def bytes(self) -> int:

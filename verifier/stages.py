@@ -334,21 +334,22 @@ def margin_loss(problem: Problem) -> float | None:
 BRIEF = Falsifier(restarts=4, steps=12, rounds=1, samples=64, time_limit_s=1.0)
 MIDDLE = Falsifier(restarts=24, steps=40, rounds=1)
 LONG = Falsifier(restarts=48, steps=100, rounds=3, samples=1024)
+ENDLESS = Falsifier(restarts=48, steps=100, rounds=1 << 30, samples=1024, time_limit_s=math.inf)
 
 
 def check_method(method: str, branching: str) -> None:
     """Refuse what is no method's or no rule's name."""
     if branching not in BRANCHING:
         raise ValueError(f"branching must be one of {', '.join(BRANCHING)}, got {branching!r}")
-    if method not in ("auto", "bab", "milp", *METHODS):
-        raise ValueError(f"method must be auto, bab, milp or one of {', '.join(METHODS)}, got {method!r}")
+    if method not in ("auto", "attack", "bab", "milp", *METHODS):
+        raise ValueError(f"method must be auto, attack, bab, milp or one of {', '.join(METHODS)}, got {method!r}")
 
 
 def stages_for(method: str, problem: Problem, branching: str = BRANCHING[0], solver: str = "highs",
                evidence: Evidence | None = None) -> Sequence[Stage]:
-    """The strategy of a method name: "auto", "bab" (branch and bound after CROWN), "milp" (after alpha-CROWN,
-    by `solver`), or one bound method alone (then no attack either). evidence: with ROUNDED, stages that do not account
-    for rounding are left out, where others do."""
+    """The strategy of a method name: "auto", "attack" (nothing is proved), "bab" (branch and bound after CROWN), "milp"
+    (after alpha-CROWN, by `solver`), or one bound method alone (then no attack either). evidence: with ROUNDED, stages
+    that do not account for rounding are left out, where others do."""
     stages = _stages_for(method, problem, branching, solver)
     if problem.claim is Claim.REAL and evidence is not Evidence.ROUNDED:
         return stages
@@ -362,6 +363,8 @@ def stages_for(method: str, problem: Problem, branching: str = BRANCHING[0], sol
 def _stages_for(method: str, problem: Problem, branching: str, solver: str) -> Sequence[Stage]:
     if method in METHODS:
         return (BoundStage(method),)
+    if method == "attack":
+        return AttackStage("pgd-brief", BRIEF), AttackStage("pgd-long", ENDLESS)
     if method == "milp":
         from milp.solvers import mixed_solver
         from verifier.milp_stage import MilpStage  # scipy's sparse matrices take their time to import

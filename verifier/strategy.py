@@ -219,7 +219,7 @@ def check_claim(claim: Claim, method: str, evidence: Evidence | None, proof: boo
     """Refuse what cannot speak about float32."""
     if claim is Claim.REAL:
         return
-    known = ("auto", "bab", *PRICED_METHODS)
+    known = ("auto", "attack", "bab", *PRICED_METHODS)
     if method not in known:
         raise ValueError(f"claim float32: method {method} knows nothing of float32's rounding; use one of "
                          f"{', '.join(known)}")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from verifier.store import Row, SettingsDiffer, Store, read_results
+from verifier.run_folder import SettingsDiffer
+from verifier.store import Row, Store, read_results
 
 SETTINGS = {"time limit": 5.0, "method": "auto"}
 

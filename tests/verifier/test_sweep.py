@@ -18,7 +18,8 @@ from tests.verifier.models import absolute_value, spec
 from verifier import verify as real_verify
 from verifier.cli import run
 from verifier.network import NetworkCache
-from verifier.store import Store, UnusableStore, read_results
+from verifier.run_folder import UnusableStore
+from verifier.store import Store, read_results
 from verifier.sweep import InvalidInstances, read_expected, read_instances, sweep
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -40,6 +40,7 @@ class AttackResult:
     distance: of a point that meets it, in the threat's norm (float64, rounded up; else inf). margin: of x.
     fosc: the stationarity gap of the cross-entropy at x (NaN where not asked for or undefined). not_finite: whether
     outputs were NaN or infinite on the way; complete: false where time ran out first.
+    fell_in: the stage of an ensemble that succeeded (its `stage_names`), else -1.
     """
 
     x: Tensor
@@ -53,6 +54,7 @@ class AttackResult:
     fosc: Tensor
     not_finite: Tensor
     complete: Tensor
+    fell_in: Tensor
     time_s: float
     notes: tuple[str, ...] = ()
 
@@ -64,7 +66,7 @@ class AttackResult:
 
 
 TENSORS = ("x", "last", "success", "distance", "margin", "forward_calls", "backward_calls", "zero_slopes", "fosc",
-           "not_finite", "complete")
+           "not_finite", "complete", "fell_in")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +75,22 @@ class Attack(ABC):
 
     norms: those it works in. minimum_norm: it looks for the nearest success (a finite eps then only says which count),
     else for any inside eps; not additive: what limits it are its own settings, as an angle, and eps says which count.
-    needs: what it must know of the model. Its paper stands in `verifier.attacks.registry`.
+    together: one batch holds all examples, which share what it finds. needs: what it must know of the model. Its paper
+    stands in `verifier.attacks.registry`.
     """
 
     name: ClassVar[str]
     norms: ClassVar[tuple[float, ...]]
     minimum_norm: ClassVar[bool] = False
     additive: ClassVar[bool] = True
+    together: ClassVar[bool] = False
     needs: ClassVar[Gives] = Gives.GRADIENTS
     points: ClassVar[int] = 1  # that it evaluates at once for each example, roughly
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """What an ensemble consists of."""
+        return ()
 
     @abstractmethod
     def propose(self, run: Run) -> None:
@@ -110,9 +119,9 @@ class Attack(ABC):
         deadline = deadline or Deadline.starting_now()
         ids = torch.arange(x.shape[0]) if ids is None else ids
         size = batch or max(1, min(MOST_EXAMPLES, (1 << 23) // max(1, network.entries * self.points)))
-        limited = threat.around(x)
-        anywhere = self.minimum_norm or not self.additive
-        rooms = Threat(threat.norm, math.inf, threat.clip, threat.mask).around(x) if anywhere else limited
+        size = max(1, x.shape[0]) if self.together else size
+        limited, anywhere = threat.around(x), Threat(threat.norm, math.inf, threat.clip, threat.mask).around(x)
+        rooms = anywhere if self.minimum_norm or not self.additive else limited
         parts: list[AttackResult] = []
         fallen = 0
         for i in range(0, x.shape[0], size):
@@ -124,7 +133,7 @@ class Attack(ABC):
 
             run = Run(network, rooms.index(chosen), criterion.index(chosen),
                       Draws(seed, ids[chosen.cpu()].to(x.device)), self.minimum_norm, queries, deadline, early_stop,
-                      fosc_stop, tick, x if pool is None else pool.to(x))
+                      fosc_stop, tick, anywhere.index(chosen), x if pool is None else pool.to(x))
             if not deadline.passed():
                 run.begin()
                 self._check_knowledge(network.gives, criterion)  # a function's first answer tells what it gives
@@ -167,7 +176,7 @@ class Attack(ABC):
         complete = torch.full_like(run.success, not run.deadline.passed()) | run.closed
         return AttackResult(x, run.last, run.success & (reached <= eps), torch.where(run.success, reached, none),
                             run.margin, run.forward_calls, run.backward_calls, run.zero_slopes, gap, run.not_finite,
-                            complete, 0.0, tuple(run.notes))
+                            complete, run.fell_in, 0.0, tuple(run.notes))
 
 
 def _final_gap(run: Run, x: Tensor, room: Room) -> Tensor:
@@ -198,4 +207,4 @@ def norm_name(p: float) -> str:
 def _nothing(x: Tensor) -> AttackResult:
     none = torch.zeros(0, device=x.device)
     flags, calls = none.bool(), none.long()
-    return AttackResult(x, x, flags, none.double(), none, calls, calls, calls, none, flags, flags, 0.0)
+    return AttackResult(x, x, flags, none.double(), none, calls, calls, calls, none, flags, flags, calls, 0.0)

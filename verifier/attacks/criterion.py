@@ -96,7 +96,9 @@ class Deviates(Criterion):
         return self.reference.shape[0]
 
     def margin(self, y: Tensor, x: Tensor, owner: Tensor) -> Tensor:
-        return self.tolerance - (y - self.reference[owner]).abs().flatten(1).amax(1)
+        off = (y - self.reference[owner]).flatten(1)
+        # Not abs(): its slope at the original, where nothing deviates yet, would be zero.
+        return self.tolerance - torch.where(off >= 0, off, -off).amax(1)
 
     def check_outputs(self, outputs: int) -> None:
         if self.reference.flatten(1).shape[1] != outputs:

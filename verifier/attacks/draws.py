@@ -41,6 +41,12 @@ class Draws:
         self._key = _mixed((ids.long() + 1) * GOLDEN ^ keys)
         self._count = torch.zeros_like(self._key)
 
+    def index(self, chosen: Tensor) -> Draws:
+        """Streams of some examples, which go on from here by themselves."""
+        part = Draws.__new__(Draws)
+        part._key, part._count = self._key[chosen], self._count[chosen].clone()
+        return part
+
     def _words(self, owner: Tensor, size: Sequence[int]) -> Tensor:
         """The next 64-bit words of some distinct examples: "P" -> "P *size"."""
         count = math.prod(size)

@@ -64,9 +64,9 @@ ATTACKS = {
     "flow": _entry("flow:Flow", "inf 2 1 0", BEYOND, "spatial flow", "arXiv:1801.02612"),
     "uap": _entry("universal:Universal", "inf 2 1", BEYOND, "one perturbation for all inputs", "arXiv:1610.08401"),
     "guap": _entry("guap:CombinedUniversal", "inf", BEYOND, "one flow and one perturbation for all inputs",
-                   "arXiv:2010.01506"),
+                   "arXiv:2010.07788"),
     "smooth-mask": _entry("smooth_mask:SmoothMask", "inf 2 1", BEYOND, "few pixels, chosen by smoothed gradients",
-                          "arXiv:1706.03825, arXiv:2110.07831"),
+                          "arXiv:1706.03825, arXiv:2101.00989"),
     "autoattack": _entry("autoattack:AutoAttack", "inf 2 1", ENSEMBLE, "the standard ensemble", "arXiv:2003.01690"),
 }
 

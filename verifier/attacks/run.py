@@ -61,6 +61,7 @@ class Run:
     early_stop: bool = True             # close an example of a fixed budget when it falls
     fosc_stop: float | None = None      # close an example when its gradient's stationarity gap is at most this
     tick: Callable[[Run], None] | None = None
+    anywhere: Room = None  # type: ignore[assignment]  # the same without its ball; `room` where not given
     pool: Tensor | None = None          # inputs "N *shape" among which decision-based attacks may look for a start
 
     def __post_init__(self) -> None:
@@ -77,8 +78,10 @@ class Run:
         self.backward_calls = torch.zeros(count, dtype=torch.long, device=where)
         self.zero_slopes = torch.zeros(count, dtype=torch.long, device=where)
         self.fosc = torch.full((count,), math.nan, dtype=x0.dtype, device=where)
+        self.fell_in = torch.full((count,), -1, dtype=torch.long, device=where)  # stage of an ensemble
         self.notes: list[str] = []
-        self._outputs_seen: int | None = None
+        self.anywhere = self.anywhere or self.room
+        self.y0 = x0.new_zeros(count, 0)  # outputs at the originals
 
     # ------------------------------------------------------------------ facts
 
@@ -101,8 +104,7 @@ class Run:
     @property
     def outputs(self) -> int:
         """How many outputs the model has."""
-        assert self._outputs_seen is not None, "the originals are evaluated first"
-        return self._outputs_seen
+        return self.y0.shape[1]
 
     def points_at_once(self) -> int:
         return max(1, BATCH_ENTRIES // max(1, self.model.entries))
@@ -124,6 +126,7 @@ class Run:
         """Evaluate the originals: those that succeed as they are need no attack; without a radius there is none."""
         everything = torch.arange(self.batch, device=self.x.device)
         scores = self.evaluate(self.x0, everything)
+        self.y0 = scores.y
         self.closed |= scores.met & (self.minimum_norm or self.early_stop)
         if self.room.eps == 0 or not bool(self.room.free.any()):
             self.closed[:] = True
@@ -196,11 +199,10 @@ class Run:
         if y.dim() != 2 or y.shape[0] != x.shape[0]:
             raise ModelError(f"the model returned shape {tuple(y.shape)} for {x.shape[0]} inputs; expected "
                              f"({x.shape[0]}, outputs)")
-        if self._outputs_seen is None:
+        if not self.y0.shape[1]:
             self.criterion.check_outputs(y.shape[1])
-            self._outputs_seen = y.shape[1]
-        if self._outputs_seen != y.shape[1]:
-            raise ModelError(f"the model returned {self._outputs_seen} outputs first and {y.shape[1]} later")
+        elif self.y0.shape[1] != y.shape[1]:
+            raise ModelError(f"the model returned {self.y0.shape[1]} outputs first and {y.shape[1]} later")
         return y
 
     def _allowed(self, owner: Tensor) -> Tensor | None:
@@ -225,7 +227,7 @@ class Run:
         self.closed |= self.forward_calls >= limit
         if done is not None and at.numel() == x.shape[0]:
             return done
-        outputs = self._outputs_seen or 1
+        outputs = max(1, self.y0.shape[1])
         y, margin = x.new_full((x.shape[0], outputs), math.nan), x.new_full((x.shape[0],), math.inf)
         met = torch.zeros_like(allowed)
         if done is not None:
@@ -268,6 +270,14 @@ class Run:
         self.success[owner[met]] = True
         if self.early_stop and not self.minimum_norm:
             self.closed |= self.success
+
+    def adopt(self, i: Tensor, x: Tensor, margin: Tensor) -> None:
+        """Take over successes of examples `i` that another run over the same examples judged; x lies in their rooms."""
+        self.x[i], self.margin[i] = x, margin
+        self.key[i] = margin.double().clamp(max=0) - 1
+        self.success[i] = True
+        if self.early_stop:
+            self.closed[i] = True
 
     def _stop_stationary(self, x: Tensor, owner: Tensor, slope: Tensor, least: float) -> None:
         gap = stationarity_gap(slope, x, self.room, owner)

@@ -1,4 +1,4 @@
-"""Directions of ascent, random starts, linear maximisation: what sets one norm's gradient attack apart from another's."""
+"""Directions of ascent, random starts, linear maximisation: what sets one norm's gradient attack apart from others."""
 
 from __future__ import annotations
 

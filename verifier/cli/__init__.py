@@ -25,9 +25,10 @@ BUILT_IN = {
     "check": ("verifier.cli.check:command", "Accept or refuse a proof file, independently of the search."),
     "bounds": ("verifier.cli.bounds:command", "Bound the outputs, one row a method, with times."),
     "sweep": ("verifier.cli.sweep:command", "Verify a whole benchmark: a CSV of networks and properties."),
+    "attack": ("verifier.cli.attack:command", "Attack a network on a data set: how robust does it look?"),
     "demo": ("verifier.cli.demo:command", "Prove and attack the bundled digit networks, offline."),
 }
-PLANNED = ("radius", "lipschitz", "attack", "train", "evaluate", "report")
+PLANNED = ("radius", "lipschitz", "train", "evaluate", "report")
 
 EXIT_WRONG_USE = 2
 EXIT_UNKNOWN = 3

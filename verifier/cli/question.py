@@ -7,22 +7,19 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 import click
 import numpy as np
 
 from verifier.cli.errors import BadInput, not_built, reading
+from verifier.data import UNREADABLE_ARRAY
 
 if TYPE_CHECKING:
     from verifier.branch_and_bound.recorder import ProofTarget
     from verifier.network import Network
     from verifier.property import Property
 
-# A damaged header is parsed as Python, and a file that begins like an archive is opened as one.
-UNREADABLE_ARRAY = (ValueError, EOFError, SyntaxError, TypeError, OverflowError, TokenError, BadZipFile)
 NORMS = {"inf": math.inf, "2": 2.0, "1": 1.0}
 
 
@@ -114,10 +111,7 @@ def read_property(flags: PropertyFlags, network: Network) -> Property:
         raise BadInput(f"{flags.input}: holds NaN or infinite values")
     mask = None
     if flags.mask is not None:
-        mask = read_array(flags.mask, network.graph.input_shape)
-        if not np.isin(mask, (0, 1)).all():
-            raise BadInput(f"{flags.mask}: a mask holds true and false (or 1 and 0) only")
-        mask = mask.astype(bool)
+        mask = read_mask(flags.mask, network.graph.input_shape)
     with reading(flags.input):
         return robustness(x, flags.label, flags.eps, norm=NORMS[flags.norm or "inf"], clip=flags.clip, mask=mask,
                           classes=outputs, target=flags.target)
@@ -153,6 +147,14 @@ def read_array(path: str, shape: tuple[int, ...]) -> np.ndarray:
     if array.shape not in (shape, (1, *shape)):
         raise BadInput(f"{path}: has shape {array.shape}, the network expects {shape}")
     return array.reshape(shape)
+
+
+def read_mask(path: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Which features may move: bool, the network's input shape."""
+    mask = read_array(path, shape)
+    if not np.isin(mask, (0, 1)).all():
+        raise BadInput(f"{path}: a mask holds true and false (or 1 and 0) only")
+    return mask.astype(bool)
 
 
 def check_device(device: str | None) -> str | None:

@@ -49,7 +49,7 @@ def command(instances: str, time_limit: float | None, out: str | None, resume: b
     folder = Path(out) if out else Path("out") / path.absolute().parent.name
     load_torch()
     check_device(device)
-    from verifier.store import UnusableStore
+    from verifier.run_folder import UnusableStore
     from verifier.sweep import sweep
     progress = Progress()
     with reading(instances):

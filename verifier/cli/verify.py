@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from verifier.strategy import Result
 
 BOUND_METHODS = ("ibp", "zonotope", "fastlin", "crown-ibp", "crown", "alpha-crown", "meet", "lp-last", "lp", "sdp")
-METHODS = ("auto", *BOUND_METHODS, "bab", "milp")
+METHODS = ("auto", "attack", *BOUND_METHODS, "bab", "milp")
 SEED = click.IntRange(0, 2**63 - 1)
 EXIT_CODES = {"verified": 0, "falsified": 1, "unknown": EXIT_UNKNOWN}
 
@@ -48,7 +48,8 @@ Exit codes: 0 verified, 1 falsified, 2 wrong use or unreadable input, 3 unknown.
 @click.option("--time-limit", type=float, default=60.0, show_default=True, metavar="S",
               help="Seconds from process start.")
 @click.option("--method", type=click.Choice(METHODS), default="auto", show_default=True,
-              help="auto: attack, ever tighter bounds, then branch and bound; else that method alone.")
+              help="auto: attack, ever tighter bounds, then branch and bound; attack: only look for counterexamples, "
+                   "until the time is up; else that method alone.")
 @click.option("--branching", type=click.Choice(BRANCHING), default=BRANCHING[0], show_default=True,
               help="How branch and bound chooses splits; babsr and kfsb split neurons only.")
 @click.option("--solver", type=click.Choice(MIXED_SOLVERS), default=MIXED_SOLVERS[0], show_default=True,

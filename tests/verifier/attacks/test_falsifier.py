@@ -17,6 +17,7 @@ from torch import Tensor
 from bounds.graph import Graph
 from bounds.ops.linear import Linear
 from bounds.ops.relu import Relu
+from bounds.ops.sign import Sign
 from tests.bounds.networks import GraphBuilder
 from verifier.attacks.falsifier import Falsifier
 from verifier.attacks.property_search import Outcome, Problem, PropertyAttack
@@ -266,3 +267,31 @@ def test_known_counterexamples_are_found(shared: Path, benchmark: str) -> None:
             found += 1
             assert prop.holds_unsafe(outcome.witness.x.reshape(-1), outcome.witness.y)
     assert found >= min(3, len(rows))
+
+
+def test_binarised_networks_are_searched_through_a_stand_in_gradient() -> None:
+    """Two layers of signs: the true gradient is zero everywhere, and in sixty dimensions samples alone find nothing."""
+    g = torch.Generator().manual_seed(1)
+    build = GraphBuilder((60,), torch.float32)
+    build.add(Linear(torch.randn(80, 60, generator=g), torch.zeros(80)))
+    build.add(Sign())
+    build.add(Linear(torch.randn(2, 80, generator=g), torch.zeros(2)))
+    graph = build.graph()
+    x = torch.randn(40, 60, generator=g)
+    label = graph(x).argmax(1)
+    found, sampled = 0, 0
+    for i in range(40):
+        prop = robustness(x[i].numpy(), int(label[i]), 0.15, classes=2)
+        sampled += least_margin(graph, prop, 2000) <= 0
+        found += run(graph, prop, Falsifier(rounds=1, samples=0), limit_s=60).witness is not None
+    assert found >= sampled + 10, (found, sampled)
+
+
+def test_the_stand_in_slope_is_largest_at_the_jump_and_changes_no_value() -> None:
+    x = torch.tensor([[-2.0, -0.01, 0.0, 0.01, 3.0]], requires_grad=True)
+    y = Sign().forward(x)
+    assert y.tolist() == [[-1.0, -1.0, 0.0, 1.0, 1.0]]
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    assert (slope > 0).all()
+    assert slope.argmax() == 2
+    assert float(slope[0, 0]) < 0.01 * float(slope[0, 2])

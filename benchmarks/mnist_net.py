@@ -1,0 +1,98 @@
+"""Train an MNIST network the ordinary way, with no thought of robustness, and write it to `benchmarks/nets`.
+
+    python benchmarks/mnist_net.py --data-dir ../shared/datasets/mnist
+
+The attacks are compared on it beside the golden network (`golden.py`), which was trained to be certified: both have the
+same layers, so what differs between their figures is training alone. Cross entropy, Adam, the learning rate falls
+to zero along a cosine; no augmentation. One thread and one seed: the same file on one kind of machine. It ends with
+an error, and writes nothing, if the file and the module disagree or too many test images are given a wrong label.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the checkout that this file lies in, installed or not
+
+import numpy as np  # noqa: E402
+import onnxruntime  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from benchmarks.golden import read_idx, read_images  # noqa: E402
+from benchmarks.make_examples import accuracy, to_onnx  # noqa: E402
+
+BATCH = 128
+LEARNING_RATE = 2e-3
+ACCURACY = 0.985   # an ordinary network of this size reaches more; less is a fault of the run
+AGREEMENT = 1e-4   # between onnxruntime and PyTorch, logits of size 10: float32 sums in another order
+
+
+def network() -> nn.Sequential:
+    """The layers of the golden network: 166,406 parameters, 4,804 ReLUs; x "N 1 28 28" in [0, 1] to 10 logits."""
+    return nn.Sequential(nn.Conv2d(1, 16, 4, stride=2, padding=1), nn.ReLU(),
+                         nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.ReLU(), nn.Flatten(),
+                         nn.Linear(32 * 7 * 7, 100), nn.ReLU(), nn.Linear(100, 10))
+
+
+def training_images(folder: Path) -> tuple[Tensor, Tensor]:
+    x = read_idx(folder / "train-images-idx3-ubyte").astype(np.float32)[:, None] / np.float32(255)
+    y = read_idx(folder / "train-labels-idx1-ubyte").astype(np.int64)
+    return torch.from_numpy(x), torch.from_numpy(y)
+
+
+def train(net: nn.Module, x: Tensor, y: Tensor, epochs: int, generator: torch.Generator) -> None:
+    optimiser = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * -(-len(x) // BATCH))
+    for epoch in range(epochs):
+        total = 0.0
+        for rows in torch.randperm(len(x), generator=generator).split(BATCH):
+            optimiser.zero_grad()
+            loss = nn.functional.cross_entropy(net(x[rows]), y[rows])
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            total += float(loss.detach()) * len(rows)
+        print(f"epoch {epoch + 1} of {epochs}: training loss {total / len(x):.4f}", file=sys.stderr)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train an ordinary MNIST network and write it as ONNX.")
+    parser.add_argument("--data-dir", type=Path, default=ROOT.parent / "shared" / "datasets" / "mnist",
+                        help="folder with MNIST's four IDX files, plain or .gz [%(default)s]")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "nets" / "mnist_cnn.onnx")
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(1)  # the same sums on every machine with these versions
+    x, y = training_images(args.data_dir)
+    test_x, test_y = read_images(args.data_dir)
+    net = network()
+    start = time.perf_counter()
+    train(net, x, y, args.epochs, torch.Generator().manual_seed(args.seed))
+    seconds = time.perf_counter() - start
+
+    model = to_onnx(net, "mnist_cnn", shape=(1, 28, 28), ends=("x", "logits"), producer="benchmarks/mnist_net.py")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"x": test_x})
+    (first,) = session.run(None, {"x": test_x[:1]})
+    with torch.no_grad():
+        here = net(torch.from_numpy(test_x)).numpy()
+    difference = max(float(np.abs(logits - here).max()), float(np.abs(first - here[:1]).max()))
+    share = accuracy(net, torch.from_numpy(test_x), torch.from_numpy(test_y))
+    print(f"{sum(p.numel() for p in net.parameters())} parameters, {args.epochs} epochs in {seconds:.0f} s with seed "
+          f"{args.seed}: clean accuracy {share:.2%} on {len(test_y)} test images, "
+          f"largest difference to onnxruntime {difference:.1e}")
+    if difference > AGREEMENT or share < ACCURACY:
+        raise SystemExit(f"nothing written: wanted a difference of at most {AGREEMENT} and accuracy {ACCURACY:.2%}")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_bytes(model.SerializeToString())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,299 @@
+"""`rmax attack`: an attack over a data set, told as it goes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from verifier.attacks.registry import ATTACKS
+from verifier.cli.errors import BadInput, reading, writing
+from verifier.cli.question import check_device, check_writable, read_mask, read_network
+from verifier.cli.startup import load_torch
+from verifier.cli.verify import SEED
+
+if TYPE_CHECKING:
+    from verifier.attacks.base import Attack
+    from verifier.data import DataSet
+    from verifier.example_store import Finished
+    from verifier.network import Network
+
+NORMS = {"inf": math.inf, "2": 2.0, "1": 1.0, "0": 0.0}
+TOLD_EVERY_S = 5.0  # where progress is lines and not one line that renews itself
+
+
+def _listing() -> str:
+    lines = ["\b", "Attacks (norms; source)"]
+    for kind in dict.fromkeys(entry.kind for entry in ATTACKS.values()):
+        lines.append(f"  {kind}")
+        lines += [f"    {name:12s} {e.summary} ({' '.join(e.norms)}; {e.source})"
+                  for name, e in ATTACKS.items() if e.kind == kind]
+    return "\n".join(lines)
+
+
+@click.command(epilog=f"""{_listing()}
+
+\b
+Examples
+  rmax attack net.onnx test.npz --attack pgd --eps 0.1 --clip 0 1
+  rmax attack net.onnx test.npz --attack autoattack --eps 0.1 --clip 0 1 --out out/aa --resume
+  rmax attack net.onnx test.npz --attack fmn --norm 2 --clip 0 1 --picture found.png --json found.jsonl
+  rmax attack net.onnx test.npz --attack square --eps 0.1 --clip 0 1 --queries 1000 --onnxruntime
+
+\b
+test.npz holds x (N, *input shape) and labels y (N,); eps and clip are in the network's input units.
+A line of JSON an example: index, attack, norm, eps, success, distance, calls (gradients), queries (evaluations), ...;
+the last line is the summary. A success was confirmed by onnxruntime on the original file.""")
+@click.argument("net", metavar="NET.onnx")
+@click.argument("data", metavar="DATA.npz")
+@click.option("--attack", "name", type=click.Choice(tuple(ATTACKS)), required=True, metavar="NAME",
+              help="One of those listed below.")
+@click.option("--eps", type=float, metavar="E", help="The radius; a minimum norm needs none (then: which successes "
+              "count).")
+@click.option("--norm", type=click.Choice(tuple(NORMS)), help="Of eps and distance [the attack's first].")
+@click.option("--clip", type=(float, float), metavar="LO HI", help="The range of valid inputs.")
+@click.option("--mask", metavar="M.npy", help="Which features may move (true = may move).")
+@click.option("--target", type=int, metavar="T", help="Make it class T instead of any other class.")
+@click.option("--index", type=int, multiple=True, metavar="I", help="Only this example; may be repeated.")
+@click.option("--count", type=click.IntRange(1), metavar="N", help="Only the first N examples.")
+@click.option("--steps", type=click.IntRange(1), help="Gradients of one run [the attack's own].")
+@click.option("--restarts", type=click.IntRange(1), help="Of attacks with random starts.")
+@click.option("--queries", type=click.IntRange(1), metavar="N", help="Evaluations that an example may cost.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any other setting of the attack.")
+@click.option("--fosc", is_flag=True, help="Also report the stationarity gap of the cross-entropy at the end.")
+@click.option("--onnxruntime", "through_onnx", is_flag=True,
+              help="Evaluate the file through onnxruntime: no gradients, black-box attacks only.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where to compute [cpu].")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of everything random.")
+@click.option("--time-limit", type=float, metavar="S", help="Seconds for all examples [none].")
+@click.option("--out", metavar="RUN", help="Folder that keeps results as they come.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option("--json", "json_out", metavar="OUT|-", help="One JSON object a line, as they come; - for stdout alone.")
+@click.option("--csv", "csv_out", metavar="OUT", help="The same as a table, at the end.")
+@click.option("--examples", metavar="OUT.npz", help="The points found: x, index, y, became, success.")
+@click.option("--picture", metavar="OUT.png", help="Originals, perturbations and results.")
+def command(net: str, data: str, name: str, eps: float | None, norm: str | None, clip: tuple[float, float] | None,
+            mask: str | None, target: int | None, index: tuple[int, ...], count: int | None, steps: int | None,
+            restarts: int | None, queries: int | None, settings: tuple[str, ...], fosc: bool, through_onnx: bool,
+            device: str | None, seed: int, time_limit: float | None, out: str | None, resume: bool,
+            json_out: str | None, csv_out: str | None, examples: str | None, picture: str | None) -> None:
+    """Attack a network on every example of a data set, and say how robust it looks.
+
+    What is found are upper bounds of the safe radius. That nothing is found proves nothing: `rmax verify` does.
+    """
+    if eps is not None and not 0 <= eps < math.inf:
+        raise BadInput(f"--eps must be a number >= 0, got {eps}")
+    if clip is not None and not -math.inf < clip[0] <= clip[1] < math.inf:
+        raise BadInput(f"--clip needs two numbers LO <= HI, got {clip[0]} {clip[1]}")
+    if time_limit is not None and not time_limit > 0:
+        raise BadInput(f"--time-limit must be positive, got {time_limit}")
+    if resume and out is None:
+        raise BadInput("--resume goes on with a run that --out names")
+    if index and count:
+        raise BadInput("--index and --count exclude each other")
+    norm = norm or ATTACKS[name].norms[0]
+    if norm not in ATTACKS[name].norms:
+        raise BadInput(f"--attack {name} works in the norms {', '.join(ATTACKS[name].norms)}, not {norm}")
+    for flag, path in (("--json", json_out), ("--csv", csv_out), ("--examples", examples), ("--picture", picture)):
+        check_writable(flag, path)
+
+    load_torch()
+    import torch
+    check_device(device)
+    attack = _configured(name, settings, steps=steps, restarts=restarts)
+    network = read_network(net)
+    chosen = _data(data, network, index, count)
+    if target is not None and not 0 <= target < math.prod(network.graph.output_shape):
+        raise BadInput(f"--target {target} is out of range: {net} has {math.prod(network.graph.output_shape)} outputs")
+    from verifier.attacks.threat import Threat
+    free = None if mask is None else torch.from_numpy(read_mask(mask, network.graph.input_shape))
+    threat = Threat(NORMS[norm], math.inf if eps is None else eps, clip, free)
+    work = _Work(network, chosen, attack, threat, target=target, seed=seed, queries=queries, fosc=fosc, device=device,
+                 through_onnx=through_onnx)
+    work.run(_out_lines(json_out), out=out, resume=resume, time_limit_s=time_limit, quiet=json_out == "-")
+    _write(work, csv_out, examples, picture)
+
+
+def _configured(name: str, settings: tuple[str, ...], **given: int | None) -> Attack:
+    """The attack with what the flags say. A flag that it has no setting for is wrong use."""
+    from verifier.attacks.registry import attack_class, attack_named
+    values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise BadInput(f"--set expects NAME=VALUE, got {setting!r}")
+        values[key.replace("-", "_")] = _value(text)
+    fields = attack_class(name).__dataclass_fields__
+    for key in values:
+        if key not in fields:
+            raise BadInput(f"--attack {name} has no setting {key}; it has {', '.join(fields) or 'none'}")
+    try:
+        return attack_named(name, **values)
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"--attack {name}: {error}") from error
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _data(path: str, network: Network, index: tuple[int, ...], count: int | None) -> DataSet:
+    from verifier.data import read_data
+    with reading(path):
+        data = read_data(path, network.graph.input_shape, math.prod(network.graph.output_shape))
+        return data.chosen(sorted(set(index)) if index else list(range(min(count or len(data), len(data)))))
+
+
+def _out_lines(json_out: str | None) -> TextIO | None:
+    if json_out is None:
+        return None
+    if json_out == "-":
+        return sys.stdout
+    with writing("--json", json_out):
+        return Path(json_out).open("w", encoding="utf-8")
+
+
+class _Work:
+    """One command under way: what is asked, what is finished, what is told."""
+
+    def __init__(self, network: Network, data: DataSet, attack: Attack, threat: Any, **asked: Any) -> None:
+        self.network, self.data, self.attack, self.threat, self.asked = network, data, attack, threat, asked
+        self.finished: dict[int, Finished] = {}
+        self.notes: list[str] = []
+        self.begin = self.told = time.monotonic()
+        self.live = sys.stderr.isatty()
+
+    def settings(self) -> dict[str, Any]:
+        """What a resumed run must agree on."""
+        mask = self.threat.mask
+        asked = {k: v for k, v in self.asked.items() if k != "device"}
+        return {"attack": repr(self.attack), "norm": str(self.threat.norm), "eps": str(self.threat.eps),
+                "clip": self.threat.clip and list(self.threat.clip), "data": self.data.digest,
+                "mask": None if mask is None else mask.numpy().tobytes().hex(),
+                "network": self.network.digest, **asked}
+
+    def run(self, lines: TextIO | None, *, out: str | None, resume: bool, time_limit_s: float | None,
+            quiet: bool) -> None:
+        from contextlib import nullcontext
+
+        from verifier.attack_data import summary
+        from verifier.example_store import ExampleStore
+        from verifier.run_folder import UnusableStore
+        try:
+            store = None if out is None else ExampleStore(Path(out), self.settings(), resume=resume)
+        except UnusableStore as error:
+            raise BadInput(str(error)) from error
+        interrupted = False
+        with store or nullcontext(), lines if lines not in (None, sys.stdout) else nullcontext():
+            if store is not None:
+                self.finished = store.finished(self.network.graph.input_shape)
+                _print_lines(lines, [record for record, _ in self.finished.values()])
+            try:
+                self._work(store, lines, time_limit_s)
+            except KeyboardInterrupt:
+                interrupted = True
+            self._end_line()
+            total = summary(self.records) | {"attack": self.attack.name, "notes": self.notes,
+                                             "interrupted": interrupted, "left": len(self.data) - len(self.finished),
+                                             "time_s": round(time.monotonic() - self.begin, 3)}
+            _print_lines(lines, [total])
+        for note in self.notes:
+            click.echo(f"note: {note}", err=True)
+        if not quiet:
+            click.echo(self.sentence(total))
+
+    def _work(self, store: Any, lines: TextIO | None, time_limit_s: float | None) -> None:
+        from verifier.attack_data import attack_data
+        from verifier.attacks.model import ModelError
+        from verifier.deadline import Deadline
+        deadline = Deadline.starting_now(time_limit_s or math.inf)
+        try:
+            for piece in attack_data(self.network, self.data, self.attack, self.threat, deadline=deadline,
+                                     skip=set(self.finished), progress=self.tell, **self.asked):
+                complete = [f for f in piece.finished if f[0]["complete"]]
+                if store is not None:
+                    store.record(complete)
+                _print_lines(lines, [record for record, _ in piece.finished])
+                self.finished |= {record["index"]: (record, x) for record, x in piece.finished}
+                self.notes += [note for note in piece.notes if note not in self.notes]
+        except (ValueError, ModelError) as error:  # of what was asked, or of the model: told in a sentence each
+            self._end_line()
+            raise BadInput(" ".join(str(error).split())) from error
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        return [self.finished[i][0] for i in sorted(self.finished)]
+
+    def tell(self, done: int, fallen: int) -> None:
+        """Progress on stderr: one line that renews itself on a terminal, else a line now and then."""
+        now = time.monotonic()
+        if now - self.told < (0.2 if self.live else TOLD_EVERY_S):
+            return
+        self.told = now
+        before = sum(record["success"] for record in self.records)
+        line = (f"{self.attack.name}  done {len(self.finished) + done} of {len(self.data)}  fallen {before + fallen}  "
+                f"elapsed {now - self.begin:.0f} s")
+        click.echo(f"\r\033[K{line}" if self.live else line, err=True, nl=not self.live)
+
+    def _end_line(self) -> None:
+        if self.live:
+            click.echo("\r\033[K", err=True, nl=False)
+
+    def sentence(self, total: dict[str, Any]) -> str:
+        """The result in one line for people."""
+        from verifier.attacks.base import norm_name
+        norm = norm_name(self.threat.norm)
+        where = f"norm {norm}" if math.isinf(self.threat.eps) else f"norm {norm} eps {self.threat.eps:g}"
+        if not total["count"]:
+            return f"{self.attack.name}  {where}  no examples"
+        parts = [f"{self.attack.name}  {where}", f"{total['count']} examples", f"clean {100 * total['clean']:.2f} %"]
+        if math.isinf(self.threat.eps):
+            median = total["median_distance"]
+            parts.append(f"fell {total['fallen']}  median distance {'none' if median is None else f'{median:.6g}'}")
+        else:
+            parts.append(f"standing {100 * total['robust']:.2f} %  fell {total['fallen']}")
+        parts.append(f"gradients {total['calls']}  evaluations {total['queries']}  {total['time_s']:.1f} s")
+        for name, words in (("unconfirmed", "not confirmed by onnxruntime"), ("not_finite", "with NaN or infinity"),
+                            ("incomplete", "cut short"), ("left", "not begun")):
+            if total[name]:
+                parts.append(f"{total[name]} {words}")
+        return ("interrupted  " if total["interrupted"] else "") + "  ".join(parts)
+
+
+def _print_lines(lines: TextIO | None, records: list[dict[str, Any]]) -> None:
+    if lines is not None:
+        for record in records:
+            lines.write(json.dumps(record) + "\n")
+        lines.flush()
+
+
+def _write(work: _Work, csv_out: str | None, examples: str | None, picture: str | None) -> None:
+    import numpy as np
+    done = [work.finished[i] for i in sorted(work.finished)]
+    if csv_out is not None:
+        with writing("--csv", csv_out), Path(csv_out).open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, list(done[0][0]) if done else ["index"])
+            table.writeheader()
+            table.writerows(record for record, _ in done)
+    if examples is not None and done:
+        from verifier.attack_data import arrays
+        with writing("--examples", examples), Path(examples).open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays(done))
+    if picture is not None and done:
+        from verifier.attacks.picture import save_picture
+        places = {int(i): k for k, i in enumerate(work.data.index)}
+        shown = [f for f in done if f[0]["success"]] or done
+        with writing("--picture", picture):
+            save_picture(Path(picture), work.data.x[[places[r["index"]] for r, _ in shown]],
+                         np.stack([x for _, x in shown if x is not None]), [r["label"] for r, _ in shown],
+                         [r["became"] for r, _ in shown],
+                         [math.inf if r["distance"] is None else r["distance"] for r, _ in shown])

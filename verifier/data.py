@@ -1,0 +1,89 @@
+"""Data sets of the commands: an .npz with inputs `x` (N, *input shape) and integer labels `y` (N,)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from tokenize import TokenError
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+# A damaged header is parsed as Python, and a file that begins like an archive is opened as one.
+UNREADABLE_ARRAY = (ValueError, EOFError, SyntaxError, TypeError, OverflowError, TokenError, BadZipFile)
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """Examples under their numbers: x "N *shape" float32, y "N" int64, index "N" (their places in the file)."""
+
+    x: NDArray[np.float32]
+    y: NDArray[np.int64]
+    index: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def digest(self) -> str:
+        """Of the examples and labels themselves."""
+        state = hashlib.sha256(np.ascontiguousarray(self.x).tobytes())
+        state.update(self.y.astype("<i8").tobytes())
+        return state.hexdigest()
+
+    def chosen(self, numbers: list[int]) -> DataSet:
+        """Some examples, by their places in the file. Raises ValueError for a place that is not there."""
+        beyond = [i for i in numbers if not 0 <= i < len(self.index)]
+        if beyond:
+            raise ValueError(f"index {beyond[0]} is out of range: there are {len(self.index)} examples")
+        return DataSet(self.x[numbers], self.y[numbers], self.index[numbers])
+
+
+def read_data(path: str | Path, shape: tuple[int, ...], classes: int) -> DataSet:
+    """The examples of a file for a network with this input shape and so many outputs.
+
+    Raises OSError, or ValueError with a sentence: what is wrong, and what was expected.
+    """
+    arrays = _arrays(Path(path))
+    missing = [name for name in ("x", "y") if name not in arrays]
+    if missing:
+        raise ValueError(f"holds {', '.join(sorted(arrays)) or 'nothing'}, expected x (N, *input shape) and y (N,)")
+    x, y = arrays["x"], arrays["y"]
+    if x.dtype.kind not in "fiub" or (y.dtype.kind not in "iu"):
+        raise ValueError(f"expected numbers x and integer labels y, got {x.dtype} and {y.dtype}")
+    if x.ndim == 0 or x.shape[1:] != shape:
+        flat = int(np.prod(shape))
+        if x.ndim < 2 or int(np.prod(x.shape[1:])) != flat:
+            raise ValueError(f"x has shape {x.shape}, the network expects (N, {', '.join(map(str, shape))})")
+        x = x.reshape(-1, *shape)
+    if not len(x):
+        raise ValueError("holds no examples")
+    if y.shape != x.shape[:1]:
+        raise ValueError(f"{x.shape[0]} inputs and labels of shape {y.shape}: expected one label an input")
+    wrong = np.flatnonzero((y < 0) | (y >= classes))
+    if wrong.size:
+        raise ValueError(f"label {int(y[wrong[0]])} of example {int(wrong[0])} is out of range: the network has "
+                         f"{classes} outputs")
+    with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite and is told here
+        x = x.astype(np.float32)
+    strange = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))
+    if strange.size:
+        raise ValueError(f"example {int(strange[0])} has values that are NaN, infinite, or beyond float32")
+    return DataSet(x, y.astype(np.int64), np.arange(len(x)))
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                raise ValueError("holds one array (.npy), expected an .npz with x and y")
+            return {name: loaded[name] for name in loaded.files}
+    except OSError:
+        raise
+    except UNREADABLE_ARRAY as error:
+        known = isinstance(error, ValueError) and str(error).startswith("holds one")
+        raise ValueError(str(error) if known else f"not a readable .npz file ({error})") from error
