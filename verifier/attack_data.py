@@ -20,6 +20,7 @@ from verifier.data import DataSet
 from verifier.deadline import Deadline
 from verifier.example_store import Finished
 from verifier.network import Network
+from verifier.standing import proved_standing
 
 PIECE = 500  # examples that are stored together
 NUDGES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3)  # of its distance, by which a point moves on until the original file agrees
@@ -36,12 +37,14 @@ class Piece:
 def attack_data(network: Network, data: DataSet, attack: Attack, threat: Threat, *, target: int | None = None,
                 seed: int = 0, queries: int | None = None, deadline: Deadline | None = None, fosc: bool = False,
                 device: str | None = None, skip: set[int] | frozenset[int] = frozenset(), piece: int = PIECE,
-                through_onnx: bool = False, progress: Callable[[int, int], None] | None = None) -> Iterator[Piece]:
+                through_onnx: bool = False, skip_proved: bool = False,
+                progress: Callable[[int, int], None] | None = None) -> Iterator[Piece]:
     """Attack the examples that are not in `skip` (by number), a piece at a time.
 
     The network is attacked in simplified form on `device`; through_onnx: as onnxruntime evaluates the file, without
     gradients. A success counts when onnxruntime agrees on the original file. target: a class; examples of it are left
-    out. progress(done, fallen): of the examples worked on now. Stops early when the deadline has passed.
+    out. skip_proved: what bounds prove to stand (see `verifier.standing`) is not attacked. progress(done, fallen): of
+    the examples worked on now. Stops early when the deadline has passed.
     """
     deadline = deadline or Deadline.starting_now()
     graph = network.simplified if device is None else network.simplified.to(device=device)
@@ -53,14 +56,24 @@ def attack_data(network: Network, data: DataSet, attack: Attack, threat: Threat,
     for start in range(0, len(chosen), piece):
         if deadline.passed():
             return
-        part = chosen[start : start + piece]
+        everything = chosen[start : start + piece]
+        part, spared = everything, list[Finished]()
+        if skip_proved:
+            stands = proved_standing(network.graph, torch.from_numpy(data.x[part]), torch.from_numpy(data.y[part]),
+                                     threat, target=target).tolist()
+            spared = [_spared(data, k, attack, threat, target) for k, s in zip(everything, stands, strict=True) if s]
+            part = [k for k, s in zip(everything, stands, strict=True) if not s]
+        if not part:
+            done += len(everything)
+            yield Piece(spared, ())
+            continue
         x, label = torch.from_numpy(data.x[part]), torch.from_numpy(data.y[part])
         goal = Misclassified(label.to(graph.device),
                              None if target is None else torch.full_like(label, target).to(graph.device))
         result = attack.run(model, x, goal, threat, seed=seed, queries=queries, deadline=deadline, fosc=fosc,
                             ids=torch.from_numpy(data.index[part]), progress=_shifted(progress, done, fallen))
-        finished = _records(result, original, data, part, attack, threat, target)
-        done, fallen = done + len(part), fallen + sum(record["success"] for record, _ in finished)
+        finished = [*spared, *_records(result, original, data, part, attack, threat, target)]
+        done, fallen = done + len(everything), fallen + sum(record["success"] for record, _ in finished)
         yield Piece(finished, result.notes)
 
 
@@ -78,17 +91,31 @@ def _records(result: AttackResult, original: Model, data: DataSet, part: list[in
     before, after = (original(p).argmax(1).tolist() for p in (x0, x))
     finished: list[Finished] = []
     for k, place in enumerate(part):
-        record = {
-            "index": int(data.index[place]), "label": int(label[k]), "predicted": before[k], "attack": attack.name,
-            "norm": norm_name(threat.norm), "eps": None if math.isinf(threat.eps) else threat.eps, "target": target,
-            "success": bool(success[k]), "distance": _number(distance[k]), "became": after[k],
+        record = _asked(data, place, attack, threat, target) | {
+            "predicted": before[k], "success": bool(success[k]), "distance": _number(distance[k]), "became": after[k],
             "margin": _number(result.margin[k]), "calls": int(result.backward_calls[k]),
             "queries": int(result.forward_calls[k]), "fosc": _number(result.fosc[k]),
             "by": attack.stage_names[stage] if (stage := int(result.fell_in[k])) >= 0 else None,
             "unconfirmed": bool(result.success[k]) and not bool(success[k]),
-            "not_finite": bool(result.not_finite[k]), "complete": bool(result.complete[k])}
+            "not_finite": bool(result.not_finite[k]), "complete": bool(result.complete[k]), "proved": False}
         finished.append((record, x[k].numpy()))
     return finished
+
+
+def _asked(data: DataSet, place: int, attack: Attack, threat: Threat, target: int | None) -> dict[str, Any]:
+    """How a record begins."""
+    return {"index": int(data.index[place]), "label": int(data.y[place]), "attack": attack.name,
+            "norm": norm_name(threat.norm), "eps": None if math.isinf(threat.eps) else threat.eps, "target": target}
+
+
+def _spared(data: DataSet, place: int, attack: Attack, threat: Threat, target: int | None) -> Finished:
+    """The record of an example that is proved to stand. Its point is the original."""
+    label = int(data.y[place])
+    record = _asked(data, place, attack, threat, target) | {
+        "predicted": label, "success": False, "distance": None, "became": label, "margin": None, "calls": 0,
+        "queries": 0, "fosc": None, "by": None, "unconfirmed": False, "not_finite": False, "complete": True,
+        "proved": True}
+    return record, data.x[place]
 
 
 def _number(value: Tensor) -> float | None:
@@ -136,6 +163,7 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
         "calls": int(sum(r["calls"] for r in records)), "queries": int(sum(r["queries"] for r in records)),
         "unconfirmed": int(sum(r["unconfirmed"] for r in records)),
         "not_finite": int(sum(r["not_finite"] for r in records)),
+        "proved": int(sum(r["proved"] for r in records)),
         "incomplete": int(sum(not r["complete"] for r in records))}
 
 

@@ -159,7 +159,7 @@ def make_problem(
         raise ValueError(f"{property.source} has {property.outputs} output variables, "
                          f"but {graph.source} has {outputs} outputs, shape {graph.output_shape}")
     if claim is Claim.FLOAT32:
-        search = _float32_graph(graph)
+        search = float32_graph(graph)
     else:
         search = without_final_softmax(simplified if simplified is not None else graph.simplify(), property)
     dtype = torch.float64 if wide else choose_dtype(search, device)
@@ -178,7 +178,7 @@ def _tensors(property: Property, graph: Graph, claim: Claim) -> PropertyTensors:
     return dataclasses.replace(tensors, sets=tensors.replay_sets) if claim is Claim.FLOAT32 else tensors
 
 
-def _float32_graph(graph: Graph) -> Graph:
+def float32_graph(graph: Graph) -> Graph:
     """The graph as float32 evaluates it node by node."""
     searched = graph.simplify(fold=False).evaluated_in(torch.float32)
     node = uncovered(searched)

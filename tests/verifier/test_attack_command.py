@@ -197,3 +197,18 @@ def test_the_bundled_digits_fall_and_are_drawn(tmp_path: Path) -> None:
     assert run(["attack", str(EXAMPLES / "digits_mlp.onnx"), str(EXAMPLES / "digits.npz"), "--attack", "apgd-ce",
                 "--eps", "0.3", "--clip", "0", "1", "--count", "4", "--picture", str(picture)]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_proved_to_stand_is_not_attacked(here: Path, output: Output) -> None:
+    common = ["attack", "net.onnx", "data.npz", "--attack", "pgd", "--eps", "0.15"]
+    assert run([*common, "--json", "a.jsonl"]) == 0
+    assert run([*common, "--json", "b.jsonl", "--skip-proved"]) == 0
+    attacked, spared = lines("a.jsonl"), lines("b.jsonl")
+    by_number = sorted(spared[:-1], key=lambda r: str(r["index"]))
+    assert [r["success"] for r in by_number] == [r["success"] for r in attacked[:-1]]
+    assert [r["proved"] for r in by_number] == [False, True, True, False]
+    assert all(r["queries"] == 0 for r in by_number if r["proved"])
+    assert spared[-1]["robust"] == attacked[-1]["robust"]
+    assert "2 proved to stand" in output()[0]
+    assert run(["attack", "net.onnx", "data.npz", "--attack", "fab", "--skip-proved"]) == 2
+    assert "--skip-proved needs" in output()[1]

@@ -88,7 +88,7 @@ class BrendelBethge(Attack):
         shape = x.shape
         x, x0, slope, lower, upper = (t.flatten(1) for t in (x, run.x0[i], slope, run.room.lower[i], run.room.upper[i]))
         # The start goes to the boundary by the shortest way.
-        u = x + self.eta * least_move(slope, -value, lower - x, upper - x, 2.0)
+        u = x + self.eta * least_move(slope, -value, lower - x, upper - x, run.room.norm)
         walks = run.success[i].nonzero().flatten()
         if walks.numel():
             x, x0, slope, lower, upper = (t[walks] for t in (x, x0, slope, lower, upper))
@@ -115,7 +115,7 @@ def boundary_step(x: Tensor, x0: Tensor, slope: Tensor, need: Tensor, lower: Ten
     for _ in range(SHRINKINGS):
         middle = (small + large) / 2
         tried, root, missed = _onto(x, x0, slope, need, lower, upper, middle, pull, norm)
-        fits = (torch.linalg.vector_norm(tried - x, dim=1) <= radius) & (missed <= tolerance)
+        fits = (torch.linalg.vector_norm(tried - x, dim=1) <= radius) & (missed <= (tolerance if norm > 0 else torch.inf)) & torch.isfinite(missed)
         u = torch.where(fits.unsqueeze(1), tried, u)
         pull = torch.where(fits, root, pull)
         small, large = torch.where(fits, middle, small), torch.where(fits, large, middle)
@@ -136,7 +136,7 @@ def _onto(x: Tensor, x0: Tensor, slope: Tensor, need: Tensor, lower: Tensor, upp
         shrunk, bends = _shrunk(move + pull.unsqueeze(1) * slope, amount.unsqueeze(1), norm)
         inside = torch.minimum(torch.maximum(shrunk, low), high)
         error = need - (slope * (inside - move)).sum(1)
-        better = error.abs() < missed
+        better = (error.abs() < missed) & ((error <= 0) | (norm > 0))
         best = torch.where(better.unsqueeze(1), inside, best)
         root, missed = torch.where(better, pull, root), torch.where(better, error.abs(), missed)
         left, right = torch.where(error > 0, pull, left), torch.where(error > 0, right, pull)
@@ -157,7 +157,7 @@ def _scaled(amount: Tensor, move: Tensor, norm: float) -> Tensor:
 
 
 def _shrunk(move: Tensor, amount: Tensor, norm: float) -> tuple[Tensor, Tensor]:
-    """(moves drawn towards zero, the derivative): clipped at `amount` (inf), times it (2), soft or hard threshold."""
+    """(the moves drawn towards zero, the derivative): clip at `amount` (inf), times it (2), soft or hard threshold."""
     if norm == 2.0:
         return move * amount, amount
     if norm == math.inf:

@@ -15,6 +15,9 @@ from torch import Tensor
 from verifier.property import PropertyTensors
 
 
+TIE = 8  # units of rounding of the largest logit
+
+
 class Criterion(ABC):
     """The success criterion of B examples."""
 
@@ -74,6 +77,10 @@ class Misclassified(Criterion):
         if self.batch and (int(classes.min()) < 0 or int(classes.max()) >= outputs):
             raise ValueError(f"labels and targets must lie in 0 to {outputs - 1}, as the model has {outputs} outputs; "
                              f"got {int(classes.min())} to {int(classes.max())}")
+
+    def met(self, y: Tensor, x: Tensor, owner: Tensor, margin: Tensor) -> Tensor:
+        """By more than rounding: a batch of another size, summed in another order, must not bring the label back."""
+        return margin < -TIE * torch.finfo(y.dtype).eps * y.abs().amax(1)
 
     def index(self, chosen: Tensor) -> Misclassified:
         return Misclassified(self.label[chosen], None if self.target is None else self.target[chosen])

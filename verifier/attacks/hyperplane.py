@@ -1,11 +1,11 @@
 """The nearest point of a hyperplane inside a box, for every row of a batch, exactly up to rounding.
 
-From a point of the box one looks for the least move z, in l_inf, l_2 or l_1, with <slope, z> = need and
+From a point of the box one looks for the least move z, in l_inf, l_2, l_1 or l_0, with <slope, z> = need and
 low <= z <= high (Croce and Hein, arXiv:1907.02044). Each feature moves in its useful direction only, in l_inf and l_2
 by `min(t * rate, room)` with one number t for all, and rate 1 (inf) or |slope| (2). What is gained grows with t, is
 concave and piecewise linear: Newton's method from t = 0 goes upward only and ends at the root after finitely many steps
 (some 3 to 8; sorting the break points costs several times as much). In l_1 the steepest features are used up in their
-order.
+order, in l_0 those that can gain most.
 
 Axis legend: P rows, F features.
 """
@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 NEWTON_STEPS = 100  # every one uses up at least one feature's room; the most seen with 3,072 features is below 20
+ENDLESS = 1e9     # stands for an infinite room in the order of l_0: the steepest of them first
 CHUNK_ENTRIES = 1 << 18  # rows are taken in chunks that stay in the cache
-GPU_CHUNK_ENTRIES = 1 << 26
+GPU_ENDLESS = 1e9     # stands for an infinite room in the order of l_0: the steepest of them first
+CHUNK_ENTRIES = 1 << 26
 
 
 def least_move(slope: Tensor, need: Tensor, low: Tensor, high: Tensor, norm: float) -> Tensor:
@@ -40,8 +42,8 @@ def _least_move(slope: Tensor, need: Tensor, low: Tensor, high: Tensor, norm: fl
     gain = useful.abs()
     room = torch.where(useful > 0, high, -low)
     room = torch.where(gain > 0, room, torch.zeros_like(room))
-    if norm == 1.0:
-        size = _steepest_first(gain, room, need.abs())
+    if norm <= 1.0:
+        size = _one_by_one(gain, room, need.abs(), gain if norm == 1.0 else gain * room.clamp(max=ENDLESS))
     else:
         size = _together(gain, torch.ones_like(gain) if norm == math.inf else gain, room, need.abs())
     return torch.copysign(size, useful)
@@ -62,10 +64,10 @@ def _together(gain: Tensor, rate: Tensor, room: Tensor, need: Tensor) -> Tensor:
     return torch.minimum(t.unsqueeze(1) * rate, room)
 
 
-def _steepest_first(gain: Tensor, room: Tensor, need: Tensor) -> Tensor:
-    """The rooms of the largest gains, the last of them in part, until sum(gain * that) = need."""
-    gain, order = gain.sort(dim=1, descending=True)
-    room = room.gather(1, order)
+def _one_by_one(gain: Tensor, room: Tensor, need: Tensor, rank: Tensor) -> Tensor:
+    """The rooms of features in falling order of `rank`, the last of them in part, until sum(gain * that) = need."""
+    order = rank.argsort(dim=1, descending=True)
+    gain, room = gain.gather(1, order), room.gather(1, order)
     used = (gain * room).cumsum(1).roll(1, 1)
     used[:, 0] = 0
     left = (need.unsqueeze(1) - used).clamp(min=0) / gain.clamp(min=torch.finfo(gain.dtype).tiny)

@@ -15,7 +15,7 @@ from torch.nn import functional
 from verifier.attacks.criterion import Criterion, Misclassified
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (y "P m", x "P *shape", owner "P") -> "P"
-NAMES = ("ce", "dlr", "margin")
+NAMES = ("ce", "dlr", "margin", "smooth")
 TINY = 1e-12  # under DLR's quotient, as in the paper's code
 
 
@@ -31,6 +31,12 @@ def best_other(y: Tensor, label: Tensor) -> Tensor:
 def margin(y: Tensor, label: Tensor) -> Tensor:
     """max over other classes of y_j - y_label: the loss of Carlini and Wagner (arXiv:1608.04644), unclamped."""
     return best_other(y, label) - _at(y, label)
+
+
+def smooth_margin(y: Tensor, label: Tensor) -> Tensor:
+    """log sum over other classes of exp(y_j) - y_label: the log odds of an error. Cross-entropy is its softplus, so the
+    gradients are parallel; this one does not vanish where the network is sure."""
+    return y.scatter(1, label.unsqueeze(1), -torch.inf).logsumexp(1) - _at(y, label)
 
 
 def dlr(y: Tensor, label: Tensor) -> Tensor:
@@ -62,6 +68,9 @@ def loss_named(name: str, criterion: Criterion, classes: int) -> tuple[Loss, str
     if not isinstance(criterion, Misclassified):
         return plain, f"{name} needs classes; the criterion's margin is used instead"
     label, target = criterion.label, criterion.target
+    if name == "smooth":
+        sign, on = (1, label) if target is None else (-1, target)
+        return (lambda y, x, owner: sign * smooth_margin(y, on[owner])), None
     if name == "ce":
         if target is None:
             return (lambda y, x, owner: cross_entropy(y, label[owner])), None
