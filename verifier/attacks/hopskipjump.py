@@ -92,15 +92,18 @@ class HopSkipJump(Attack):
         room = run.room
         weighted, plain = torch.zeros_like(x), torch.zeros_like(x)
         phis = x.new_zeros(i.numel())
+        pinned = not bool(room.free[i].all())
         for first in range(0, count, CHUNK):
             size = (min(CHUNK, count - first), *room.shape)
             normal = room.norm == 2.0
             u = run.draws.normal(i, size, x.dtype) if normal else 2 * run.draws.uniform(i, size, x.dtype) - 1
-            u = u * room.free[i].unsqueeze(1)
-            u /= torch.linalg.vector_norm(u.flatten(2), dim=2).view(*u.shape[:2], *(1,) * len(room.shape))
-            scale = radius.to(x).view(-1, *(1,) * (u.dim() - 1))
-            seen = run.evaluate((x.unsqueeze(1) + scale * u).flatten(0, 1), i.repeat_interleave(u.shape[1]))
-            u = (seen.x.view_as(u) - x.unsqueeze(1)) / scale  # as moved into the box
+            if pinned:
+                u *= room.free[i].unsqueeze(1)
+            length = radius.to(x).unsqueeze(1) / torch.linalg.vector_norm(u.flatten(2), dim=2)
+            u *= length.view(*u.shape[:2], *(1,) * len(room.shape))
+            u += x.unsqueeze(1)
+            seen = run.evaluate(u.flatten(0, 1), i.repeat_interleave(u.shape[1]))
+            u = seen.x.view_as(u) - x.unsqueeze(1)  # as moved into the box; the radius drops out at the end
             phi = seen.met.view(u.shape[:2]).to(x) * 2 - 1
             weighted += (phi.unsqueeze(1) @ u.flatten(2)).view_as(x)
             plain += u.sum(1)

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from verifier.attacks.run import Run
 
-POOL = 2000      # inputs looked at: more cost time and hardly come nearer
-GROWTH = 1.6     # of the ranks
-TRIES = 24       # inputs at random, and points at random
-RADII = (-4, 10) # of points around the original, as powers of two
-ROWS = 64        # examples whose distances to the pool are taken at once
+POOL = 2000       # inputs looked at: more cost time and hardly come nearer
+GROWTH = 1.6      # of the ranks
+TRIES = 24        # inputs at random, and points at random
+RADII = (-4, 10)  # of points around the original, as powers of two
+ROWS = 64         # examples whose distances to the pool are taken at once
 
 
 def adversarial_starts(run: Run, i: Tensor) -> tuple[Tensor, Tensor]:
