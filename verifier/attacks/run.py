@@ -70,6 +70,7 @@ class Run:
         count, where = x0.shape[0], x0.device
         self.x = x0.clone()             # the best point of each example
         self.last = x0.clone()          # the latest point evaluated
+        self._last_is_theirs = False    # whether `last` is a tensor that the attack holds too
         self.key = torch.full((count,), math.inf, dtype=torch.float64, device=where)  # distance or margin of `x`
         self.margin = torch.full((count,), math.inf, dtype=x0.dtype, device=where)    # of `x`
         self.success = torch.zeros(count, dtype=torch.bool, device=where)
@@ -254,8 +255,10 @@ class Run:
 
     def _record(self, x: Tensor, owner: Tensor, margin: Tensor, met: Tensor) -> None:
         if self.room.of(self.last, owner) is self.last:
-            self.last = x
+            self.last, self._last_is_theirs = x, True
         else:
+            if self._last_is_theirs:  # the attack goes on with that tensor
+                self.last, self._last_is_theirs = self.last.clone(), False
             self.last[owner] = x
         if self.minimum_norm:
             # What the dtype at hand shows to be no nearer needs no exact distance.
