@@ -174,6 +174,7 @@ class _Work:
     def __init__(self, network: Network, data: DataSet, attack: Attack, threat: Any, **asked: Any) -> None:
         self.network, self.data, self.attack, self.threat, self.asked = network, data, attack, threat, asked
         self.finished: dict[int, Finished] = {}
+        self.stored = 0, 0  # examples, and fallen ones, of the run that is resumed
         self.notes: list[str] = []
         self.begin = self.told = time.monotonic()
         self.live = sys.stderr.isatty()
@@ -202,6 +203,7 @@ class _Work:
         with store or nullcontext(), lines if lines not in (None, sys.stdout) else nullcontext():
             if store is not None:
                 self.finished = store.finished(self.network.graph.input_shape)
+                self.stored = len(self.finished), sum(record["success"] for record in self.records)
                 _print_lines(lines, [record for record, _ in self.finished.values()])
             try:
                 self._work(store, lines, time_limit_s)
@@ -245,9 +247,8 @@ class _Work:
         if now - self.told < (0.2 if self.live else TOLD_EVERY_S):
             return
         self.told = now
-        before = sum(record["success"] for record in self.records)
-        line = (f"{self.attack.name}  done {len(self.finished) + done} of {len(self.data)}  fallen {before + fallen}  "
-                f"elapsed {now - self.begin:.0f} s")
+        line = (f"{self.attack.name}  done {self.stored[0] + done} of {len(self.data)}  fallen {self.stored[1] + fallen}"
+                f"  elapsed {now - self.begin:.0f} s")
         click.echo(f"\r\033[K{line}" if self.live else line, err=True, nl=not self.live)
 
     def _end_line(self) -> None:
