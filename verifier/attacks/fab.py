@@ -8,6 +8,10 @@ drawn back towards the original, and the walk goes on from there.
 
 `Fab` takes the gradients of all classes and goes for the nearest boundary; `FabTargeted` walks to the boundary of one
 class after the other with one gradient an iteration. The search along the line at the end is the base's.
+Other than in the papers, after `IN_A_ROW` successes in a row each further one is drawn back by one more factor beta,
+and an example without any success aims one more factor eta beyond the hyperplane with each further failure: far from
+the boundary both paces are too slow else. (`Fab` in l_1 on a provably robust MNIST network, 100 images, 100 iterations:
+89 successes with median 14.0 before, 97 with 9.8 after; on a plain network 6.37 before and after.)
 A criterion other than "another class" has one boundary, its margin's, which both walk to.
 """
 
@@ -30,6 +34,7 @@ from verifier.attacks.run import Run
 
 Linearised = tuple[Tensor, Tensor, Tensor]  # (x "P *shape" as projected, value "P", slope "P *shape") of a margin
 Linearise = Callable[[Tensor, Tensor], Linearised]
+IN_A_ROW = 3  # successes or failures after which the walk goes faster
 DUAL = {math.inf: 1.0, 2.0: 2.0, 1.0: math.inf}
 
 
@@ -72,20 +77,24 @@ class _Walk(Attack):
                 self._walk(run, _random_start(run, i) if restart else run.x0[i], i, linearise)
 
     def _walk(self, run: Run, x: Tensor, i: Tensor, linearise: Linearise) -> None:
+        row = torch.zeros_like(run.margin[i])  # successes one after the other, or minus failures
         for _ in range(self.steps):
             going = ~run.closed[i] & (run.queries_left(i) > 0)
             if not bool(going.all()):
-                i, x = i[going], x[going]
+                i, x, row = i[going], x[going], row[going]
             if not i.numel() or run.deadline.passed():
                 return
             x0 = run.x0[i]
-            found = run.evaluate(self._biased_step(run, i, x0, *linearise(x, i)), i)
-            back = torch.where(found.met, self.beta, 1.0).to(x)
+            eta = self.eta ** (1 + (-row - IN_A_ROW).clamp(min=0) * ~run.success[i])
+            found = run.evaluate(self._biased_step(run, i, x0, eta, *linearise(x, i)), i)
+            row = torch.where(found.met, row.clamp(min=0) + 1, row.clamp(max=0) - 1)
+            back = self.beta ** torch.where(found.met, (row - IN_A_ROW).clamp(min=1), 0)
             x = torch.lerp(x0, found.x, run.room.per_example(back))
             if self.stop_inside is not None:
                 run.closed[i] |= run.success[i] & (run.room.distance(run.x[i], i) <= self.stop_inside)
 
-    def _biased_step(self, run: Run, i: Tensor, x0: Tensor, x: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+    def _biased_step(self, run: Run, i: Tensor, x0: Tensor, eta: Tensor, x: Tensor, value: Tensor,
+                     slope: Tensor) -> Tensor:
         """Between the projections of x and of x0 onto {z : value + <slope, z - x> = 0}."""
         norm, shape = run.room.norm, x.shape
         lower, upper, x, x0, slope = (t.flatten(1) for t in (run.room.lower[i], run.room.upper[i], x, x0, slope))
@@ -94,7 +103,7 @@ class _Walk(Attack):
         move = least_move(slope.repeat(2, 1), need, *ends, norm)
         near, far = torch.linalg.vector_norm(move, ord=norm, dim=1).chunk(2)
         share = near / (near + far).clamp(min=torch.finfo(near.dtype).tiny)
-        move_x, move_x0 = (self.eta * move).chunk(2)
+        move_x, move_x0 = (eta.repeat(2).unsqueeze(1) * move).chunk(2)
         step = torch.lerp(x + move_x, x0 + move_x0, share.clamp(max=self.alpha_max).unsqueeze(1))
         return step.view(shape)
 

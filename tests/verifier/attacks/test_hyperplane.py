@@ -117,3 +117,16 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = least_move(slope, need, low, high, 2.0)
     monkeypatch.setattr(hyperplane, "CHUNK_ENTRIES", 21)
     assert torch.equal(least_move(slope, need, low, high, 2.0), whole)
+
+
+def test_l0_uses_the_features_that_gain_most() -> None:
+    """Against all subsets: the fewest features whose rooms suffice."""
+    slope, need, low, high = problem(30, 7, seed=3)
+    move = least_move(slope, need, low, high, 0.0)
+    torch.testing.assert_close((slope * move).sum(1), need, rtol=1e-10, atol=1e-12)
+    for k in range(len(need)):
+        useful = slope[k] if need[k] >= 0 else -slope[k]
+        most = torch.where(useful > 0, useful * high[k], useful * low[k]).nan_to_num(nan=0.0)
+        enough = [bin(s).count("1") for s in range(1 << 7)
+                  if sum(float(most[j]) for j in range(7) if s >> j & 1) >= abs(float(need[k])) - 1e-12]
+        assert int((move[k] != 0).sum()) == min(enough)
