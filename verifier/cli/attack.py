@@ -247,8 +247,8 @@ class _Work:
         if now - self.told < (0.2 if self.live else TOLD_EVERY_S):
             return
         self.told = now
-        line = (f"{self.attack.name}  done {self.stored[0] + done} of {len(self.data)}  fallen {self.stored[1] + fallen}"
-                f"  elapsed {now - self.begin:.0f} s")
+        line = (f"{self.attack.name}  done {self.stored[0] + done} of {len(self.data)}  "
+                f"fallen {self.stored[1] + fallen}  elapsed {now - self.begin:.0f} s")
         click.echo(f"\r\033[K{line}" if self.live else line, err=True, nl=not self.live)
 
     def _end_line(self) -> None:
