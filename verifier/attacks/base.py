@@ -115,7 +115,7 @@ class Attack(ABC):
             raise ValueError(f"queries must be >= 1, got {queries}")
         if fosc_stop is not None and network.gives < Gives.GRADIENTS:
             raise ValueError("fosc_stop needs gradients")
-        x = x.to(network.device, network.dtype)
+        x = x.to(network.device or x.device, network.dtype or x.dtype)
         deadline = deadline or Deadline.starting_now()
         ids = torch.arange(x.shape[0]) if ids is None else ids
         size = batch or max(1, min(MOST_EXAMPLES, (1 << 23) // max(1, network.entries * self.points)))

@@ -37,12 +37,12 @@ class ModelError(RuntimeError):
 
 
 class Model(ABC):
-    """A function under attack. shape: of one input. dtype, device: of the points it takes."""
+    """A function under attack. shape: of one input."""
 
     shape: tuple[int, ...] | None
     gives: Gives = Gives.GRADIENTS
-    dtype: torch.dtype = torch.float32
-    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype | None = None    # None: that of the points it gets, as for the device
+    device: torch.device | None = None
     entries: int = 1 << 16  # activations of one point, roughly: from this batches are sized
     note: str | None = None  # what is attacked instead of what was given
 

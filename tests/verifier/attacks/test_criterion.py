@@ -1,0 +1,94 @@
+"""Criteria: what margins mean, and attacks that go for each kind of them."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.verifier.attacks.problems import linear
+from verifier.attacks.criterion import Deviates, Misclassified, Unsafe
+from verifier.attacks.registry import attack_named
+from verifier.attacks.threat import Threat
+from verifier.property import Branch, Property, Region, Row
+
+ONE = Fraction(1)
+
+
+class Square(nn.Module):
+    """y = (x_0^2, x_0 + x_1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x[:, 0].square(), x[:, 0] + x[:, 1]], 1)
+
+
+def test_a_tie_is_no_success() -> None:
+    y = torch.tensor([[1.0, 1.0], [1.0, 1.001], [1.001, 1.0]])
+    goal = Misclassified(torch.tensor([0]))
+    owner = torch.zeros(3, dtype=torch.long)
+    margin = goal.margin(y, y, owner)
+    assert goal.met(y, y, owner, margin).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(("name", "settings", "norm", "eps"), [
+    ("pgd", {"steps": 30, "random_start": False}, math.inf, 0.25), ("apgd-ce", {"steps": 30}, 2.0, 0.25),
+    ("fmn", {"steps": 100}, math.inf, math.inf), ("ddn", {"steps": 100}, 2.0, math.inf),
+    ("fab", {"steps": 30}, math.inf, math.inf), ("square", {"steps": 300}, math.inf, 0.25),
+    ("cw", {"steps": 40}, 2.0, math.inf), ("nes", {"steps": 20}, math.inf, 0.25)])
+def test_regression_leaves_its_tolerance(name: str, settings: dict[str, object], norm: float, eps: float) -> None:
+    """|x_0^2 - 1| > 0.4 from x_0 = 1 needs x_0 above 1.1832: 0.1832 away (or x_0 + x_1 to change by 0.4)."""
+    x = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    goal = Deviates(Square()(x), 0.4)
+    result = attack_named(name, **settings).run(Square(), x, goal, Threat(norm, eps))
+    assert result.success.all()
+    assert float((Square()(result.x) - goal.reference).abs().max()) > 0.4
+    if math.isinf(eps):
+        exact = math.sqrt(1.4) - 1
+        assert exact <= float(result.distance[0]) <= 1.02 * exact
+    blocked = attack_named(name, **settings).run(Square(), x, goal, Threat(norm, 0.9 * 0.1832))
+    assert not blocked.success.any()
+
+
+def test_a_property_is_a_goal() -> None:
+    """Unsafe: y_0 <= 0.49 and y_1 >= 0.5, that is |x_0| <= 0.7 and x_1 >= 0.5 - x_0."""
+    region = Region((-5, -5), (5, 5))
+    rows = (Row(((0, ONE),), (), Fraction(49, 100)), Row(((1, -ONE),), (), Fraction(-1, 2)))
+    tensors = Property((Branch(region, rows),), 2, 2).tensors((2,), dtype=torch.float64)
+    x = torch.tensor([[1.0, -0.2], [1.0, -1.0]], dtype=torch.float64)
+    result = attack_named("apgd-ce").run(Square(), x, Unsafe(tensors, 2), Threat(math.inf, 0.85))
+    y = Square()(result.x)
+    assert result.success.all()
+    assert (y[:, 0] <= 0.49).all()
+    assert (y[:, 1] >= 0.5).all()
+    blocked = attack_named("apgd-ce").run(Square(), x, Unsafe(tensors, 2), Threat(math.inf, 0.35))
+    assert blocked.success.tolist() == [True, False]  # 0.3 and 0.8 away
+
+
+def test_strict_rows_are_strict() -> None:
+    region = Region((-5,), (5,))
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    for strict in (False, True):
+        tensors = Property((Branch(region, (Row(((0, ONE),), (), Fraction(0), strict),)),), 1, 1).tensors(
+            (1,), dtype=torch.float64)
+        goal = Unsafe(tensors, 1)
+        y, owner = torch.zeros(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.long)
+        assert bool(goal.met(y, x, owner, goal.margin(y, x, owner))) is not strict
+
+
+def test_wrong_criteria_are_refused() -> None:
+    with pytest.raises(ValueError, match="target must differ"):
+        Misclassified(torch.tensor([1, 2]), torch.tensor([0, 2]))
+    with pytest.raises(ValueError, match="labels must be integers"):
+        Misclassified(torch.tensor([1.0]))
+    with pytest.raises(ValueError, match="one target a label"):
+        Misclassified(torch.tensor([1, 2]), torch.tensor([0]))
+    with pytest.raises(ValueError, match="tolerance"):
+        Deviates(torch.zeros(1, 1), -1.0)
+    known = linear(math.inf)
+    with pytest.raises(ValueError, match="criteria for"):
+        attack_named("pgd").run(known.model, known.x, Misclassified(known.label[:2]), Threat(math.inf, 0.1))
+    with pytest.raises(ValueError, match="0 to 3"):
+        attack_named("pgd").run(known.model, known.x, Misclassified(known.label + 7), Threat(math.inf, 0.1))
