@@ -153,8 +153,8 @@ def test_help_lists_every_attack_with_its_source(output: Output) -> None:
     (["--attack", "pgd", "--eps", "0.1", "--clip", "1", "0"], "--clip needs two numbers"),
     (["--attack", "pgd", "--eps", "0.1", "--target", "7"], "--target 7 is out of range"),
     (["--attack", "pgd", "--eps", "0.1", "--index", "9"], "index 9 is out of range"),
-    (["--attack", "pgd", "--eps", "0.1", "--set", "stepz=3"], "no setting stepz"),
-    (["--attack", "fgsm", "--eps", "0.1", "--steps", "3"], "no setting steps"),
+    (["--attack", "pgd", "--eps", "0.1", "--set", "stepz=3"], "no setting 'stepz'"),
+    (["--attack", "fgsm", "--eps", "0.1", "--steps", "3"], "no setting 'steps'"),
     (["--attack", "pgd", "--eps", "0.1", "--set", "loss=\"hinge\""], "loss must be one of"),
     (["--attack", "pgd", "--eps", "0.1", "--resume"], "--out"),
     (["--attack", "pgd", "--eps", "0.1", "--mask", "data.npz"], "data.npz"),
@@ -212,3 +212,14 @@ def test_what_is_proved_to_stand_is_not_attacked(here: Path, output: Output) -> 
     assert "2 proved to stand" in output()[0]
     assert run(["attack", "net.onnx", "data.npz", "--attack", "fab", "--skip-proved"]) == 2
     assert "--skip-proved needs" in output()[1]
+
+
+def test_transfer_tries_what_fells_a_surrogate(here: Path, output: Output) -> None:
+    save_network(here / "other.onnx", [(np.array([[2.0, 1.9], [0.0, 0.0]]), np.array([-2.0, 0.0]))])
+    common = ["attack", "net.onnx", "data.npz", "--attack", "transfer", "--eps", "0.15", "--json", "found.jsonl"]
+    assert run([*common, "--surrogate", "other.onnx", "--out", "run"]) == 0
+    *records, _ = lines("found.jsonl")
+    assert [r["success"] for r in records] == [True, False, False, True]
+    assert run([*common, "--surrogate", "other.onnx", "--out", "run", "--resume"]) == 0
+    assert run(common) == 2
+    assert "transfer needs a surrogate" in output()[1]

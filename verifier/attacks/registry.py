@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -82,9 +82,13 @@ def attack_class(name: str) -> type[Attack]:
 
 def attack_named(name: str, **settings: Any) -> Attack:
     """An attack with settings; a setting it does not have raises ValueError."""
-    cls = attack_class(name)
-    known = cls.__dataclass_fields__
+    known = settings_of(name)
     for setting in settings:
         if setting not in known:
             raise ValueError(f"{name} has no setting {setting!r}; it has {', '.join(known) or 'none'}")
-    return cls(**settings)
+    return attack_class(name)(**settings)
+
+
+def settings_of(name: str) -> tuple[str, ...]:
+    """The names of an attack's settings."""
+    return tuple(field.name for field in fields(attack_class(name)))

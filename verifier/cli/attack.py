@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -68,6 +69,7 @@ the last line is the summary. A success was confirmed by onnxruntime on the orig
 @click.option("--restarts", type=click.IntRange(1), help="Of attacks with random starts.")
 @click.option("--queries", type=click.IntRange(1), metavar="N", help="Evaluations that an example may cost.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any other setting of the attack.")
+@click.option("--surrogate", metavar="NET.onnx", help="Of transfer: the network whose adversarial examples are tried.")
 @click.option("--fosc", is_flag=True, help="Also report the stationarity gap of the cross-entropy at the end.")
 @click.option("--onnxruntime", "through_onnx", is_flag=True,
               help="Evaluate the file through onnxruntime: no gradients, black-box attacks only.")
@@ -84,7 +86,7 @@ the last line is the summary. A success was confirmed by onnxruntime on the orig
 @click.option("--picture", metavar="OUT.png", help="Originals, perturbations and results.")
 def command(net: str, data: str, name: str, eps: float | None, norm: str | None, clip: tuple[float, float] | None,
             mask: str | None, target: int | None, index: tuple[int, ...], count: int | None, steps: int | None,
-            restarts: int | None, queries: int | None, settings: tuple[str, ...], fosc: bool, through_onnx: bool,
+            restarts: int | None, queries: int | None, settings: tuple[str, ...], surrogate: str | None, fosc: bool, through_onnx: bool,
             skip_proved: bool, device: str | None, seed: int, time_limit: float | None, out: str | None, resume: bool,
             json_out: str | None, csv_out: str | None, examples: str | None, picture: str | None) -> None:
     """Attack a network on every example of a data set, and say how robust it looks.
@@ -112,7 +114,7 @@ def command(net: str, data: str, name: str, eps: float | None, norm: str | None,
     load_torch()
     import torch
     check_device(device)
-    attack = _configured(name, settings, steps=steps, restarts=restarts)
+    attack = _configured(name, settings, surrogate, steps=steps, restarts=restarts)
     network = read_network(net)
     chosen = _data(data, network, index, count)
     if target is not None and not 0 <= target < math.prod(network.graph.output_shape):
@@ -122,26 +124,25 @@ def command(net: str, data: str, name: str, eps: float | None, norm: str | None,
     threat = Threat(NORMS[norm], math.inf if eps is None else eps, clip, free)
     work = _Work(network, chosen, attack, threat, target=target, seed=seed, queries=queries, fosc=fosc, device=device,
                  through_onnx=through_onnx, skip_proved=skip_proved)
+    work.surrogate = surrogate
     work.run(_out_lines(json_out), out=out, resume=resume, time_limit_s=time_limit, quiet=json_out == "-")
     _write(work, csv_out, examples, picture)
 
 
-def _configured(name: str, settings: tuple[str, ...], **given: int | None) -> Attack:
+def _configured(name: str, settings: tuple[str, ...], surrogate: str | None, **given: int | None) -> Attack:
     """The attack with what the flags say. A flag that it has no setting for is wrong use."""
-    from verifier.attacks.registry import attack_class, attack_named
+    from verifier.attacks.registry import attack_named
     values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if surrogate is not None:
+        values["surrogate"] = read_network(surrogate).simplified
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
             raise BadInput(f"--set expects NAME=VALUE, got {setting!r}")
         values[key.replace("-", "_")] = _value(text)
-    fields = attack_class(name).__dataclass_fields__
-    for key in values:
-        if key not in fields:
-            raise BadInput(f"--attack {name} has no setting {key}; it has {', '.join(fields) or 'none'}")
     try:
         return attack_named(name, **values)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:  # a setting that is not there, or of the wrong kind
         raise BadInput(f"--attack {name}: {error}") from error
 
 
@@ -176,6 +177,7 @@ class _Work:
         self.finished: dict[int, Finished] = {}
         self.stored = 0, 0  # examples, and fallen ones, of the run that is resumed
         self.notes: list[str] = []
+        self.surrogate: str | None = None
         self.begin = self.told = time.monotonic()
         self.live = sys.stderr.isatty()
 
@@ -183,10 +185,11 @@ class _Work:
         """What a resumed run must agree on."""
         mask = self.threat.mask
         asked = {k: v for k, v in self.asked.items() if k != "device"}
-        return {"attack": repr(self.attack), "norm": str(self.threat.norm), "eps": str(self.threat.eps),
+        attack = {f.name: str(getattr(self.attack, f.name)) for f in fields(self.attack) if f.name != "surrogate"}
+        return {"attack": f"{self.attack.name} {attack}", "norm": str(self.threat.norm), "eps": str(self.threat.eps),
                 "clip": self.threat.clip and list(self.threat.clip), "data": self.data.digest,
                 "mask": None if mask is None else mask.numpy().tobytes().hex(),
-                "network": self.network.digest, **asked}
+                "network": self.network.digest, "surrogate": self.surrogate, **asked}
 
     def run(self, lines: TextIO | None, *, out: str | None, resume: bool, time_limit_s: float | None,
             quiet: bool) -> None:
