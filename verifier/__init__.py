@@ -12,6 +12,8 @@ _WHERE = {
     "verify": "verifier.strategy", "Result": "verifier.strategy",
     "Property": "verifier.property", "robustness": "verifier.property", "read_vnnlib": "verifier.vnnlib",
     "Verified": "verifier.verdict", "Falsified": "verifier.verdict", "Unknown": "verifier.verdict",
+    "attack_named": "verifier.attacks.registry", "Threat": "verifier.attacks.threat",
+    "Misclassified": "verifier.attacks.criterion", "Deviates": "verifier.attacks.criterion",
     "Evidence": "verifier.verdict", "Claim": "verifier.verdict", "Reason": "verifier.verdict",
 }
 __all__ = sorted(_WHERE)

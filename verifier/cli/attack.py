@@ -86,7 +86,8 @@ the last line is the summary. A success was confirmed by onnxruntime on the orig
 @click.option("--picture", metavar="OUT.png", help="Originals, perturbations and results.")
 def command(net: str, data: str, name: str, eps: float | None, norm: str | None, clip: tuple[float, float] | None,
             mask: str | None, target: int | None, index: tuple[int, ...], count: int | None, steps: int | None,
-            restarts: int | None, queries: int | None, settings: tuple[str, ...], surrogate: str | None, fosc: bool, through_onnx: bool,
+            restarts: int | None, queries: int | None, settings: tuple[str, ...], surrogate: str | None, fosc: bool,
+            through_onnx: bool,
             skip_proved: bool, device: str | None, seed: int, time_limit: float | None, out: str | None, resume: bool,
             json_out: str | None, csv_out: str | None, examples: str | None, picture: str | None) -> None:
     """Attack a network on every example of a data set, and say how robust it looks.
