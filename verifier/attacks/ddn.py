@@ -62,14 +62,14 @@ class Ddn(Attack):
             cosine = (1 + math.cos(math.pi * k / self.steps)) / 2
             alpha = self.step_size * (LAST + (1 - LAST) * cosine)
             point = run.gradient(x, i, loss)
-            slope = alive(run, point.slope * room.free[i], i, point.met)
+            slope = alive(run, room.on_free(point.slope, i), i, point.met)
             if k:  # the first point is the original: it says nothing about the radius
                 eps = torch.minimum(torch.where(point.met, eps * (1 - self.gamma), eps * (1 + self.gamma)), most)
             length = torch.linalg.vector_norm(slope.flatten(1), dim=1).clamp(min=tiny)
-            x0 = run.x0[i]
+            x0 = room.of(run.x0, i)
             move = room.clamp(point.x + slope * room.per_example(alpha * unit / length), i) - x0
             length = torch.linalg.vector_norm(move.flatten(1), dim=1).clamp(min=tiny)
-            x = room.clamp(x0 + move * room.per_example(eps / length), i)
+            x = x0 + move * room.per_example(eps / length)
             open_ = ~run.closed[i]
             if not bool(open_.all()):
                 i, x, eps, unit, most = (t[open_] for t in (i, x, eps, unit, most))

@@ -84,15 +84,16 @@ class Fmn(Attack):
             gamma = LAST_GAMMA + (first_gamma - LAST_GAMMA) * cosine
             alpha = first_step * (LAST[norm] + (1 - LAST[norm]) * cosine)
             point = run.gradient(x, i, loss)
-            x0, move = run.x0[i], point.x - run.x0[i]
-            slope = alive(run, point.slope * run.room.free[i], i, point.met)
+            x0 = run.room.of(run.x0, i)
+            move = point.x - x0
+            slope = alive(run, run.room.on_free(point.slope, i), i, point.met)
             best = run.key[i].to(x)
             if norm == 0.0:
                 eps = torch.minimum(_count(eps, move, slope, point.margin, point.met, best, gamma, low, high), most)
             else:
                 eps = torch.minimum(_radius(eps, move, slope, point.margin, point.met, best, gamma, norm), most)
             step = _step(slope, norm, alpha, unit if norm == 0.0 else eps, run.room)
-            x = run.room.clamp(x0 + _into(move + step, eps, norm, low, high), i)
+            x = x0 + _into(move + step, eps, norm, low, high)
             open_ = ~run.closed[i]
             if not bool(open_.all()):
                 i, x, eps, low, high, unit, most = (t[open_] for t in (i, x, eps, low, high, unit, most))
@@ -109,7 +110,7 @@ def scale(width: Tensor) -> Tensor:
 
 def alive(run: Run, slope: Tensor, i: Tensor, met: Tensor) -> Tensor:
     """Gradients "P *shape" of distinct examples, random directions in place of those that vanish before success."""
-    dead = (slope == 0).flatten(1).all(1) & ~met
+    dead = (torch.linalg.vector_norm(slope.flatten(1), ord=1, dim=1) == 0) & ~met
     if not bool(dead.any()):
         return slope
     slope = slope.clone()
@@ -153,13 +154,13 @@ def _step(slope: Tensor, norm: float, alpha: float, size: Tensor, room: Room) ->
 
 
 def _into(move: Tensor, eps: Tensor, norm: float, low: Tensor, high: Tensor) -> Tensor:
-    """Moves "P *shape" into the ball of radius eps "P" (l_2: onto the sphere) and, but for l_inf, into the box."""
+    """Moves "P *shape" into the ball of radius eps "P" (l_2: onto the sphere), in l_1, l_2 and l_0 also into the box."""
     radius = eps.view(-1, *(1,) * (move.dim() - 1))
     if norm == math.inf:
-        return torch.minimum(torch.maximum(move, -radius), radius)
+        return torch.clamp(move, -radius, radius)
     if norm == 1.0:
         return project_l1(move, eps, low, high)
-    move = torch.minimum(torch.maximum(move, low), high)
+    move = torch.clamp(move, low, high)
     if norm == 2.0:
         length = torch.linalg.vector_norm(move.flatten(1), dim=1).clamp(min=torch.finfo(move.dtype).tiny)
         return move * (eps / length).view_as(radius)

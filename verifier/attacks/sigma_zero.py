@@ -67,10 +67,10 @@ class SigmaZero(Attack):
         size = self.step_size
         for k in range(self.steps):
             point = run.gradient(x, i, hinge)
-            x0 = run.x0[i]
+            x0 = room.of(run.x0, i)
             move = (point.x - x0) / unit
             slope = 2 * self.sigma / x[0].numel() * move / (move.square() + self.sigma).square()
-            slope = slope - alive(run, point.slope * room.free[i], i, point.met) * unit
+            slope = slope - alive(run, room.on_free(point.slope, i), i, point.met) * unit
             slope = slope / room.per_example(slope.abs().flatten(1).amax(1).clamp(min=tiny))
             mean = mean.lerp(slope, 1 - BETA)
             square = (square * SECOND_BETA).addcmul_(slope, slope, value=1 - SECOND_BETA)

@@ -102,6 +102,14 @@ class Room:
         whole = owner.shape == self._everyone.shape and torch.equal(owner, self._everyone)
         return t if whole else t[owner]
 
+    @cached_property
+    def _all_free(self) -> bool:
+        return bool(self.free.all())
+
+    def on_free(self, t: Tensor, owner: Tensor) -> Tensor:
+        """Values "P *shape" where features may move, zero elsewhere."""
+        return t if self._all_free else t * self.free[owner]
+
     def per_example(self, t: Tensor) -> Tensor:
         """"P" as "P 1 .. 1", to go with points."""
         return t.view(-1, *(1,) * (self.x0.dim() - 1))
@@ -117,7 +125,7 @@ class Room:
 
     def clamp(self, x: Tensor, owner: Tensor) -> Tensor:
         """Into the box."""
-        return torch.minimum(torch.maximum(x, self.of(self.lower, owner)), self.of(self.upper, owner))
+        return torch.clamp(x, self.of(self.lower, owner), self.of(self.upper, owner))
 
     def project(self, x: Tensor, owner: Tensor) -> Tensor:
         """A point of the set near x: into the ball, then into the box (which, holding x0, moves nothing outward)."""
