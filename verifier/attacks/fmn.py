@@ -154,7 +154,7 @@ def _step(slope: Tensor, norm: float, alpha: float, size: Tensor, room: Room) ->
 
 
 def _into(move: Tensor, eps: Tensor, norm: float, low: Tensor, high: Tensor) -> Tensor:
-    """Moves "P *shape" into the ball of radius eps "P" (l_2: onto the sphere), in l_1, l_2 and l_0 also into the box."""
+    """Moves "P *shape" into the ball of radius eps "P" (l_2: onto its sphere), in l_1, l_2, l_0 also into the box."""
     radius = eps.view(-1, *(1,) * (move.dim() - 1))
     if norm == math.inf:
         return torch.clamp(move, -radius, radius)

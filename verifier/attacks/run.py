@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from verifier.attacks.boundary import step_off
 from verifier.attacks.criterion import Criterion
 from verifier.attacks.draws import Draws
 from verifier.attacks.fosc import stationarity_gap
 from verifier.attacks.losses import Loss
-from verifier.attacks.model import Model, ModelError
+from verifier.attacks.model import Gives, Model, ModelError
 from verifier.attacks.threat import Room
 from verifier.deadline import Deadline
 
@@ -132,6 +133,8 @@ class Run:
         self.closed |= scores.met & (self.minimum_norm or self.early_stop)
         if self.room.eps == 0 or not bool(self.room.free.any()):
             self.closed[:] = True
+        elif self.minimum_norm and self.model.gives is Gives.GRADIENTS:
+            step_off(self, scores)
 
     def evaluate(self, x: Tensor, owner: Tensor) -> Scores:
         """Move points "P *shape" into their rooms and evaluate them; `owner` "P" may repeat an example."""
@@ -173,8 +176,14 @@ class Run:
         return Slopes(scores.x, scores.y, scores.margin, scores.met, value, slope)
 
     def jacobian(self, x: Tensor, owner: Tensor, rows: Tensor) -> tuple[Scores, Tensor]:
-        """(scores, gradients of linear functions of the outputs): rows "P R m" -> "P R *shape". R backward calls."""
+        """(scores, gradients of linear functions of the outputs): rows "P R m" -> "P R *shape". R backward calls.
+
+        Where queries are left for some points only, those are evaluated and no gradient is taken (zeros)."""
         x = self.room.project(x.detach(), owner)
+        allowed = self._allowed(owner)
+        if allowed is not None and not bool(allowed.all()):
+            rest = self._partly(x, owner, allowed)
+            return rest, x.new_zeros(*rows.shape[:2], *x.shape[1:])
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             y = self._outputs(leaf)

@@ -92,3 +92,17 @@ def test_wrong_criteria_are_refused() -> None:
         attack_named("pgd").run(known.model, known.x, Misclassified(known.label[:2]), Threat(math.inf, 0.1))
     with pytest.raises(ValueError, match="0 to 3"):
         attack_named("pgd").run(known.model, known.x, Misclassified(known.label + 7), Threat(math.inf, 0.1))
+
+
+@pytest.mark.parametrize(("name", "settings"), [("fmn", {"steps": 50}), ("ddn", {"steps": 50}), ("fab", {"steps": 20}),
+                                                ("deepfool", {}), ("cw", {"steps": 20}), ("bb", {"steps": 20})])
+def test_an_original_on_the_boundary_falls_next_to_itself(name: str, settings: dict[str, object]) -> None:
+    """Both logits are equal there: no success as it is, and the least move in the right direction is one."""
+    known = linear(2.0, classes=2, dtype=torch.float64)
+    w = known.model.weight[0] - known.model.weight[1]  # type: ignore[index, operator]
+    b = known.model.bias[0] - known.model.bias[1]  # type: ignore[index, operator]
+    flat = known.x.flatten(1)
+    x = (flat - ((flat @ w + b) / w.square().sum()).unsqueeze(1) * w).view_as(known.x)
+    result = attack_named(name, **settings).run(known.model, x, known.criterion, Threat(2.0))
+    assert result.success.all()
+    assert float(result.distance.max()) < 1e-2 * float(known.distance.mean())
