@@ -3,7 +3,9 @@ a factor after a success and grows by it after a failure (arXiv:1811.09600).
 
 The gradient is that of the cross-entropy up to its length, which DDN does not use: taken of `smooth_margin`, whose
 direction is the same and which does not vanish where the network is sure. Steps are clipped to the range before they
-are brought to the sphere, as well as after. Left out: rounding to grey levels.
+are brought to the sphere, as well as after. The factor falls along a cosine: with 0.4 at first the median on a
+certified MNIST network was 1.91, with the paper's constant 0.05 it was 2.4, and on an ordinary one they were equal (100
+steps, 150 images). Left out: rounding to grey levels.
 """
 
 from __future__ import annotations
@@ -22,10 +24,13 @@ from verifier.attacks.run import Run
 LAST = 0.01  # share of the step size at the end, along a cosine
 
 
+LAST_GAMMA = 0.01  # of the radius; the first is the setting `gamma`
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ddn(Attack):
     """steps: gradients of an example. step_size, first_norm: of the first step and sphere, as shares of the widest
-    range of an input, in input units where it has no end. gamma: the change of the radius. loss: smooth, margin, ce or
+    range of an input, in input units where it has no end. gamma: the first change of the radius. loss: smooth, margin, ce or
     dlr."""
 
     name: ClassVar[str] = "ddn"
@@ -35,7 +40,7 @@ class Ddn(Attack):
     steps: int = 500
     step_size: float = 1.0
     first_norm: float = 1.0
-    gamma: float = 0.05
+    gamma: float = 0.4
     loss: str = "smooth"
 
     def __post_init__(self) -> None:
@@ -64,7 +69,8 @@ class Ddn(Attack):
             point = run.gradient(x, i, loss)
             slope = alive(run, room.on_free(point.slope, i), i, point.met)
             if k:  # the first point is the original: it says nothing about the radius
-                eps = torch.minimum(torch.where(point.met, eps * (1 - self.gamma), eps * (1 + self.gamma)), most)
+                gamma = LAST_GAMMA + (self.gamma - LAST_GAMMA) * cosine
+                eps = torch.minimum(torch.where(point.met, eps * (1 - gamma), eps * (1 + gamma)), most)
             length = torch.linalg.vector_norm(slope.flatten(1), dim=1).clamp(min=tiny)
             x0 = room.of(run.x0, i)
             move = room.clamp(point.x + slope * room.per_example(alpha * unit / length), i) - x0
