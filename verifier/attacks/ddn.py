@@ -30,8 +30,8 @@ LAST_GAMMA = 0.01  # of the radius; the first is the setting `gamma`
 @dataclass(frozen=True, kw_only=True)
 class Ddn(Attack):
     """steps: gradients of an example. step_size, first_norm: of the first step and sphere, as shares of the widest
-    range of an input, in input units where it has no end. gamma: the first change of the radius. loss: smooth, margin, ce or
-    dlr."""
+    range of an input, in input units where it has no end. gamma: the first change of the radius. loss: smooth, margin, ce
+    or dlr."""
 
     name: ClassVar[str] = "ddn"
     norms: ClassVar[tuple[float, ...]] = (2.0,)
