@@ -20,7 +20,7 @@ from torch import Tensor
 
 from verifier.attacks.base import Attack
 from verifier.attacks.criterion import Misclassified
-from verifier.attacks.losses import Loss, dlr_targeted, loss_named
+from verifier.attacks.losses import Loss, dlr_targeted
 from verifier.attacks.run import Run
 from verifier.attacks.steps import random_start, steepest
 
@@ -69,9 +69,7 @@ class Apgd(Attack):
             raise ValueError(f"steps and restarts must be >= 1, got {self.steps} and {self.restarts}")
 
     def propose(self, run: Run) -> None:
-        loss, instead = loss_named(self.loss, run.criterion, run.outputs)
-        if instead:
-            run.note(f"{self.name}: {instead}")
+        loss = run.loss(self.loss)
         for _ in range(self.restarts):
             self.ascend(run, loss)
 

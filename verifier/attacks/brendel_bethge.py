@@ -32,7 +32,6 @@ from torch import Tensor
 
 from verifier.attacks.base import Attack
 from verifier.attacks.hyperplane import least_move
-from verifier.attacks.losses import loss_named
 from verifier.attacks.run import Run
 
 SHRINKINGS = 12    # halvings of the shrinking: the trust region is used to a thousandth or so
@@ -73,7 +72,7 @@ class BrendelBethge(Attack):
         i = run.open_examples()
         if not i.numel():
             return
-        loss, _ = loss_named("margin", run.criterion, run.outputs)
+        loss = run.loss("margin")
         first, last = REGION[run.room.norm] if self.region is None else self.region
         x = run.x0[i]
         aim, shortfall = (x.new_zeros(i.numel()) for _ in range(2))

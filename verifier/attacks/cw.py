@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from verifier.attacks.base import Attack
-from verifier.attacks.losses import Loss, loss_named
+from verifier.attacks.losses import Loss
 from verifier.attacks.run import Run
 
 FIRST_MOMENT, SECOND_MOMENT, UNDER_ROOT = 0.9, 0.999, 1e-8  # Adam's usual ones
@@ -64,7 +64,7 @@ class CarliniWagner(Attack):
         i = run.open_examples()
         if not i.numel():
             return
-        loss, _ = loss_named("margin", run.criterion, run.outputs)
+        loss = run.loss("margin")
         x = run.x0.clone()
         constant = torch.ones_like(run.margin)
         constant[i] = self._first_constant(run, i, loss)

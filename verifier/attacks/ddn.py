@@ -18,7 +18,6 @@ import torch
 
 from verifier.attacks.base import Attack
 from verifier.attacks.fmn import CHECK, alive, scale
-from verifier.attacks.losses import loss_named
 from verifier.attacks.run import Run
 
 LAST = 0.01  # share of the step size at the end, along a cosine
@@ -30,8 +29,8 @@ LAST_GAMMA = 0.01  # of the radius; the first is the setting `gamma`
 @dataclass(frozen=True, kw_only=True)
 class Ddn(Attack):
     """steps: gradients of an example. step_size, first_norm: of the first step and sphere, as shares of the widest
-    range of an input, in input units where it has no end. gamma: the first change of the radius. loss: smooth, margin, ce
-    or dlr."""
+    range of an input, in input units where it has no end. gamma: the first change of the radius. loss: smooth, margin,
+    ce or dlr."""
 
     name: ClassVar[str] = "ddn"
     norms: ClassVar[tuple[float, ...]] = (2.0,)
@@ -55,9 +54,7 @@ class Ddn(Attack):
         i = run.open_examples()
         if not i.numel():
             return
-        loss, instead = loss_named(self.loss, run.criterion, run.outputs)
-        if instead:
-            run.note(instead)
+        loss = run.loss(self.loss)
         room, tiny = run.room, torch.finfo(run.x0.dtype).tiny
         x = run.x0[i]
         width = torch.maximum(room.upper[i] - x, x - room.lower[i])

@@ -23,7 +23,7 @@ from torch import Tensor
 from verifier.attacks.base import Attack
 from verifier.attacks.criterion import Misclassified
 from verifier.attacks.fmn import alive
-from verifier.attacks.losses import Loss, loss_named
+from verifier.attacks.losses import Loss
 from verifier.attacks.run import Run
 
 NEWTON_STEPS = 12  # along the path to a half-space, whose slope changes where a feature reaches its end
@@ -61,7 +61,7 @@ class DeepFool(Attack):
 
     def _cross(self, run: Run, i: Tensor, left: Tensor) -> None:
         """Step until success; `left` "B" counts iterations down."""
-        loss, _ = loss_named("margin", run.criterion, run.outputs)
+        loss = run.loss("margin")
         several = isinstance(run.criterion, Misclassified) and run.criterion.target is None and run.outputs > 2
         rows = _rows(run, i, self.candidates) if several else None
         x = run.x0[i]
@@ -80,7 +80,7 @@ class DeepFool(Attack):
         run.evaluate(x, i)
 
     def _polish(self, run: Run, i: Tensor, left: Tensor) -> None:
-        loss, _ = loss_named("smooth", run.criterion, run.outputs)
+        loss = run.loss("smooth")
         i = i[run.success[i]]
         x = run.x[i]
         while True:

@@ -29,7 +29,7 @@ from torch import Tensor
 from verifier.attacks.base import Attack
 from verifier.attacks.criterion import Misclassified
 from verifier.attacks.hyperplane import least_move
-from verifier.attacks.losses import Loss, loss_named
+from verifier.attacks.losses import Loss
 from verifier.attacks.run import Run
 
 Linearised = tuple[Tensor, Tensor, Tensor]  # (x "P *shape" as projected, value "P", slope "P *shape") of a margin
@@ -117,7 +117,7 @@ class Fab(_Walk):
     def boundaries(self, run: Run) -> Iterator[Linearise]:
         criterion = run.criterion
         if not isinstance(criterion, Misclassified) or criterion.target is not None or run.outputs <= 2:
-            yield _of_loss(run, loss_named("margin", criterion, run.outputs)[0])
+            yield _of_loss(run, run.loss("margin"))
             return
         label, unit = criterion.label, torch.eye(run.outputs, device=run.x0.device, dtype=run.x0.dtype)
 
@@ -153,7 +153,7 @@ class FabTargeted(_Walk):
     def boundaries(self, run: Run) -> Iterator[Linearise]:
         criterion = run.criterion
         if not isinstance(criterion, Misclassified) or criterion.target is not None or run.outputs <= 2:
-            yield _of_loss(run, loss_named("margin", criterion, run.outputs)[0])
+            yield _of_loss(run, run.loss("margin"))
             return
         i = run.open_examples()
         if not i.numel():

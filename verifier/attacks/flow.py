@@ -18,7 +18,7 @@ from torch import Tensor
 
 from verifier.attacks.base import Attack
 from verifier.attacks.criterion import Criterion
-from verifier.attacks.losses import Loss, loss_named
+from verifier.attacks.losses import Loss
 from verifier.attacks.model import Gives
 from verifier.attacks.run import Run
 from verifier.attacks.threat import Threat
@@ -62,9 +62,7 @@ class Flow(Attack):
             i = run.open_examples()
             if not i.numel():
                 return
-            loss, instead = loss_named(self.loss, run.criterion, run.outputs)
-            if instead:
-                run.note(instead)
+            loss = run.loss(self.loss)
             self._descend(run, i, loss)
 
     def _descend(self, run: Run, i: Tensor, loss: Loss) -> None:

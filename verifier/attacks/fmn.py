@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from verifier.attacks.base import Attack
-from verifier.attacks.losses import loss_named
 from verifier.attacks.prune import prune
 from verifier.attacks.run import Run
 from verifier.attacks.threat import Room
@@ -66,9 +65,7 @@ class Fmn(Attack):
         i = run.open_examples()
         if not i.numel():
             return
-        loss, instead = loss_named(self.loss, run.criterion, run.outputs)
-        if instead:
-            run.note(instead)
+        loss = run.loss(self.loss)
         norm = run.room.norm
         last_steps = int(PRUNING * self.steps) if norm == 0.0 else 0
         steps = self.steps - last_steps

@@ -12,7 +12,6 @@ from typing import ClassVar
 import torch
 
 from verifier.attacks.base import Attack
-from verifier.attacks.losses import loss_named
 from verifier.attacks.run import Run
 from verifier.attacks.steps import best_linear, random_start
 
@@ -40,9 +39,7 @@ class FrankWolfe(Attack):
                              f"{self.step_size}")
 
     def propose(self, run: Run) -> None:
-        loss, instead = loss_named(self.loss, run.criterion, run.outputs)
-        if instead:
-            run.note(f"{self.name}: {instead}")
+        loss = run.loss(self.loss)
         for restart in range(self.restarts):
             i = run.open_examples()
             x = random_start(run, i) if self.random_start or restart else run.x0[i]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from verifier.attacks.base import Attack
 from verifier.attacks.estimate import estimated_slope, feature_size
-from verifier.attacks.losses import Loss, loss_named
+from verifier.attacks.losses import Loss
 from verifier.attacks.model import Gives
 from verifier.attacks.run import Run
 from verifier.attacks.steps import steepest
@@ -65,9 +65,7 @@ class GradientFree(Attack):
         i = run.open_examples()
         if not i.numel():
             return
-        loss, instead = loss_named(self.loss, run.criterion, run.outputs)
-        if instead:
-            run.note(instead)
+        loss = run.loss(self.loss)
         ascent = self.ascent(run, i)
         # The original has been evaluated: only forward differences need its value again.
         x, value = run.x0[i], self._value(run, run.x0[i], i, loss) if not self.central else None

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from verifier.attacks.base import Attack
 from verifier.attacks.criterion import Misclassified
-from verifier.attacks.losses import loss_named
 from verifier.attacks.prune import prune
 from verifier.attacks.run import Run
 
@@ -54,7 +53,7 @@ class Jsma(Attack):
         i = run.open_examples()
         if not i.numel():
             return
-        loss, _ = loss_named("margin", run.criterion, run.outputs)
+        loss = run.loss("margin")
         left = torch.full((run.batch,), self.steps, device=run.x.device)
         x = run.x0[i]
         y, target = _target(run, i)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from verifier.attacks.base import Attack
-from verifier.attacks.losses import Loss, loss_named
+from verifier.attacks.losses import Loss
 from verifier.attacks.run import Run
 from verifier.attacks.steps import best_linear, random_start, steepest
 
@@ -48,9 +48,7 @@ class Pgd(Attack):
             i = run.open_examples()
             if not i.numel():
                 return
-            loss, instead = loss_named(self.loss, run.criterion, run.outputs)
-            if instead:
-                run.note(instead)
+            loss = run.loss(self.loss)
             x = random_start(run, i) if self.random_start or restart else run.x0[i]
             self._ascend(run, x, i, loss)
 
@@ -96,9 +94,7 @@ class Fgsm(Attack):
         i = run.open_examples()
         if not i.numel():
             return
-        loss, instead = loss_named(self.loss, run.criterion, run.outputs)
-        if instead:
-            run.note(instead)
+        loss = run.loss(self.loss)
         run.evaluate(best_linear(run, run.gradient(run.x0[i], i, loss).slope, i), i)
 
 

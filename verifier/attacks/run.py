@@ -20,7 +20,7 @@ from verifier.attacks.boundary import step_off
 from verifier.attacks.criterion import Criterion
 from verifier.attacks.draws import Draws
 from verifier.attacks.fosc import stationarity_gap
-from verifier.attacks.losses import Loss
+from verifier.attacks.losses import Loss, loss_named
 from verifier.attacks.model import Gives, Model, ModelError
 from verifier.attacks.threat import Room
 from verifier.deadline import Deadline
@@ -108,6 +108,13 @@ class Run:
     def outputs(self) -> int:
         """How many outputs the model has."""
         return self.y0.shape[1]
+
+    def loss(self, name: str) -> Loss:
+        """A loss of `verifier.attacks.losses` for this criterion; what stands in for an undefined one is noted."""
+        loss, instead = loss_named(name, self.criterion, self.outputs)
+        if instead:
+            self.note(instead)
+        return loss
 
     def points_at_once(self) -> int:
         return max(1, BATCH_ENTRIES // max(1, self.model.entries))

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from verifier.attacks.base import Attack
 from verifier.attacks.fmn import CHECK, alive, scale
-from verifier.attacks.losses import loss_named
 from verifier.attacks.run import Run
 
 BETA, SECOND_BETA, ADAM_EPS = 0.9, 0.999, 1e-8
@@ -54,7 +53,7 @@ class SigmaZero(Attack):
         i = run.open_examples()
         if not i.numel():
             return
-        plain, _ = loss_named("margin", run.criterion, run.outputs)
+        plain = run.loss("margin")
 
         def hinge(y: Tensor, x: Tensor, owner: Tensor) -> Tensor:
             return plain(y, x, owner).clamp(max=0)  # a success has only features to lose

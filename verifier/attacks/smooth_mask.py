@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from verifier.attacks.losses import Loss, loss_named
+from verifier.attacks.losses import Loss
 from verifier.attacks.pgd import Pgd
 from verifier.attacks.run import Run
 from verifier.attacks.scout import charge, scout
@@ -55,9 +55,7 @@ class SmoothMask(Pgd):
         i = run.open_examples()
         if not i.numel():
             return
-        loss, instead = loss_named(self.loss, run.criterion, run.outputs)
-        if instead:
-            run.note(instead)
+        loss = run.loss(self.loss)
         mask = self.masks(run, i, loss)
         room = run.room
         lower, upper = room.x0.clone(), room.x0.clone()

@@ -20,7 +20,7 @@ from torch import Tensor
 from verifier.attacks.base import Attack
 from verifier.attacks.criterion import Criterion
 from verifier.attacks.draws import Draws
-from verifier.attacks.losses import Loss, loss_named
+from verifier.attacks.losses import Loss
 from verifier.attacks.model import as_model
 from verifier.attacks.run import Run
 from verifier.attacks.scout import charge, scout
@@ -82,9 +82,7 @@ class UniversalAttack(Attack):
 
     def train(self, run: Run, i: Tensor) -> Change:
         """The change for some examples of a run, which is charged for the gradients but gets no proposals."""
-        loss, instead = loss_named(self.loss, run.criterion, run.outputs)
-        if instead:
-            run.note(instead)
+        loss = run.loss(self.loss)
         scouted = scout(run)
         change = self._ascend(scouted, i, lambda y, x, owner: loss(y, x, owner).clamp(max=self.ceiling),
                               self._passes(run, i))
