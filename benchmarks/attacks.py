@@ -37,14 +37,15 @@ NEAREST = ("fmn:inf", "fmn:2", "fmn:1", "fmn:0", "ddn:2", "fab:inf", "fab:2", "f
 INSIDE = ("pgd:inf", "pgd:2", "apgd-ce:inf", "apgd-dlr:inf", "apgd-t:inf", "apgd-ce:2", "square:inf")
 EPS = {"inf": 0.1, "2": 1.5, "1": 10.0}  # of attacks inside a ball
 SEARCHES = 9     # of Carlini and Wagner's constant
-CLASSES = 10     # whose gradients an iteration of FAB takes
+CLASSES = 10     # whose gradients an iteration of FAB takes, and one of DeepFool before it has crossed the boundary
+CROSSED = 0.4    # of DeepFool's iterations are left to an image with as many gradients as libraries' take
 
 
 def settings(attack: str, steps: int) -> dict[str, Any]:
     """Ours, so that an image costs `steps` gradients (queries)."""
     if attack == "fab":
         return {"steps": max(1, steps // CLASSES)}
-    if attack == "fab-t":
+    if attack in ("fab-t", "apgd-t"):
         return {"steps": max(1, steps // (CLASSES - 1))}
     if attack == "cw":
         return {"steps": max(1, steps // SEARCHES), "binary_search_steps": SEARCHES}

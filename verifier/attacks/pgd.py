@@ -18,12 +18,12 @@ from verifier.attacks.losses import Loss
 from verifier.attacks.run import Run
 from verifier.attacks.steps import best_linear, random_start, steepest
 
-FORWARD = 2.5  # radii that all steps together may go, as in Madry et al.
+FORWARD = 5.0  # radii that all steps together may go; with the 2.5 of Madry et al. fewer images fell, most in l_1, l_2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pgd(Attack):
-    """steps: gradients of one restart. step_size: as a share of eps [2.5 / steps, at most 1]. random_start: else the
+    """steps: gradients of one restart. step_size: as a share of eps [5 / steps, at most 1]. random_start: else the
     original, the first time. momentum: share of the previous direction, gradients in l_1 norm (MI-FGSM). loss: ce,
     dlr or margin."""
 
