@@ -49,6 +49,8 @@ def settings(attack: str, steps: int) -> dict[str, Any]:
         return {"steps": max(1, steps // (CLASSES - 1))}
     if attack == "cw":
         return {"steps": max(1, steps // SEARCHES), "binary_search_steps": SEARCHES}
+    if attack == "deepfool":
+        return {"steps": max(1, round(CROSSED * steps))}
     return {"steps": steps}
 
 

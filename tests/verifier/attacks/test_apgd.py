@@ -54,11 +54,11 @@ def test_steps_are_gradients() -> None:
 
 
 def test_finds_the_small_cap_of_a_bowl() -> None:
-    """One per cent beyond the nearest point only a small cap of the ball succeeds: 40 steps of PGD at its usual size
+    """One per cent beyond the nearest point only a small cap of the ball succeeds: 40 steps of PGD of one size
     miss it, APGD halves its steps and lands in it."""
     known = bowl(features=10, count=8, dtype=torch.float64)
     hits = []
-    for attack in (ApgdCe(steps=40), Pgd(steps=40)):
+    for attack in (ApgdCe(steps=40), Pgd(steps=40, step_size=0.0625)):
         found = [attack.run(known.model, known.x[i : i + 1], Misclassified(known.label[i : i + 1]),
                             Threat(2.0, float(known.distance[i]) * 1.01)).success for i in range(8)]
         hits.append(int(torch.cat(found).sum()))
