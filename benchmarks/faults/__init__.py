@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.faults import operators, pricing, programmes, propagation, searching, verdicts
+from benchmarks.faults import attacking, operators, pricing, programmes, propagation, searching, verdicts
 from benchmarks.faults.fault import KINDS, Fault
 
 AREAS: dict[str, tuple[Fault, ...]] = {
@@ -12,6 +12,7 @@ AREAS: dict[str, tuple[Fault, ...]] = {
     "programmes": programmes.FAULTS,
     "search": searching.FAULTS,
     "questions, answers": verdicts.FAULTS,
+    "attacks": attacking.FAULTS,
 }
 
 __all__ = ["AREAS", "KINDS", "Fault"]

@@ -9,6 +9,7 @@ KINDS = {
     "unsound": "`verified` can be wrong, or its margin: a bound, a set or a search loses points",
     "rounding": "evidence `rounded` can be wrong: what rounding may do is not paid for, or not asked about",
     "witness": "`falsified` can be wrong, or the question is another one",
+    "attack": "an attack's success is none, or its distance, count or random number is wrong",
     "proof": "a proof file that proves nothing is accepted, or a good one refused",
     "looser": "nothing is wrong, less is proved",
 }
