@@ -32,7 +32,7 @@ FAULTS = (
     Fault("last-points-shared", "verifier/attacks/run.py", "attack", "an attack's own points are written into",
           "self.last, self._last_is_theirs = self.last.clone(), False", "self._last_is_theirs = False", RUNS),
     Fault("not-finite-succeeds", "verifier/attacks/run.py", "attack", "outputs that are not finite may succeed",
-          "met = met & finite", "met = met", ("tests/verifier/attacks/test_model.py",)),
+          "met = met & finite", "met = met", ("tests/verifier/attacks/test_criterion.py",)),
     Fault("gap-of-the-wrong-end", "verifier/attacks/fosc.py", "attack",
           "FOSC is taken towards the wrong end of the box", "torch.where(slope > 0, upper - x, lower - x) * slope",
           "torch.where(slope < 0, upper - x, lower - x) * slope", GAPS),

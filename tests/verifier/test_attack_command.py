@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from tests.verifier.attacks.problems import linear
 from tests.verifier.models import save_network
 from verifier import attack_data as module
+from verifier.attacks.model import as_model
+from verifier.attacks.pgd import Pgd
 from verifier.attacks.registry import ATTACKS
+from verifier.attacks.threat import Threat
 from verifier.cli import run
 from verifier.demo import EXAMPLES
 
@@ -223,3 +229,18 @@ def test_transfer_tries_what_fells_a_surrogate(here: Path, output: Output) -> No
     assert run([*common, "--surrogate", "other.onnx", "--out", "run", "--resume"]) == 0
     assert run(common) == 2
     assert "transfer needs a surrogate" in output()[1]
+
+
+def test_only_what_the_original_file_confirms_is_a_success() -> None:
+    known = linear(math.inf, clip=True)
+    where = Threat(math.inf, 1.3 * float(known.distance.max()), (0.0, 1.0))
+    result = Pgd(steps=80).run(known.model, known.x, known.criterion, where)
+    assert result.success.all()
+    agrees = module.confirmed(result, as_model(known.model), known.x, known.criterion, where)
+    assert agrees[1].all()
+    assert torch.equal(agrees[0], result.x)
+    tied = module.confirmed(result, as_model(lambda x: np.zeros((len(x), 4))), known.x, known.criterion, where)
+    assert not tied[1].any()
+    assert torch.isinf(tied[2]).all()
+    broken = module.confirmed(result, as_model(lambda x: np.full((len(x), 4), np.nan)), known.x, known.criterion, where)
+    assert not broken[1].any()

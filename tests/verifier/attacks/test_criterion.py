@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -106,3 +107,14 @@ def test_an_original_on_the_boundary_falls_next_to_itself(name: str, settings: d
     result = attack_named(name, **settings).run(known.model, x, known.criterion, Threat(2.0))
     assert result.success.all()
     assert float(result.distance.max()) < 1e-2 * float(known.distance.mean())
+
+
+def test_an_infinite_output_is_no_success() -> None:
+    def overflowing(x: np.ndarray) -> np.ndarray:
+        return np.where(x > 0.5, np.inf, 0 * x)
+
+    x = torch.zeros(1, 1)
+    goal = Deviates(torch.zeros(1, 1), 0.9)
+    result = attack_named("square", steps=50).run(overflowing, x, goal, Threat(math.inf, 1.0))
+    assert not result.success.any()
+    assert result.not_finite.all()
