@@ -13,7 +13,6 @@ import click
 import numpy as np
 
 from verifier.cli.errors import BadInput, not_built, reading
-from verifier.data import UNREADABLE_ARRAY
 
 if TYPE_CHECKING:
     from verifier.branch_and_bound.recorder import ProofTarget
@@ -134,6 +133,7 @@ def proof_target(flags: PropertyFlags, net: str, out: str) -> ProofTarget:
 
 def read_array(path: str, shape: tuple[int, ...]) -> np.ndarray:
     """One input of the network: an array of its input shape, with or without a batch axis of one."""
+    from verifier.data import UNREADABLE_ARRAY
     with reading(path):
         try:
             array = np.load(path, allow_pickle=False, mmap_mode="r")  # a header may state any size
