@@ -50,6 +50,9 @@ def attack_data(network: Network, data: DataSet, attack: Attack, threat: Threat,
     graph = network.simplified if device is None else network.simplified.to(device=device)
     original = OnnxModel(network.replayer, network.graph.input_shape)
     model: Any = original if through_onnx else graph
+    classes = math.prod(network.graph.output_shape)
+    if classes < 2:
+        raise ValueError(f"classes need at least 2 outputs, the network has {classes}")
     chosen = [k for k, i in enumerate(data.index.tolist()) if i not in skip and data.y[k] != target]
     piece = max(1, len(chosen)) if attack.together else piece
     done = fallen = 0
@@ -61,7 +64,8 @@ def attack_data(network: Network, data: DataSet, attack: Attack, threat: Threat,
         if skip_proved:
             stands = proved_standing(network.graph, torch.from_numpy(data.x[part]), torch.from_numpy(data.y[part]),
                                      threat, target=target).tolist()
-            spared = [_spared(data, k, attack, threat, target) for k, s in zip(everything, stands, strict=True) if s]
+            spared = _spared(data, [k for k, s in zip(everything, stands, strict=True) if s], original, attack, threat,
+                             target)
             part = [k for k, s in zip(everything, stands, strict=True) if not s]
         if not part:
             done += len(everything)
@@ -71,7 +75,8 @@ def attack_data(network: Network, data: DataSet, attack: Attack, threat: Threat,
         goal = Misclassified(label.to(graph.device),
                              None if target is None else torch.full_like(label, target).to(graph.device))
         result = attack.run(model, x, goal, threat, seed=seed, queries=queries, deadline=deadline, fosc=fosc,
-                            ids=torch.from_numpy(data.index[part]), progress=_shifted(progress, done, fallen))
+                            ids=torch.from_numpy(data.index[part]), pool=torch.from_numpy(data.pool),
+                            progress=_shifted(progress, done, fallen))
         finished = [*spared, *_records(result, original, data, part, attack, threat, target)]
         done, fallen = done + len(everything), fallen + sum(record["success"] for record, _ in finished)
         yield Piece(finished, result.notes)
@@ -108,14 +113,14 @@ def _asked(data: DataSet, place: int, attack: Attack, threat: Threat, target: in
             "norm": norm_name(threat.norm), "eps": None if math.isinf(threat.eps) else threat.eps, "target": target}
 
 
-def _spared(data: DataSet, place: int, attack: Attack, threat: Threat, target: int | None) -> Finished:
-    """The record of an example that is proved to stand. Its point is the original."""
-    label = int(data.y[place])
-    record = _asked(data, place, attack, threat, target) | {
-        "predicted": label, "success": False, "distance": None, "became": label, "margin": None, "calls": 0,
+def _spared(data: DataSet, places: list[int], original: Model, attack: Attack, threat: Threat, target: int | None
+            ) -> list[Finished]:
+    """The records of examples that are proved to stand. Their points are the originals."""
+    classes = original(torch.from_numpy(data.x[places])).argmax(1).tolist() if places else []
+    return [(_asked(data, place, attack, threat, target) | {
+        "predicted": found, "success": False, "distance": None, "became": found, "margin": None, "calls": 0,
         "queries": 0, "fosc": None, "by": None, "unconfirmed": False, "not_finite": False, "complete": True,
-        "proved": True}
-    return record, data.x[place]
+        "proved": True}, data.x[place]) for place, found in zip(places, classes, strict=True)]
 
 
 def _number(value: Tensor) -> float | None:

@@ -16,13 +16,21 @@ from numpy.typing import NDArray
 UNREADABLE_ARRAY = (ValueError, EOFError, SyntaxError, TypeError, OverflowError, TokenError, BadZipFile)
 
 
+POOL = 2000  # inputs of a file among which decision-based attacks look for starting points
+
+
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """Examples under their numbers: x "N *shape" float32, y "N" int64, index "N" (their places in the file)."""
+    """Examples under their numbers: x "N *shape" float32, y "N" int64, index "N" (their places in the file).
+
+    pool "M *shape": the first inputs of the file, whichever examples are chosen: where decision-based attacks look for
+    starting points.
+    """
 
     x: NDArray[np.float32]
     y: NDArray[np.int64]
     index: NDArray[np.int64]
+    pool: NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -31,7 +39,9 @@ class DataSet:
     def digest(self) -> str:
         """Of the examples and labels themselves."""
         state = hashlib.sha256(np.ascontiguousarray(self.x).tobytes())
-        state.update(self.y.astype("<i8").tobytes())
+        for part in (self.y, self.index):
+            state.update(part.astype("<i8").tobytes())
+        state.update(np.ascontiguousarray(self.pool).tobytes())
         return state.hexdigest()
 
     def chosen(self, numbers: list[int]) -> DataSet:
@@ -39,7 +49,7 @@ class DataSet:
         beyond = [i for i in numbers if not 0 <= i < len(self.index)]
         if beyond:
             raise ValueError(f"index {beyond[0]} is out of range: there are {len(self.index)} examples")
-        return DataSet(self.x[numbers], self.y[numbers], self.index[numbers])
+        return DataSet(self.x[numbers], self.y[numbers], self.index[numbers], self.pool)
 
 
 def read_data(path: str | Path, shape: tuple[int, ...], classes: int) -> DataSet:
@@ -72,7 +82,7 @@ def read_data(path: str | Path, shape: tuple[int, ...], classes: int) -> DataSet
     strange = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))
     if strange.size:
         raise ValueError(f"example {int(strange[0])} has values that are NaN, infinite, or beyond float32")
-    return DataSet(x, y.astype(np.int64), np.arange(len(x)))
+    return DataSet(x, y.astype(np.int64), np.arange(len(x)), x[:POOL])
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:

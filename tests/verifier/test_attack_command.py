@@ -83,7 +83,7 @@ def test_a_target_leaves_out_its_own_examples(here: Path) -> None:
                 "--json", "found.jsonl"]) == 0
     *records, total = lines("found.jsonl")
     assert [(r["index"], r["became"]) for r in records] == [(0, 1)]
-    assert total["left"] == 1
+    assert total["left"] == 0
 
 
 def test_index_count_and_mask(here: Path) -> None:
@@ -244,3 +244,49 @@ def test_only_what_the_original_file_confirms_is_a_success() -> None:
     assert torch.isinf(tied[2]).all()
     broken = module.confirmed(result, as_model(lambda x: np.full((len(x), 4), np.nan)), known.x, known.criterion, where)
     assert not broken[1].any()
+
+
+def test_what_stands_keeps_its_own_class_and_the_target_class_is_left_out(here: Path) -> None:
+    x = np.array([[0.9, 0.9], [0.9, 0.8], [0.1, 0.1]], np.float32)
+    np.savez("wrong.npz", x=x, y=np.array([2, 0, 1]))
+    save_network(here / "three.onnx", [(np.array([[1.0, 1.0], [0.0, 0.0], [0.5, 0.5]]), np.array([-1.0, 0.0, -0.6]))])
+    common = ["attack", "three.onnx", "wrong.npz", "--attack", "fgsm", "--eps", "0.01", "--target", "1"]
+    assert run([*common, "--json", "a.jsonl"]) == 0
+    assert run([*common, "--json", "b.jsonl", "--skip-proved"]) == 0
+    attacked, spared = lines("a.jsonl"), lines("b.jsonl")
+    assert spared[-1]["proved"] == 2
+    assert spared[-1]["clean"] == attacked[-1]["clean"] == 0.5
+    assert spared[-1]["left"] == attacked[-1]["left"] == 0
+
+
+def test_starting_points_come_from_the_file_whatever_is_chosen(here: Path) -> None:
+    g = np.random.default_rng(0)
+    x = g.uniform(0, 1, (12, 2)).astype(np.float32)
+    np.savez("many.npz", x=x, y=(x.sum(1) <= 1).astype(np.int64))
+    distances = []
+    for chosen in (["--count", "3"], ["--count", "9"], ["--index", "1"]):
+        assert run(["attack", "net.onnx", "many.npz", "--attack", "hopskipjump", "--steps", "2", "--clip", "0", "1",
+                    *chosen, "--json", "found.jsonl"]) == 0
+        distances += [(r["distance"], r["queries"]) for r in lines("found.jsonl") if r.get("index") == 1]
+    assert len(set(distances)) == 1
+
+
+def test_a_softmax_over_groups_of_outputs_stays(here: Path) -> None:
+    """Within a group it keeps the order, between groups it does not: only one over all outputs may be left out."""
+    from bounds import Graph
+    from verifier.attacks.model import GraphModel
+    for groups, kept in ((1, False), (2, True)):
+        module = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Unflatten(1, (groups, 4 // groups)),
+                                     torch.nn.Softmax(2))
+        model = GraphModel(Graph.from_torch(module, (2,)))
+        assert (model.note is None) == kept
+
+
+def test_one_output_is_told_before_anything_is_proved(here: Path, output: Output) -> None:
+    save_network(here / "one.onnx", [(np.array([[1.0, 1.0]]), np.array([0.0]))])
+    np.savez("one.npz", x=np.zeros((1, 2), np.float32), y=np.zeros(1, np.int64))
+    for flags in ([], ["--skip-proved"]):
+        assert run(["attack", "one.onnx", "one.npz", "--attack", "fgsm", "--eps", "0.1", *flags]) == 2
+        assert "at least 2 outputs" in output()[1]
+    assert run(["attack", "net.onnx", "data.npz", "--attack", "jsma", "--eps", "3", "--skip-proved"]) == 2
+    assert "--skip-proved needs" in output()[1]

@@ -7,6 +7,7 @@ need nothing but decisions apply.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -56,7 +57,8 @@ class GraphModel(Model):
 
     def __init__(self, graph: Graph) -> None:
         last = graph.nodes[graph.output]
-        if last.op.kind.lower() in ("softmax", "logsoftmax"):
+        if last.op.kind.lower() in ("softmax", "logsoftmax") and \
+                last.shape[last.op.axis] == math.prod(last.shape):  # type: ignore[attr-defined]
             import dataclasses
 
             output = last.inputs[0]

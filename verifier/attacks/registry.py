@@ -86,7 +86,19 @@ def attack_named(name: str, **settings: Any) -> Attack:
     for setting in settings:
         if setting not in known:
             raise ValueError(f"{name} has no setting {setting!r}; it has {', '.join(known) or 'none'}")
+    for field in fields(attack_class(name)):
+        if field.name in settings and not _fits(settings[field.name], str(field.type)):
+            raise ValueError(f"{name}: {field.name} must be {field.type}, got {settings[field.name]!r}")
     return attack_class(name)(**settings)
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    """Whether a value is of a plain annotated type; of other types nothing is said."""
+    plain: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None)}
+    parts = annotation.split(" | ")
+    if not set(parts) <= set(plain):
+        return True
+    return any(isinstance(value, plain[part]) and (part == "bool" or not isinstance(value, bool)) for part in parts)
 
 
 def settings_of(name: str) -> tuple[str, ...]:

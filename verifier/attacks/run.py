@@ -147,12 +147,13 @@ class Run:
         """Move points "P *shape" into their rooms and evaluate them; `owner` "P" may repeat an example."""
         x = self.room.project(x.detach(), owner)
         allowed = self._allowed(owner)
-        if allowed is not None:
-            return self._partly(x, owner, allowed)
+        if allowed is not None and not bool(allowed.all()):
+            at = allowed.nonzero().flatten()
+            return self._filled(x, at, self.evaluate(x[at], owner[at]) if at.numel() else None)
         size = self.points_at_once()
         with torch.no_grad():
             y = self._outputs(x) if x.shape[0] <= size else torch.cat([self._outputs(p) for p in x.split(size)])
-            self._count(self.forward_calls, owner)
+            self._count_evaluations(owner)
             return self._judged(x, y, owner)
 
     def gradient(self, x: Tensor, owner: Tensor, loss: Loss) -> Slopes:
@@ -160,15 +161,19 @@ class Run:
         x = self.room.project(x.detach(), owner)
         allowed = self._allowed(owner)
         if allowed is not None and not bool(allowed.all()):
-            rest = self._partly(x, owner, allowed)
-            worst = x.new_full((x.shape[0],), -math.inf)
-            return Slopes(rest.x, rest.y, rest.margin, rest.met, worst, torch.zeros_like(x))
+            at = allowed.nonzero().flatten()
+            done = self.gradient(x[at], owner[at], loss) if at.numel() else None
+            rest = self._filled(x, at, done)
+            value, slope = x.new_full((x.shape[0],), -math.inf), torch.zeros_like(x)
+            if done is not None:
+                value[at], slope[at] = done.value, done.slope
+            return Slopes(rest.x, rest.y, rest.margin, rest.met, value, slope)
         parts = []
         for i in range(0, max(1, x.shape[0]), self.points_at_once()):
             part = slice(i, i + self.points_at_once())
             parts.append(self._differentiate(x[part], owner[part], loss))
         y, value, slope = parts[0] if len(parts) == 1 else (torch.cat(t) for t in zip(*parts, strict=True))
-        self._count(self.forward_calls, owner)
+        self._count_evaluations(owner)
         self._count(self.backward_calls, owner)
         with torch.no_grad():
             scores = self._judged(x, y, owner)
@@ -183,20 +188,22 @@ class Run:
         return Slopes(scores.x, scores.y, scores.margin, scores.met, value, slope)
 
     def jacobian(self, x: Tensor, owner: Tensor, rows: Tensor) -> tuple[Scores, Tensor]:
-        """(scores, gradients of linear functions of the outputs): rows "P R m" -> "P R *shape". R backward calls.
-
-        Where queries are left for some points only, those are evaluated and no gradient is taken (zeros)."""
+        """(scores, gradients of linear functions of the outputs): rows "P R m" -> "P R *shape". R backward calls."""
         x = self.room.project(x.detach(), owner)
         allowed = self._allowed(owner)
         if allowed is not None and not bool(allowed.all()):
-            rest = self._partly(x, owner, allowed)
-            return rest, x.new_zeros(*rows.shape[:2], *x.shape[1:])
+            at = allowed.nonzero().flatten()
+            part = self.jacobian(x[at], owner[at], rows[at]) if at.numel() else None
+            slopes_of_all = x.new_zeros(*rows.shape[:2], *x.shape[1:])
+            if part is not None:
+                slopes_of_all[at] = part[1]
+            return self._filled(x, at, None if part is None else part[0]), slopes_of_all
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             y = self._outputs(leaf)
             slopes = [torch.autograd.grad(y, leaf, rows[:, r], retain_graph=r + 1 < rows.shape[1])[0]
                       for r in range(rows.shape[1])]
-        self._count(self.forward_calls, owner)
+        self._count_evaluations(owner)
         self._count(self.backward_calls, owner, rows.shape[1])
         with torch.no_grad():
             scores = self._judged(x, y.detach(), owner)
@@ -235,23 +242,20 @@ class Run:
         rank[order] = torch.arange(owner.numel(), device=owner.device) - first
         return rank < self.queries - self.forward_calls[owner]
 
-    def _partly(self, x: Tensor, owner: Tensor, allowed: Tensor) -> Scores:
-        at = allowed.nonzero().flatten()
-        limit, self.queries = self.queries, None
-        try:
-            done = self.evaluate(x[at], owner[at]) if at.numel() else None
-        finally:
-            self.queries = limit
-        assert limit is not None, "there is a limit"
-        self.closed |= self.forward_calls >= limit
-        if done is not None and at.numel() == x.shape[0]:
-            return done
+    def _filled(self, x: Tensor, at: Tensor, done: Scores | None) -> Scores:
+        """Scores of all points "P", where only those at `at` were evaluated."""
         outputs = max(1, self.y0.shape[1])
         y, margin = x.new_full((x.shape[0], outputs), math.nan), x.new_full((x.shape[0],), math.inf)
-        met = torch.zeros_like(allowed)
+        met = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device)
         if done is not None:
             y[at], margin[at], met[at] = done.y, done.margin, done.met
         return Scores(x, y, margin, met)
+
+    def _count_evaluations(self, owner: Tensor) -> None:
+        """Count one each, and close examples that have used up theirs."""
+        self._count(self.forward_calls, owner)
+        if self.queries is not None:
+            self.closed |= self.forward_calls >= self.queries
 
     def _count(self, calls: Tensor, owner: Tensor, times: int = 1) -> None:
         calls.index_add_(0, owner, torch.full_like(owner, times))

@@ -116,7 +116,12 @@ class Room:
 
     def distance(self, x: Tensor, owner: Tensor) -> Tensor:
         """How far points "P *shape" are from their originals: float64 "P", rounded up."""
-        return distance(x.double() - self.of(self.x0, owner).double(), self.norm)
+        here, origin = x.double(), self.of(self.x0, owner).double()
+        if self.norm != math.inf:
+            return distance(here - origin, self.norm)
+        # Exact where the difference is a float: points at eps exactly are inside, and nothing else is.
+        above, below = (add_rounded(here, -origin, down=down) for down in (False, True))
+        return torch.maximum(distance(above, math.inf), distance(below, math.inf))
 
     def norm_of(self, x: Tensor, owner: Tensor) -> Tensor:
         """The distance in the dtype of x, as computed: "P"."""
@@ -184,7 +189,9 @@ class Room:
         """The same as an `InputSet`, for exact linear optimisation. Needs a bounded box and norm inf, 2 or 1."""
         if self.norm == math.inf:
             return InputSet(self.lower, self.upper)
-        radius = self.x0.new_full((self.x0.shape[0],), self.eps)
+        # Rounded up: bounds over these sets must hold for every point of the room.
+        radius = round_up(torch.tensor(self.eps, dtype=torch.float64), self.x0.dtype).to(self.x0.device)
+        radius = radius.expand(self.x0.shape[0])
         return InputSet(self.lower, self.upper, self.x0, radius, self.norm)
 
 

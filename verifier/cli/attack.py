@@ -100,8 +100,6 @@ def command(net: str, data: str, name: str, eps: float | None, norm: str | None,
         raise BadInput(f"--clip needs two numbers LO <= HI, got {clip[0]} {clip[1]}")
     if time_limit is not None and not time_limit > 0:
         raise BadInput(f"--time-limit must be positive, got {time_limit}")
-    if skip_proved and (eps is None or norm == "0" or ATTACKS[name].kind == BEYOND):
-        raise BadInput("--skip-proved needs --eps, a norm of inf, 2 or 1, and an attack that adds to the input")
     if resume and out is None:
         raise BadInput("--resume goes on with a run that --out names")
     if index and count:
@@ -109,6 +107,8 @@ def command(net: str, data: str, name: str, eps: float | None, norm: str | None,
     norm = norm or ATTACKS[name].norms[0]
     if norm not in ATTACKS[name].norms:
         raise BadInput(f"--attack {name} works in the norms {', '.join(ATTACKS[name].norms)}, not {norm}")
+    if skip_proved and (eps is None or norm == "0" or ATTACKS[name].kind == BEYOND):
+        raise BadInput("--skip-proved needs --eps, a norm of inf, 2 or 1, and an attack that adds to the input")
     for flag, path in (("--json", json_out), ("--csv", csv_out), ("--examples", examples), ("--picture", picture)):
         check_writable(flag, path)
 
@@ -117,6 +117,9 @@ def command(net: str, data: str, name: str, eps: float | None, norm: str | None,
     check_device(device)
     attack = _configured(name, settings, surrogate, steps=steps, restarts=restarts)
     network = read_network(net)
+    if surrogate is not None and read_network(surrogate).graph.input_shape != network.graph.input_shape:
+        raise BadInput(f"--surrogate {surrogate}: takes inputs of shape {read_network(surrogate).graph.input_shape}, "
+                       f"{net} of {network.graph.input_shape}")
     chosen = _data(data, network, index, count)
     if target is not None and not 0 <= target < math.prod(network.graph.output_shape):
         raise BadInput(f"--target {target} is out of range: {net} has {math.prod(network.graph.output_shape)} outputs")
@@ -125,7 +128,7 @@ def command(net: str, data: str, name: str, eps: float | None, norm: str | None,
     threat = Threat(NORMS[norm], math.inf if eps is None else eps, clip, free)
     work = _Work(network, chosen, attack, threat, target=target, seed=seed, queries=queries, fosc=fosc, device=device,
                  through_onnx=through_onnx, skip_proved=skip_proved)
-    work.surrogate = surrogate
+    work.surrogate = None if surrogate is None else read_network(surrogate).digest
     work.run(_out_lines(json_out), out=out, resume=resume, time_limit_s=time_limit, quiet=json_out == "-")
     _write(work, csv_out, examples, picture)
 
@@ -138,8 +141,8 @@ def _configured(name: str, settings: tuple[str, ...], surrogate: str | None, **g
         values["surrogate"] = read_network(surrogate).simplified
     for setting in settings:
         key, equals, text = setting.partition("=")
-        if not equals:
-            raise BadInput(f"--set expects NAME=VALUE, got {setting!r}")
+        if not equals or key == "surrogate":
+            raise BadInput(f"--set expects NAME=VALUE of a setting without a flag of its own, got {setting!r}")
         values[key.replace("-", "_")] = _value(text)
     try:
         return attack_named(name, **values)
@@ -179,6 +182,7 @@ class _Work:
         self.stored = 0, 0  # examples, and fallen ones, of the run that is resumed
         self.notes: list[str] = []
         self.surrogate: str | None = None
+        self.asked_about = int((data.y != asked["target"]).sum())  # examples of the target class are left out
         self.begin = self.told = time.monotonic()
         self.live = sys.stderr.isatty()
 
@@ -215,7 +219,7 @@ class _Work:
                 interrupted = True
             self._end_line()
             total = summary(self.records) | {"attack": self.attack.name, "notes": self.notes,
-                                             "interrupted": interrupted, "left": len(self.data) - len(self.finished),
+                                             "interrupted": interrupted, "left": self.asked_about - len(self.finished),
                                              "time_s": round(time.monotonic() - self.begin, 3)}
             _print_lines(lines, [total])
         for note in self.notes:
@@ -232,6 +236,8 @@ class _Work:
             for piece in attack_data(self.network, self.data, self.attack, self.threat, deadline=deadline,
                                      skip=set(self.finished), progress=self.tell, **self.asked):
                 complete = [f for f in piece.finished if f[0]["complete"]]
+                if self.attack.together and len(complete) < len(piece.finished):
+                    complete = []  # one perturbation for all: a part of them would be resumed with another
                 if store is not None:
                     store.record(complete)
                 _print_lines(lines, [record for record, _ in piece.finished])
@@ -251,7 +257,7 @@ class _Work:
         if now - self.told < (0.2 if self.live else TOLD_EVERY_S):
             return
         self.told = now
-        line = (f"{self.attack.name}  done {self.stored[0] + done} of {len(self.data)}  "
+        line = (f"{self.attack.name}  done {self.stored[0] + done} of {self.asked_about}  "
                 f"fallen {self.stored[1] + fallen}  elapsed {now - self.begin:.0f} s")
         click.echo(f"\r\033[K{line}" if self.live else line, err=True, nl=not self.live)
 

@@ -87,3 +87,20 @@ def test_sound_models_raise_no_notes() -> None:
     known = linear(math.inf, classes=5)
     result = BRIEF.run(known.model, known.x, known.criterion, Threat(math.inf, 0.3 * float(known.distance.min())))
     assert result.notes == ()
+
+
+@pytest.mark.parametrize("queries", [1, 2, 25])
+def test_every_evaluation_is_counted(queries: int) -> None:
+    known = linear(math.inf, count=3)
+    seen = 0
+
+    class Counting(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            nonlocal seen
+            seen += len(x)
+            y: torch.Tensor = known.model(x)
+            return y
+
+    result = BRIEF.run(Counting(), known.x, known.criterion, Threat(math.inf, 0.5 * float(known.distance.min())),
+                       queries=queries)
+    assert seen == int(result.forward_calls.sum()) <= 3 * queries

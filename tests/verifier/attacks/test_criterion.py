@@ -118,3 +118,27 @@ def test_an_infinite_output_is_no_success() -> None:
     result = attack_named("square", steps=50).run(overflowing, x, goal, Threat(math.inf, 1.0))
     assert not result.success.any()
     assert result.not_finite.all()
+
+
+def test_one_example_without_queries_costs_the_others_nothing() -> None:
+    """An original on the boundary uses more evaluations: its neighbours in the batch keep their gradients."""
+    known = linear(math.inf, classes=2, dtype=torch.float64, count=4)
+    w = known.model.weight[0] - known.model.weight[1]  # type: ignore[index, operator]
+    b = known.model.bias[0] - known.model.bias[1]  # type: ignore[index, operator]
+    x = known.x.clone()
+    x[0] -= ((x[0].flatten() @ w + b) / w.square().sum() * w).view_as(x[0])
+    attack = attack_named("fmn", steps=40)
+    together = attack.run(known.model, x, known.criterion, Threat(math.inf), queries=30)
+    apart = attack.run(known.model, x[1:], known.criterion.index(torch.tensor([1, 2, 3])), Threat(math.inf), queries=30,
+                       ids=torch.tensor([1, 2, 3]))
+    torch.testing.assert_close(together.distance[1:], apart.distance, rtol=1e-12, atol=0)
+    assert int(together.forward_calls.max()) <= 30
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"steps": 2.5}, "steps must be int"), ({"steps": True}, "steps must be int"), ({"loss": 3}, "loss must be str"),
+    ({"step_size": "big"}, "step_size must be float")])
+def test_settings_have_their_types(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        attack_named("pgd", **settings)
+    assert attack_named("pgd", step_size=1).step_size == 1  # type: ignore[attr-defined]

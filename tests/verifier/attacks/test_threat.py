@@ -94,3 +94,21 @@ def test_wrong_originals_are_refused() -> None:
 def test_pinned_features_may_lie_outside_the_clip_range() -> None:
     room = Threat(math.inf, 0.1, (0.0, 1.0), torch.tensor([True, False])).around(torch.tensor([[0.5, 7.0]]))
     assert float(room.lower[0, 1]) == float(room.upper[0, 1]) == 7.0
+
+
+@pytest.mark.parametrize("norm", [2.0, 1.0])
+def test_sets_hold_every_point_of_a_room(norm: float) -> None:
+    """0.7 is no float32: what bounds are taken over must not be a smaller ball than attacks may use."""
+    x0 = torch.tensor([[0.70000005, 5e-8]])
+    room = Threat(norm, 0.7, (0.0, 1.0)).around(x0)
+    inside = torch.tensor([[4.9e-8, 5e-8]])
+    assert torch.equal(room.project(inside, torch.arange(1)), inside)
+    assert bool(room.sets.to(dtype=torch.float64).contains(inside.double())[0])
+    assert (room.sets.to(dtype=torch.float64).radius >= 0.7).all()  # type: ignore[operator]
+
+
+def test_distances_in_linf_are_exact_or_rounded_up() -> None:
+    room = Threat(math.inf).around(torch.tensor([[-1e-20], [0.25]], dtype=torch.float64))
+    far = room.distance(torch.tensor([[0.5], [0.75]], dtype=torch.float64), torch.arange(2))
+    assert far[0] > 0.5  # by 1e-20, which no float64 holds
+    assert far[1] == 0.5

@@ -280,7 +280,7 @@ def test_a_data_set_is_one_piece() -> None:
     network = NetworkCache().get(EXAMPLES / "digits_cnn.onnx")
     digits = np.load(EXAMPLES / "digits.npz", allow_pickle=False)
     shape = network.graph.input_shape
-    data = DataSet(digits["x"].reshape(-1, *shape), digits["y"], np.arange(6))
+    data = DataSet(digits["x"].reshape(-1, *shape), digits["y"], np.arange(6), digits["x"].reshape(-1, *shape))
     threat = Threat(math.inf, 0.2, (0.0, 1.0))
     assert len(list(attack_data(network, data, Pgd(steps=2), threat, piece=2))) == 3
     (piece,) = attack_data(network, data, Universal(), threat, piece=2)
