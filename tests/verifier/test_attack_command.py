@@ -163,6 +163,7 @@ def test_help_lists_every_attack_with_its_source(output: Output) -> None:
     (["--attack", "fgsm", "--eps", "0.1", "--steps", "3"], "no setting 'steps'"),
     (["--attack", "pgd", "--eps", "0.1", "--set", "loss=\"hinge\""], "loss must be one of"),
     (["--attack", "pgd", "--eps", "0.1", "--resume"], "--out"),
+    (["--attack", "fmn", "--norm", "0", "--fosc"], "--fosc needs gradients"),
     (["--attack", "pgd", "--eps", "0.1", "--mask", "data.npz"], "data.npz"),
     (["--attack", "pgd", "--eps", "0.1", "--json", "no/where.jsonl"], "--json"),
 ])

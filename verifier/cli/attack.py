@@ -109,6 +109,8 @@ def command(net: str, data: str, name: str, eps: float | None, norm: str | None,
         raise BadInput(f"--attack {name} works in the norms {', '.join(ATTACKS[name].norms)}, not {norm}")
     if skip_proved and (eps is None or norm == "0" or ATTACKS[name].kind == BEYOND):
         raise BadInput("--skip-proved needs --eps, a norm of inf, 2 or 1, and an attack that adds to the input")
+    if fosc and (norm == "0" or through_onnx):
+        raise BadInput("--fosc needs gradients, and a norm of inf, 2 or 1")
     for flag, path in (("--json", json_out), ("--csv", csv_out), ("--examples", examples), ("--picture", picture)):
         check_writable(flag, path)
 
