@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 UNREADABLE_ARRAY = (ValueError, EOFError, SyntaxError, TypeError, OverflowError, TokenError, BadZipFile)
 
 
-POOL = 2000  # inputs of a file among which decision-based attacks look for starting points
+POOL = 2000  # inputs among which decision-based attacks look for starts: more cost time and hardly come nearer
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ from bounds.interval import Interval
 from bounds.ops.base import Affine
 from bounds.rounding import is_covered, uncovered
 from verifier.deadline import Deadline
+from verifier.logits import ends_in_softmax, logits_of
 from verifier.property import Property, PropertyTensors
 from verifier.real_value import real_agrees
 from verifier.verdict import Claim
@@ -197,18 +198,18 @@ def _size(shape: tuple[int, ...]) -> int:
 
 def without_final_softmax(graph: Graph, property: Property) -> Graph:
     """The graph up to its last softmax, which keeps the order of the outputs; refused where that is not enough."""
-    last = graph.nodes[graph.output]
-    if last.op.kind.lower() not in ("softmax", "logsoftmax"):
+    if not ends_in_softmax(graph):
         return graph
+    last = graph.nodes[graph.output]
     if not property.compares_outputs_only:
         raise UnsupportedOperator(f"{graph.source}: {last.op.kind} at the end (node {last.name}): "
                                   f"{property.source} constrains its values and not only their order; "
                                   f"state the property over the inputs of the {last.op.kind}")
-    if last.shape[last.op.axis] != _size(last.shape):  # type: ignore[attr-defined]
+    logits = logits_of(graph)
+    if logits is None:
         raise UnsupportedOperator(f"{graph.source}: {last.op.kind} at the end (node {last.name}) "
                                   f"runs over one axis of {last.shape}; only over all outputs it keeps their order")
-    output = last.inputs[0]
-    return dataclasses.replace(graph, nodes=graph.nodes[: output + 1], output=output)
+    return logits
 
 
 def is_convolutional(graph: Graph) -> bool:

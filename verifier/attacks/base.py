@@ -22,7 +22,7 @@ from verifier.attacks.draws import Draws
 from verifier.attacks.fosc import stationarity_gap
 from verifier.attacks.losses import loss_named
 from verifier.attacks.model import Gives, as_model
-from verifier.attacks.run import Run
+from verifier.attacks.run import BATCH_ENTRIES, Run
 from verifier.attacks.threat import Room, Threat
 from verifier.deadline import Deadline
 
@@ -118,7 +118,7 @@ class Attack(ABC):
         x = x.to(network.device or x.device, network.dtype or x.dtype)
         deadline = deadline or Deadline.starting_now()
         ids = torch.arange(x.shape[0]) if ids is None else ids
-        size = batch or max(1, min(MOST_EXAMPLES, (1 << 23) // max(1, network.entries * self.points)))
+        size = batch or max(1, min(MOST_EXAMPLES, BATCH_ENTRIES // max(1, network.entries * self.points)))
         size = max(1, x.shape[0]) if self.together else size
         limited, anywhere = threat.around(x), Threat(threat.norm, math.inf, threat.clip, threat.mask).around(x)
         rooms = anywhere if self.minimum_norm or not self.additive else limited

@@ -7,7 +7,6 @@ need nothing but decisions apply.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bounds.graph import Graph
+from verifier.logits import logits_of
 from verifier.witness import OnnxReplayer, ReplayError
 
 AGREEMENT = 1e-4  # of the largest output: float32 sums in another order
@@ -56,14 +56,10 @@ class GraphModel(Model):
     """A network as the engine reads it. A softmax at the end is left out: it changes no order and hides gradients."""
 
     def __init__(self, graph: Graph) -> None:
-        last = graph.nodes[graph.output]
-        if last.op.kind.lower() in ("softmax", "logsoftmax") and \
-                last.shape[last.op.axis] == math.prod(last.shape):  # type: ignore[attr-defined]
-            import dataclasses
-
-            output = last.inputs[0]
-            graph = dataclasses.replace(graph, nodes=graph.nodes[: output + 1], output=output)
-            self.note = f"the {last.op.kind} at the end is left out: logits are attacked, their order is the same"
+        logits = logits_of(graph)
+        if logits is not None:
+            kind = graph.nodes[graph.output].op.kind
+            graph, self.note = logits, f"the {kind} at the end is left out: logits, in the same order, are attacked"
         self.graph = graph
         self.shape = graph.input_shape
         self.dtype, self.device = graph.dtype, graph.device

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from verifier.attacks.run import Run
+from verifier.data import POOL
 
-POOL = 2000       # inputs looked at: more cost time and hardly come nearer
 GROWTH = 1.6      # of the ranks
 TRIES = 24        # inputs at random, and points at random
 RADII = (-4, 10)  # of points around the original, as powers of two
