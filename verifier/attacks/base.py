@@ -75,7 +75,8 @@ class Attack(ABC):
 
     norms: those it works in. minimum_norm: it looks for the nearest success (a finite eps then only says which count),
     else for any inside eps; not additive: what limits it are its own settings, as an angle, and eps says which count.
-    together: one batch holds all examples, which share what it finds. needs: what it must know of the model. Its paper
+    together: one batch holds all examples, which share what it finds. walks_on: it goes on from a success that
+    `run` is given. needs: what it must know of the model. Its paper
     stands in `verifier.attacks.registry`.
     """
 
@@ -84,6 +85,7 @@ class Attack(ABC):
     minimum_norm: ClassVar[bool] = False
     additive: ClassVar[bool] = True
     together: ClassVar[bool] = False
+    walks_on: ClassVar[bool] = False
     needs: ClassVar[Gives] = Gives.GRADIENTS
     points: ClassVar[int] = 1  # that it evaluates at once for each example, roughly
 
@@ -99,14 +101,16 @@ class Attack(ABC):
     def run(self, model: Any, x: Tensor, criterion: Criterion, threat: Threat, *, seed: int = 0,
             queries: int | None = None, deadline: Deadline | None = None, ids: Tensor | None = None,
             batch: int | None = None, early_stop: bool = True, fosc: bool = False, fosc_stop: float | None = None,
-            pool: Tensor | None = None, progress: Progress | None = None) -> AttackResult:
+            pool: Tensor | None = None, starts: Tensor | None = None, progress: Progress | None = None
+            ) -> AttackResult:
         """Attack originals x "N *shape".
 
         model: see `as_model`. ids "N": the examples' numbers, from which their random numbers come (default 0, 1, ..).
         queries: forward calls an example may cost, the boundary search included. early_stop=False: go on with examples
         that have fallen. fosc: report the stationarity gap (one gradient more an example, not counted); fosc_stop:
         close an example once its gap is at most this. pool "M *shape": where decision-based attacks may look for a
-        start (x itself by default). Raises ValueError for settings that do not fit, ModelError where the model fails.
+        start (x itself by default). starts "N *shape": where attacks begin that `walks_on` from
+        successes, if they succeed; others begin as always. Raises ValueError for settings that do not fit, ModelError where the model fails.
         """
         begin = time.monotonic()
         network = as_model(model, shape=tuple(x.shape[1:]), named=_classes_named(criterion))
@@ -115,6 +119,8 @@ class Attack(ABC):
             raise ValueError(f"queries must be >= 1, got {queries}")
         if fosc_stop is not None and network.gives < Gives.GRADIENTS:
             raise ValueError("fosc_stop needs gradients")
+        if starts is not None and starts.shape != x.shape:
+            raise ValueError(f"expected a start for every input, got {tuple(starts.shape)} for {tuple(x.shape)}")
         x = x.to(network.device or x.device, network.dtype or x.dtype)
         deadline = deadline or Deadline.starting_now()
         ids = torch.arange(x.shape[0]) if ids is None else ids
@@ -135,7 +141,8 @@ class Attack(ABC):
                       Draws(seed, ids[chosen.cpu()].to(x.device)), self.minimum_norm, queries, deadline, early_stop,
                       fosc_stop, tick, anywhere.index(chosen), x if pool is None else pool.to(x))
             if not deadline.passed():
-                run.begin()
+                known = starts if self.walks_on else None
+                run.begin(None if known is None else known[chosen.to(known.device)].to(x))
                 self._check_knowledge(network.gives, criterion)  # a function's first answer tells what it gives
                 self.propose(run)
                 run.finish()

@@ -11,8 +11,8 @@ into features. The hyperplane is met by a guarded Newton method on `pull`, the t
 shrinking, for all examples at once. In l_0 it is a heuristic, hard thresholds being neither convex nor continuous.
 
 Other than in the paper
-- the start is no image of another class but the first success of least moves onto the linearised boundary, as in
-  DeepFool, in the norm of the attack;
+- the start is no image of another class but a success that is known already, or the first of least moves onto the
+  linearised boundary, as in DeepFool, in the norm of the attack;
 - the trust region is a share of the distance to the original, and shrinks geometrically;
 - a step aims beyond the boundary, for only successes count: by as much as recent steps fell short of their aim, since
   a boundary that bends away is missed again and again (with a fixed aim not one of six walks in l_2 had another success
@@ -51,6 +51,7 @@ class BrendelBethge(Attack):
     name: ClassVar[str] = "bb"
     norms: ClassVar[tuple[float, ...]] = (math.inf, 2.0, 1.0, 0.0)
     minimum_norm: ClassVar[bool] = True
+    walks_on: ClassVar[bool] = True
 
     steps: int = 100
     region: tuple[float, float] | None = None
@@ -74,7 +75,7 @@ class BrendelBethge(Attack):
             return
         loss = run.loss("margin")
         first, last = REGION[run.room.norm] if self.region is None else self.region
-        x = run.x0[i]
+        x = torch.where(run.room.per_example(run.success)[i], run.x[i], run.x0[i])
         aim, shortfall = (x.new_zeros(i.numel()) for _ in range(2))
         for k in range(self.steps):
             going = ~run.closed[i] & (run.queries_left(i) > 0)

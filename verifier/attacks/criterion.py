@@ -80,11 +80,37 @@ class Misclassified(Criterion):
                              f"got {int(classes.min())} to {int(classes.max())}")
 
     def met(self, y: Tensor, x: Tensor, owner: Tensor, margin: Tensor) -> Tensor:
-        """By more than rounding: a batch of another size, summed in another order, must not bring the label back."""
-        return margin < -TIE * torch.finfo(y.dtype).eps * y.abs().amax(1)
+        return _beyond_rounding(y, margin)
 
     def index(self, chosen: Tensor) -> Misclassified:
         return Misclassified(self.label[chosen], None if self.target is None else self.target[chosen])
+
+
+@dataclass(frozen=True, eq=False)
+class Outranked(Criterion):
+    """The class `target` "B" is above `label` "B", whatever the others are."""
+
+    label: Tensor
+    target: Tensor
+    wording: ClassVar[str] = "the target is above the label"
+
+    def __post_init__(self) -> None:
+        if self.label.shape != self.target.shape or self.label.dim() != 1:
+            raise ValueError(f"one target a label: {tuple(self.target.shape)} for {tuple(self.label.shape)}")
+
+    @property
+    def batch(self) -> int:  # type: ignore[override]
+        return self.label.shape[0]
+
+    def margin(self, y: Tensor, x: Tensor, owner: Tensor) -> Tensor:
+        pair = y.gather(1, torch.stack([self.label[owner], self.target[owner]], 1))
+        return pair[:, 0] - pair[:, 1]
+
+    def met(self, y: Tensor, x: Tensor, owner: Tensor, margin: Tensor) -> Tensor:
+        return _beyond_rounding(y, margin)
+
+    def index(self, chosen: Tensor) -> Outranked:
+        return Outranked(self.label[chosen], self.target[chosen])
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,3 +167,8 @@ class Unsafe(Criterion):
 
     def index(self, chosen: Tensor) -> Unsafe:
         return Unsafe(self.tensors, chosen.numel())
+
+
+def _beyond_rounding(y: Tensor, margin: Tensor) -> Tensor:
+    """By more than rounding: a batch of another size, summed in another order, must not bring the label back."""
+    return margin < -TIE * torch.finfo(y.dtype).eps * y.abs().amax(1)

@@ -132,8 +132,9 @@ class Run:
 
     # ------------------------------------------------------------------ evaluation
 
-    def begin(self) -> None:
-        """Evaluate the originals: those that succeed as they are need no attack; without a radius there is none."""
+    def begin(self, starts: Tensor | None = None) -> None:
+        """Evaluate the originals: those that succeed as they are need no attack; without a radius there is none. Then
+        `starts` "B *shape", where there are."""
         everything = torch.arange(self.batch, device=self.x.device)
         scores = self.evaluate(self.x0, everything)
         self.y0 = scores.y
@@ -142,6 +143,8 @@ class Run:
             self.closed[:] = True
         elif self.minimum_norm and self.model.gives is Gives.GRADIENTS:
             step_off(self, scores)
+        if starts is not None and (i := self.open_examples()).numel():
+            self.evaluate(starts[i], i)
 
     def evaluate(self, x: Tensor, owner: Tensor) -> Scores:
         """Move points "P *shape" into their rooms and evaluate them; `owner` "P" may repeat an example."""
