@@ -109,8 +109,8 @@ class Attack(ABC):
         queries: forward calls an example may cost, the boundary search included. early_stop=False: go on with examples
         that have fallen. fosc: report the stationarity gap (one gradient more an example, not counted); fosc_stop:
         close an example once its gap is at most this. pool "M *shape": where decision-based attacks may look for a
-        start (x itself by default). starts "N *shape": where attacks begin that `walks_on` from
-        successes, if they succeed; others begin as always. Raises ValueError for settings that do not fit, ModelError where the model fails.
+        start (x itself by default). starts "N *shape": where attacks begin that `walks_on` from a success; the others
+        begin as always. Raises ValueError for settings that do not fit, ModelError where the model fails.
         """
         begin = time.monotonic()
         network = as_model(model, shape=tuple(x.shape[1:]), named=_classes_named(criterion))

@@ -56,7 +56,7 @@ def linear(norm: float, *, classes: int = 4, shape: tuple[int, ...] = (3, 4), co
            clip: bool = False, dtype: torch.dtype = torch.float32) -> Known:
     """A linear classifier and points near 0.5, each with the label that it gets. clip: to [0, 1], which then cuts off
     some of the nearest points; exact distances come from linear search over the features (l_0, l_1), else from
-    bisection over the radius (`_reach`)."""
+    bisection over the radius (`reach`)."""
     g = torch.Generator().manual_seed(seed)
     features = math.prod(shape)
     weight = torch.randn(classes, features, generator=g, dtype=torch.float64)
@@ -65,7 +65,7 @@ def linear(norm: float, *, classes: int = 4, shape: tuple[int, ...] = (3, 4), co
     model = Linear(weight.to(dtype), bias.to(dtype))
     label = model(x).argmax(1)
     threat = Threat(norm, math.inf, (0.0, 1.0) if clip else None)
-    exact = np.array([_nearest(weight.numpy(), bias.numpy(), x[i].double().flatten().numpy(), int(label[i]), norm,
+    exact = np.array([nearest(weight.numpy(), bias.numpy(), x[i].double().flatten().numpy(), int(label[i]), norm,
                                (0.0, 1.0) if clip else (-math.inf, math.inf)) for i in range(count)])
     return Known(model, x, label, threat, exact)
 
@@ -79,14 +79,14 @@ def bowl(*, features: int = 5, count: int = 4, seed: int = 0, dtype: torch.dtype
                  Threat(2.0, math.inf), exact)
 
 
-def _nearest(weight: np.ndarray, bias: np.ndarray, x: np.ndarray, label: int, norm: float,
+def nearest(weight: np.ndarray, bias: np.ndarray, x: np.ndarray, label: int, norm: float,
              clip: tuple[float, float]) -> float:
     """min over other classes of the distance to their half-space, inside the clip range."""
-    return min(_reach(weight[j] - weight[label], bias[j] - bias[label], x, norm, clip)
+    return min(reach(weight[j] - weight[label], bias[j] - bias[label], x, norm, clip)
                for j in range(len(weight)) if j != label)
 
 
-def _reach(w: np.ndarray, b: float, x: np.ndarray, norm: float, clip: tuple[float, float]) -> float:
+def reach(w: np.ndarray, b: float, x: np.ndarray, norm: float, clip: tuple[float, float]) -> float:
     """The least r such that w z + b >= 0 for some z in the range with ||z - x||_norm <= r."""
     need = -(w @ x + b)
     if need <= 0:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.verifier.attacks.problems import Linear, _reach, bowl, linear
+from tests.verifier.attacks.problems import Linear, bowl, linear, reach
 from verifier.attacks.criterion import Misclassified
 from verifier.attacks.deepfool import DeepFool, to_half_space
 from verifier.attacks.threat import Threat
@@ -25,7 +25,7 @@ def test_a_step_is_the_nearest_point_of_half_space_and_box(norm: float) -> None:
     reached = 0
     for k in range(40):
         w = slope[k].numpy()
-        exact = _reach(w, -float(need[k]) - w @ x[k].numpy(), x[k].numpy(), norm, (0.0, 1.0))
+        exact = reach(w, -float(need[k]) - w @ x[k].numpy(), x[k].numpy(), norm, (0.0, 1.0))
         if math.isfinite(exact):
             reached += 1
             assert float(length[k]) == pytest.approx(exact, abs=1e-9)
