@@ -146,8 +146,8 @@ class _Margins:
 @dataclass(eq=False)
 class _Search:
     """Brackets "N": proved at `low`, not at `high` (inf: not tried), with the rows' margins "N K" there and at `third`,
-    the end that was replaced last. rows bool "N K": those not proved at `high`; next: the radius to try; proved bool "N":
-    at `low`; last: from there on is none to try; longest_s: of one step."""
+    the end that was replaced last. rows bool "N K": those not proved at `high`; next: the radius to try; proved bool
+    "N": at `low`; last: from there on is none to try; longest_s: of one step."""
 
     margins: _Margins
     balls: Balls

@@ -18,18 +18,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bounds.graph import Graph
 from verifier.branch_and_bound.leaves import Leaves
 from verifier.deadline import Deadline
 from verifier.problem import make_problem
-from verifier.property import Property, robustness
+from verifier.property import Property
 from verifier.radius.balls import Balls
-from verifier.radius.engines import CHEAP_NAMES, Engine, engines_for
+from verifier.radius.engines import ATTACK, CHEAP_NAMES, Engine, engines_for
 from verifier.radius.interval import RadiusInterval
-from verifier.radius.polish import polished
+from verifier.radius.polish import nearer
 from verifier.strategy import Result, verify
 from verifier.verdict import Falsified, Reason, Verified
 from verifier.witness import Replayer
@@ -37,8 +34,10 @@ from verifier.witness import Replayer
 log = logging.getLogger(__name__)
 
 ASIDE = 0.9          # of the tolerance: so far inside the nearest witness the last ball ends
-FIRST_SHARE = 1 / 16  # of the time: the first slice
+GLANCE = 1 / 48       # of the time: the slice of the first ball, mostly far too large to be decided
+FIRST_SHARE = 1 / 12  # and of those after it
 LEAST_SLICE_S = 0.5
+DESCENT, DESCENT_SHARE = 0.02, 0.1  # steps of the attack, of the radius, and its share of the time
 END_S = 0.1          # too little to begin anything
 CLOSE = 0.01         # of the radius: between a ball that is decided and one that is not, nothing more is tried
 LIKELY = 0.9         # of what a slice gained it is taken to gain again
@@ -82,11 +81,10 @@ class RadiusSearch:
 
     def __post_init__(self) -> None:
         self.leaves = Leaves()
-        self.x: NDArray[np.float64] = self.ball.x[0].cpu().numpy()
-        self.label = int(self.ball.label[0])
         self.classes = math.prod(self.graph.output_shape)
         self.engines: list[Engine] = []
-        self.slice_s = max(LEAST_SLICE_S, FIRST_SHARE * self.deadline.left())
+        self.slice_s = max(LEAST_SLICE_S, GLANCE * self.deadline.left())
+        self.later_s = max(LEAST_SLICE_S, FIRST_SHARE * self.deadline.left())
         self.start = self.known.lower
         self.undecided = math.inf  # the least radius that a slice did not decide
         self.step = math.inf
@@ -94,6 +92,7 @@ class RadiusSearch:
 
     def run(self) -> RadiusInterval:
         """Search until the ends meet, time is up, or nothing can decide any more."""
+        self._descend()
         radius: float | None = self._target()
         while radius is not None and self.known.gap > self.tolerance and self.deadline.left() > END_S:
             if self.progress is not None:
@@ -101,13 +100,20 @@ class RadiusSearch:
             radius = self._next(self._decide(radius))
         return self.known
 
+    def _descend(self) -> None:
+        """Attack ever smaller balls: whatever is unsafe in one, polished, is a nearer witness than attacks find that
+        look for the nearest from the start (seen: by a tenth on convolutional networks)."""
+        until = self.deadline.left() * (1 - DESCENT_SHARE)
+        while self.known.upper < math.inf and self.known.gap > self.tolerance and self.deadline.left() > until:
+            radius = max(self.known.upper * (1 - DESCENT), (self.known.lower + self.known.upper) / 2)
+            if self._is_open(self._ask(ATTACK, self.question(radius), radius)):
+                return
+
     # ------------------------------------------------------------------ one ball
 
     def question(self, radius: float) -> Property:
         """That no point within the radius is unsafe."""
-        mask = None if self.ball.mask is None else self.ball.mask.cpu().numpy()
-        return robustness(self.x, self.label, radius, classes=self.classes, norm=self.ball.norm, clip=self.ball.clip,
-                          mask=mask, target=self.ball.target)
+        return self.ball.question(0, radius, self.classes)
 
     def _decide(self, radius: float) -> Attempt:
         """The ball, by the first engine; by the others as well where it fails for the first time with this slice."""
@@ -116,7 +122,7 @@ class RadiusSearch:
             deadline = Deadline.starting_now(max(END_S, self.deadline.left()))
             self.engines = list(engines_for(make_problem(
                 self.graph, prop, replayer=self.replayer, deadline=deadline, simplified=self.simplified)))
-        tried = self.engines[:1] if self.beaten else list(self.engines)
+        tried = self.engines[:1] if self.beaten or self.undecided == math.inf else list(self.engines)
         attempt = None
         for engine in tried:
             if attempt is not None and self.deadline.left() <= END_S:
@@ -126,7 +132,7 @@ class RadiusSearch:
                 self.engines.remove(engine)
                 self.engines.insert(0, engine)
                 return attempt
-        self.beaten = True
+        self.beaten = self.beaten or len(tried) > 1
         assert attempt is not None
         # The engine that came nearest goes first.
         latest = self.attempts[-len(tried):]
@@ -157,8 +163,8 @@ class RadiusSearch:
             self.known = self.known.raised(math.inf if everything and self.known.upper == math.inf else attempt.radius,
                                            verdict.evidence, attempt.result.method)
         elif isinstance(verdict, Falsified):
-            found = polished((self.graph, self.simplified, self.replayer), self.ball, verdict.witness,
-                             attempt.result.method, self.deadline)
+            found = nearer((self.graph, self.simplified, self.replayer), self.ball, verdict.witness,
+                           attempt.result.method, self.deadline)
             self.known = self.known.lowered(found.distance, found.evidence, found.by, found.witness)
 
     @staticmethod
@@ -189,6 +195,8 @@ class RadiusSearch:
             self.slice_s *= GROWTH
             return last.radius
         else:
+            if self.step == math.inf:
+                self.slice_s, self.step = max(self.slice_s, self.later_s), 0.0
             self.undecided = min(self.undecided, last.radius)
             if self.undecided - low > self._near:
                 return self._within(last)
