@@ -6,7 +6,8 @@ shown for many sets at once. Where at most s of the features U may move, the gai
 own, so that its least value takes the s largest; the convex hull of such points is an l_1 ball of radius s about the
 input, each feature measured by the further end of its range (exact where a range lies on one side of the input). CROWN
 over that ball, neurons included, bounds all sets of s features in one pass. What stays open is split on the feature of
-the largest gain: it is one of those that move, or it stays. Where all t are chosen a box is left, which is bisected.
+the largest gain: it is one of those that move, or it stays (the last one to move is in one or the other half of those
+that may). Where all t are chosen a box is left, which is bisected.
 
 From above: attacks in l_0, and the points that the bounds themselves propose, features dropped while a point stays
 unsafe. Both ends are integers, and meet when a witness has as many changed features as the lower end says.
@@ -324,15 +325,19 @@ class _Search:
         return torch.where(moves, end, self.x)
 
     def split(self, nodes: _Nodes, A: Tensor) -> _Nodes:
-        """Each node twice: with its feature of the largest gain among those that move, and without it."""
-        gain = torch.where(self.undecided(nodes), self.gains(nodes, A), -1.0)
-        feature = gain.argmax(1, keepdim=True)
-        slot = (nodes.chosen < 0).long().argmax(1, keepdim=True)
-        moves = dataclasses.replace(nodes, chosen=nodes.chosen.scatter(1, slot, feature),
-                                    low=nodes.low.scatter(1, slot, self.low[feature]),
-                                    high=nodes.high.scatter(1, slot, self.high[feature]))
-        stays = dataclasses.replace(nodes, fixed=nodes.fixed.scatter(1, feature, True))
-        return self.boxed(_Nodes.joined([stays, moves]))
+        """Each node twice: with its feature of the largest gain among those that move, and without it. Where one more
+        feature may move, it is among the half of larger gains or in the other."""
+        rest = self.undecided(nodes)
+        gain = torch.where(rest, self.gains(nodes, A), -1.0)
+        order = gain.argsort(dim=1, descending=True)
+        feature, slot = order[:, :1], (nodes.chosen < 0).long().argmax(1, keepdim=True)
+        large = rest & (order.argsort(dim=1) < (rest.sum(1, keepdim=True) + 1) // 2)
+        last = (nodes.chosen < 0).sum(1, keepdim=True) == 1
+        moves = _Nodes(torch.where(last, nodes.chosen, nodes.chosen.scatter(1, slot, feature)),
+                       nodes.low.scatter(1, slot, self.low[feature]), nodes.high.scatter(1, slot, self.high[feature]),
+                       torch.where(last, nodes.fixed | (rest & ~large), nodes.fixed), nodes.asked)
+        out = torch.where(last, large, torch.zeros_like(large).scatter(1, feature, True))
+        return self.boxed(_Nodes.joined([dataclasses.replace(nodes, fixed=nodes.fixed | out), moves]))
 
     def bisected(self, nodes: _Nodes, A: Tensor) -> _Nodes | None:
         """Each box halved where its row changes most; None where one is too narrow for that."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -77,7 +77,7 @@ def test_the_ends_enclose_the_least_number_of_features(kind: str, examples: int)
             y = GraphReplayer(graph).run(found.witness.x.reshape(1, *x.shape))[0]
             assert y[label] <= y[1 - label] and bool((np.abs(found.witness.x) <= 1).all())
         ends = [(0.0, math.inf), *((s.lower, s.upper) for s in seen)]
-        assert all(a[0] <= b[0] and a[1] >= b[1] for a, b in zip(ends, ends[1:], strict=False))
+        assert all(a[0] <= b[0] and a[1] >= b[1] for a, b in pairwise(ends))
     check()
 
 
