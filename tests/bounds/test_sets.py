@@ -288,3 +288,18 @@ def test_sampling_is_reproducible_and_covers_the_box() -> None:
     assert bool((x[..., 1] == 2.0).all())
     assert float(x[..., 0].min()) < -0.95
     assert float(x[..., 0].max()) > 0.95
+
+
+@pytest.mark.parametrize("radius", [0.5, 7.0, 40.0, 100.0])
+def test_many_features_spend_an_l1_radius_in_order_of_their_gains(radius: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(6, 120, generator=generator, dtype=torch.float64)
+    a[:, ::3] = 0
+    reach = torch.rand(1, 120, generator=generator, dtype=torch.float64)
+    sets = InputSet(-reach, reach, torch.zeros_like(reach), torch.tensor([radius], dtype=torch.float64), 1.0)
+    for row, found in zip(a, sets.minimise(a).tolist(), strict=True):
+        left, value = radius, 0.0
+        for i in row.abs().argsort(descending=True).tolist():
+            step = min(left, float(reach[0, i]))
+            left, value = left - step, value - step * abs(float(row[i]))
+        assert found == pytest.approx(value, abs=1e-12)

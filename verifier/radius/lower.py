@@ -81,6 +81,21 @@ def certified_radii(graph: Graph, balls: Balls, method: str = "crown", *, most: 
     return search.result()
 
 
+def compared_classes(graph: Graph, balls: Balls) -> int:
+    """How many outputs are compared; raises ValueError where the inputs and their labels do not fit the graph."""
+    classes = math.prod(graph.output_shape)
+    if balls.shape != graph.input_shape:
+        raise ValueError(f"expected inputs of shape {graph.input_shape}, got {balls.shape}")
+    if classes < 2:
+        raise ValueError(f"expected at least two outputs to compare, got {classes}")
+    if len(balls) and not 0 <= int(balls.label.min()) <= int(balls.label.max()) < classes:
+        raise ValueError(f"expected labels from 0 to {classes - 1}, got {int(balls.label.min())} to "
+                         f"{int(balls.label.max())}")
+    if balls.target is not None and not 0 <= balls.target < classes:
+        raise ValueError(f"expected a target from 0 to {classes - 1}, got {balls.target}")
+    return classes
+
+
 @dataclass(eq=False)
 class _Margins:
     """Lower bounds of all rows over balls, by one method in one dtype."""
@@ -173,14 +188,7 @@ class _Search:
     @classmethod
     def of(cls, graph: Graph, balls: Balls, method: str, most: Tensor | float | None, tolerance: float,
            deadline: Deadline, settings: dict[str, Any], simplified: Graph | None) -> _Search:
-        classes = math.prod(graph.output_shape)
-        if balls.shape != graph.input_shape:
-            raise ValueError(f"expected inputs of shape {graph.input_shape}, got {balls.shape}")
-        if classes < 2:
-            raise ValueError(f"expected at least two outputs to compare, got {classes}")
-        if len(balls) and not 0 <= int(balls.label.min()) <= int(balls.label.max()) < classes:
-            raise ValueError(f"expected labels from 0 to {classes - 1}, got {int(balls.label.min())} to "
-                             f"{int(balls.label.max())}")
+        classes = compared_classes(graph, balls)
         stored = ranking_of(simplified if simplified is not None else graph.simplify())
         searched = stored.to(dtype=choose_dtype(stored, stored.device))
         margins = _Margins(searched, balls, method, settings, deadline)
