@@ -75,6 +75,29 @@ class Functionals:
             total = total + sizes * (len(graph.nodes) * MORE * eps) + self._lost(found, start)[row]
         return total.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
+    def both_sides(self, found: Mapping[int, Interval], start: int, L: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        """(upper bounds of <L_m, g>, of <-L_m, g>), as `upper`: one pass through the affine operators that follow."""
+        paid = self._lost(found, start)[row] if self.question.rounded else L.new_zeros(L.shape[0])
+        while (reader := self._only_reader(start)) is not None:
+            op = self.question.graph.nodes[reader].op
+            assert isinstance(op, Affine)
+            L, extra = self._through_affine(found, reader, op, [L], row)
+            start, paid = reader, paid + extra
+        value = self.upper(found, start, torch.cat([L, -L]), row.repeat(2)) + paid.repeat(2)
+        if self.question.rounded:
+            value = value + (value.abs() + paid.repeat(2)) * (len(self._path) * torch.finfo(L.dtype).eps)
+        first, second = value.chunk(2)
+        return first, second
+
+    def _only_reader(self, i: int) -> int | None:
+        """The affine operator that alone reads node i, and nothing else."""
+        graph = self.question.graph
+        readers = [j for j in graph.consumers[i] if j in graph.ancestors]
+        if i == graph.output or len(readers) != 1:
+            return None
+        node = graph.nodes[readers[0]]
+        return readers[0] if isinstance(node.op, Affine) and node.inputs == (i,) else None
+
     @cached_property
     def _path(self) -> list[int]:
         return sorted(self.question.graph.ancestors | {0})

@@ -23,6 +23,7 @@ from bounds.jacobian.question import Question
 from bounds.jacobian.tighten import tightened
 from bounds.ops.round_off import MORE, gamma
 from bounds.precision import full_precision
+from bounds.rounding import magnitude
 from bounds.sets import InputSet
 
 
@@ -48,30 +49,47 @@ def bound(graph: Graph, sets: InputSet, rows: LinearRows, *, given: Mapping[int,
 
 @torch.no_grad()
 @full_precision()
-def bound_with_sum(graph: Graph, sets: InputSet, rows: LinearRows, *, given: Mapping[int, Interval] | None = None
-                   ) -> tuple[Jacobian, Tensor]:
-    """(`bound`, "N": at least `||g||_1` over the features that can move, for all gradients g of a row).
+def bound_with_norm(graph: Graph, sets: InputSet, rows: LinearRows, q: float, *,
+                    given: Mapping[int, Interval] | None = None) -> tuple[Jacobian, Tensor]:
+    """(`bound`, "N": at least `||g||_q` over the features that can move, for all gradients g of a row).
 
-    The sum of |g_k| is bounded as one function: |g_k| is at most the chord of the absolute value over its interval, so
-    that gradients which cannot be largest together do not add up."""
+    The sum of |g_k| (q = 1) or of g_k^2 (q = 2) is bounded as one function, each term by its chord over the interval of
+    g_k, so that gradients which cannot be largest together do not add up."""
     question = Question.of(graph, sets, rows, given)
     found, functionals = tightened(question, upper_line)
     answer = Jacobian(found[0].lower, found[0].upper, question.rounded)
     moves = question.owner.rows(question.moves)
-    return answer, torch.minimum(sup_norm(answer, 1, moves), _sum_of_sizes(functionals, found, moves))
+    norm = sup_norm(answer, q, moves)
+    if q == 1:
+        norm = torch.minimum(norm, _sum_of_chords(functionals, found, moves, *_chords_of_sizes(found[0])))
+    elif q == 2:
+        squares = _sum_of_chords(functionals, found, moves, *_chords_of_squares(found[0]))
+        norm = torch.minimum(norm, squares.clamp(min=0).sqrt() * (1 + 2 * torch.finfo(norm.dtype).eps))
+    return answer, norm
 
 
-def _sum_of_sizes(functionals: Functionals, found: Mapping[int, Interval], moves: Tensor) -> Tensor:
-    g = found[0]
+def _chords_of_sizes(g: Interval) -> tuple[Tensor, Tensor]:
+    """(slope, level): |t| <= slope t + level on every interval."""
     one = torch.ones_like(g.lower)
-    slope, level = upper_line(Interval(-one, one), g)
+    return upper_line(Interval(-one, one), g)
+
+
+def _chords_of_squares(g: Interval) -> tuple[Tensor, Tensor]:
+    """(slope, level): t^2 <= (l + u) t - l u on every [l, u]."""
+    return g.lower + g.upper, -g.lower * g.upper
+
+
+def _sum_of_chords(functionals: Functionals, found: Mapping[int, Interval], moves: Tensor, slope: Tensor,
+                   level: Tensor) -> Tensor:
+    """"N": at least the sum of `slope g + level` over the features that can move, for all gradients of a row."""
     slope, level = (torch.where(moves, t, torch.zeros_like(t)) for t in (slope, level))
-    rows = torch.arange(len(slope), device=slope.device)
-    total = functionals.upper(found, 0, slope, rows)
+    row = torch.arange(len(slope), device=slope.device)
+    total = functionals.upper(found, 0, slope, row)
     levels = level.flatten(1).sum(1)
     if functionals.question.rounded:
         info = torch.finfo(level.dtype)
         n = level[0].numel()
-        levels = levels * (1 + MORE * gamma(n + LINE_ULPS, level.dtype)) + n * LINE_ULPS * info.tiny
-        return total + levels + (total.abs() + levels) * (2 * info.eps)
-    return total + levels
+        sizes = (level.abs() + slope.abs() * magnitude(found[0])).flatten(1).sum(1)
+        levels = levels + sizes * (MORE * gamma(n + LINE_ULPS, level.dtype)) + n * LINE_ULPS * info.tiny
+        levels = levels + (total.abs() + levels.abs()) * (2 * info.eps)
+    return (total + levels).nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=torch.inf)

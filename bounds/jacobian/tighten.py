@@ -47,8 +47,7 @@ def _at(functionals: Functionals, found: Mapping[int, Interval], i: int, g: Inte
         n, k = row[first:first + size], entry[first:first + size]
         unit = lower.new_zeros(len(n), lower.shape[1])
         unit[torch.arange(len(n), device=n.device), k] = 1
-        L = torch.cat([unit, -unit]).view(-1, *g.lower.shape[1:])
-        high, negative_low = functionals.upper({**found, i: g}, i, L, n.repeat(2)).chunk(2)
+        high, negative_low = functionals.both_sides({**found, i: g}, i, unit.view(-1, *g.lower.shape[1:]), n)
         lower[n, k] = torch.maximum(lower[n, k], -negative_low)
         upper[n, k] = torch.minimum(upper[n, k], high)
     return Interval(lower.view_as(g.lower), upper.view_as(g.upper)).uncrossed()
