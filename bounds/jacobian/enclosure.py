@@ -45,7 +45,7 @@ def vector_norm_up(x: Tensor, q: float, dim: int = -1) -> Tensor:
     info = torch.finfo(x.dtype)
     lost = math.sqrt(info.tiny) if q == 2 else 0.0  # squares that underflow
     n = x.shape[dim]
-    return length * (1 + (n + 8) * info.eps) + lost * n * (x != 0).any(dim)
+    return length * (1 + (n + 8) * info.eps) + lost * n * (x != 0).any(dim).to(x.dtype)
 
 
 def sup_norm(found: Jacobian, q: float, moves: Tensor | None = None) -> Tensor:

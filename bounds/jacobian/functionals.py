@@ -148,8 +148,7 @@ class Functionals:
         g = found[i].map(lambda t: t[row])
         slope, intercept = self.upper_line(Interval(low, high), g)
         if self.question.rounded:
-            eps = torch.finfo(L.dtype).eps
-            intercept = intercept + (intercept.abs() + slope.abs() * magnitude(g)) * (LINE_ULPS * eps)
+            intercept = self._moved_out(intercept, slope, g)
             intercept = intercept + intercept.abs() * (MORE * gamma(slope[0].numel(), slope.dtype))
         return slope, intercept.flatten(1).sum(1)
 
@@ -162,11 +161,15 @@ class Functionals:
             above, high = self.upper_line(s, g)
             mirrored, low = self.upper_line(Interval(-s.upper, -s.lower), g)
             if self.question.rounded:
-                eps, tiny = torch.finfo(high.dtype).eps, torch.finfo(high.dtype).tiny
-                high, low = (c + (c.abs() + slope.abs() * magnitude(g)) * (LINE_ULPS * eps) + tiny * (slope != 0)
-                             for slope, c in ((above, high), (mirrored, low)))
+                high, low = (self._moved_out(c, slope, g) for slope, c in ((above, high), (mirrored, low)))
             self._lines[i] = Relaxation(-mirrored, -low, above, high)
         return self._lines[i]
+
+    @staticmethod
+    def _moved_out(intercept: Tensor, slope: Tensor, g: Interval) -> Tensor:
+        info = torch.finfo(intercept.dtype)
+        lost = info.tiny * (slope != 0).to(slope.dtype)
+        return intercept + (intercept.abs() + slope.abs() * magnitude(g)) * (LINE_ULPS * info.eps) + lost
 
     def _price(self, found: Mapping[int, Interval], i: int) -> tuple[Tensor, ...]:
         """"N *in" for every input: what a coefficient costs that passes affine node i, by rounding and by folded

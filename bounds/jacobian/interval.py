@@ -74,7 +74,7 @@ def product(s: Interval, g: Interval, rounded: bool) -> Interval:
     low, high = ends.amin(0), ends.amax(0)
     if rounded:
         # Products that underflow lose less than the smallest normal number, but never their sign.
-        matters = (magnitude(s) != 0) & (magnitude(g) != 0)
+        matters = ((magnitude(s) != 0) & (magnitude(g) != 0)).to(low.dtype)
         info = torch.finfo(low.dtype)
         below = low - (low.abs() * info.eps + info.tiny * matters)
         above = high + (high.abs() * info.eps + info.tiny * matters)

@@ -23,7 +23,7 @@ from tests.bounds.ops.test_relaxations import CASES, Case
 
 smooth_or_kinked = pytest.mark.parametrize("case", [c for c in CASES if not isinstance(c.op, Sign)],
                                            ids=lambda c: c.name)
-dtypes = pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
 
 def kinks(op: Elementwise) -> list[tuple[float, Tensor, Tensor]]:
