@@ -207,6 +207,25 @@ def test_sums_that_cancel_are_enclosed_over_the_rationals(method: str) -> None:
 
 
 @every_method
+def test_chains_of_matrices_are_enclosed_over_the_rationals(method: str) -> None:
+    """Nothing but sums: each layer's cancel in the next, where only their own padding and prices help."""
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(10):
+        W = [torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+             for rows, columns in ((8, 6), (8, 8))]
+        inverse = torch.linalg.inv(W[1])
+        build = GraphBuilder((6,), torch.float64)
+        for weight in (W[0], W[1], inverse):
+            build.add(Linear(weight, None))
+        C = torch.randn(1, 8, generator=generator, dtype=torch.float64)
+        C = C - (C @ inverse @ W[1] @ W[0]) @ torch.linalg.pinv(W[0])  # nearly orthogonal to all that is left
+        truth = (exact(C) @ exact(inverse) @ exact(W[1]) @ exact(W[0]))[0]
+        x = torch.ones(1, 6, dtype=torch.float64)
+        found = jacobian_bounds(build.graph(), InputSet(x, x + 1), LinearRows(C), method)
+        assert bool((exact(found.lower[0]) <= truth).all()) and bool((truth <= exact(found.upper[0])).all())
+
+
+@every_method
 def test_folded_parameters_are_paid_for(method: str) -> None:
     graph, sets = relu_net(2)
     node = graph.nodes[3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -53,6 +54,14 @@ def test_a_linear_network_gets_its_exact_distance_less_a_little(method: str, nor
     found = lipschitz_radius(linear_net(), balls, method=method)
     assert truth * (1 - 2e-3) <= float(found.radius) < truth
     assert found.evidence is Evidence.ROUNDED
+
+
+@every_norm
+def test_the_radius_stays_below_a_tie_however_long_the_search(norm: float) -> None:
+    steepness = {math.inf: 7, 2.0: 5, 1.0: 4}[norm]
+    balls = Balls(double([[0.0, 0.0]]), torch.tensor([0]), norm)
+    found = float(lipschitz_radius(linear_net(), balls, method="fastlip", tolerance=1e-16, steps=100).radius)
+    assert Fraction(5, steepness) * (1 - Fraction(1, 10**12)) < Fraction(found) < Fraction(5, steepness)
 
 
 @every_method
