@@ -213,6 +213,7 @@ def test_chains_of_matrices_are_enclosed_over_the_rationals(method: str) -> None
     for _ in range(10):
         W = [torch.randn(rows, columns, generator=generator, dtype=torch.float64)
              for rows, columns in ((8, 6), (8, 8))]
+        W[1] = W[1] * torch.logspace(0, -6, 8, dtype=torch.float64)
         inverse = torch.linalg.inv(W[1])
         build = GraphBuilder((6,), torch.float64)
         for weight in (W[0], W[1], inverse):
