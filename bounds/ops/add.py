@@ -40,6 +40,9 @@ class Add(Affine):
     def magnitude(self, *radii: Tensor) -> Tensor:
         return Add(1).forward(*radii)
 
+    def absolute(self) -> Add:
+        return Add(1)
+
     def terms(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> int:
         # Rows of an input that was repeated add up.
         return max(math.prod(output_shape) // max(1, math.prod(s)) for s in input_shapes) + 1

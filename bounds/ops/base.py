@@ -72,6 +72,10 @@ class Affine(Operator):
         """`|W| r`: the linear part with absolute weights; radii >= 0. Override unless W >= 0."""
         return self.linear(*radii)
 
+    def absolute(self) -> Affine:
+        """The operator whose linear part is `magnitude`. Override unless W >= 0."""
+        return self
+
     def terms(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> int:
         """How many products (or differences) one entry of the result, or of a row pulled back, sums at most; 0 where
         numbers are only moved, so that nothing is rounded."""
@@ -164,6 +168,12 @@ class Elementwise(Operator):
             return found
         source = self.interval(x)
         return Interval(_with_gradient(found.lower, source.lower), _with_gradient(found.upper, source.upper))
+
+    def derivative(self, x: Interval) -> Interval:
+        """An enclosure, "B *shape", of all generalised derivatives of f at points of x (Clarke's: at a kink all between
+        both sides' slopes, also where the kink is an end of x); rounding included. Infinite where f jumps."""
+        from bounds.graph import UnsupportedOperator
+        raise UnsupportedOperator(f"{self.kind}: no enclosure of its derivative")
 
     def known(self, x: Interval) -> tuple[Tensor, ...]:
         """What `intercepts` needs of intervals whatever the slopes, each broadcastable as x is."""

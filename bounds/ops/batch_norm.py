@@ -59,6 +59,9 @@ class BatchNorm(Affine):
     def magnitude(self, *radii: Tensor) -> Tensor:
         return radii[0] * self._channels(self._factor().abs(), radii[0])
 
+    def absolute(self) -> BatchNorm:
+        return dataclasses.replace(self, weight=None if self.weight is None else self.weight.abs(), bias=None)
+
     def terms(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> int:
         return FACTOR_ROUNDINGS + 2
 

@@ -49,6 +49,11 @@ class Clip(Elementwise):
         inside = (x.lower >= self.low) & (x.upper <= self.high)
         return inside | (x.upper <= self.low) | (x.lower >= self.high) | (x.lower == x.upper)
 
+    def derivative(self, x: Interval) -> Interval:
+        flat = (x.lower <= self.low) | (x.upper >= self.high)
+        steep = (x.upper >= self.low) & (x.lower <= self.high) & (self.low < self.high)
+        return Interval((~flat & steep).to(x.lower.dtype), steep.to(x.lower.dtype))
+
     def split_points(self, x: Interval, side: Tensor) -> Tensor:
         """The kink inside; of two the one nearer to the middle."""
         middle = x.centre

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -44,6 +44,9 @@ class Conv(Affine):
 
     def magnitude(self, *radii: Tensor) -> Tensor:
         return self._apply(radii[0], self.weight.abs(), None)
+
+    def absolute(self) -> Conv:
+        return replace(self, weight=self.weight.abs(), bias=None)
 
     def terms(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> int:
         # A transposed kernel sums over output channels; whole windows are also summed for the constant of a row.

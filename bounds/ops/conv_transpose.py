@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -44,6 +44,9 @@ class ConvTranspose(Affine):
 
     def magnitude(self, *radii: Tensor) -> Tensor:
         return self._apply(radii[0], self.weight.abs(), None)
+
+    def absolute(self) -> ConvTranspose:
+        return replace(self, weight=self.weight.abs(), bias=None)
 
     def terms(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> int:
         inputs, outputs = self.weight.shape[0] // self.groups, self.weight.shape[1]

@@ -23,6 +23,9 @@ class Divide(Affine):
     def magnitude(self, *radii: Tensor) -> Tensor:
         return radii[0] / self.divisor.abs()
 
+    def absolute(self) -> Divide:
+        return Divide(self.divisor.abs())
+
     def terms(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> int:
         return 1
 

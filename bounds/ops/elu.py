@@ -175,6 +175,15 @@ class Elu(Elementwise):
         curve = self._times_alpha(enclose.expm1(z))
         return Interval(torch.where(z < 0, curve.lower, z), torch.where(z < 0, curve.upper, z))
 
+    def derivative(self, x: Interval) -> Interval:
+        """alpha exp(z), which grows, left of the kink, and 1 right of it."""
+        one = torch.ones_like(x.lower)
+        low = self._times_alpha(enclose.expm1_and_slope(x.lower)[1]).lower.clamp(min=0)
+        high = self._times_alpha(enclose.expm1_and_slope(x.upper)[1]).upper  # alpha, where the kink is inside
+        left, right = x.lower <= 0, x.upper >= 0
+        low = torch.where(left, torch.where(right, low.clamp(max=1), low), one)
+        return Interval(low, torch.where(left, torch.where(right, high.clamp(min=1), high), one))
+
     def enclosed(self, x: Interval) -> Interval:
         return Interval(self._enclosed(x.lower).lower, self._enclosed(x.upper).upper)
 

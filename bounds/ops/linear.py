@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -27,6 +27,9 @@ class Linear(Affine):
 
     def magnitude(self, *radii: Tensor) -> Tensor:
         return F.linear(radii[0], self.weight.abs())
+
+    def absolute(self) -> Linear:
+        return replace(self, weight=self.weight.abs(), bias=None)
 
     def terms(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> int:
         return max(self.weight.shape) + 1

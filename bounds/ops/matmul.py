@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -31,6 +31,9 @@ class MatMul(Affine):
 
     def magnitude(self, *radii: Tensor) -> Tensor:
         return self._apply(radii[0], self.weight.abs())
+
+    def absolute(self) -> MatMul:
+        return replace(self, weight=self.weight.abs())
 
     def terms(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> int:
         # Where one input meets several matrices of a stack, its coefficients add up over them.

@@ -92,6 +92,22 @@ class MaxPool(Relaxed):
         values = t.flatten(2)[:, :, windows.clamp(min=0)]
         return values.masked_fill(windows < 0, -torch.inf) if bool((windows < 0).any()) else values
 
+    def contenders(self, x: Interval) -> Tensor:
+        """bool "B C P W": which inputs of each window can be its maximum."""
+        windows = self.windows(x.lower)
+        lower, upper = self._read(x.lower, windows), self._read(x.upper, windows)
+        return (upper >= lower.amax(-1, keepdim=True)) & (windows >= 0)
+
+    def read(self, t: Tensor) -> Tensor:
+        """The inputs "N C *map" of every window, "N C P W" (anything where a window reads padding)."""
+        return t.flatten(2)[:, :, self.windows(t).clamp(min=0)]
+
+    def spread(self, shares: Tensor, shape: Shape) -> Tensor:
+        """The transpose of `read`: "N C P W" -> `shape` "N C *map"; shares of padding have to be zero."""
+        out = shares.new_zeros(shape)
+        where = self.windows(out).clamp(min=0).flatten().expand(*shape[:2], -1)
+        return out.flatten(2).scatter_add(2, where, shares.flatten(2)).view(shape)
+
     def lines(self, x: Interval) -> WindowLines:
         """Linear bounds of every output."""
         windows = self.windows(x.lower)

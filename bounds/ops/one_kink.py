@@ -50,6 +50,12 @@ class OneKink(Elementwise):
     def is_linear_on(self, x: Interval) -> Tensor:
         return (x.lower >= 0) | (x.upper <= 0) | (self.left_slope(x.lower) == 1)
 
+    def derivative(self, x: Interval) -> Interval:
+        one = torch.ones_like(x.lower)
+        a = self.left_slope(one).expand_as(one)
+        left, right = torch.where(x.lower <= 0, a, one), torch.where(x.upper >= 0, one, a)
+        return Interval(torch.minimum(left, right), torch.maximum(left, right))
+
     def _chord(self, x: Interval) -> tuple[Tensor, Tensor]:
         """Slope and intercept of the chord; on a stable neuron the function's own line."""
         low, high = x.lower.clamp(max=0), x.upper.clamp(min=0)

@@ -31,6 +31,9 @@ class Relu(Elementwise):
     def is_linear_on(self, x: Interval) -> Tensor:
         return (x.lower >= 0) | (x.upper <= 0)
 
+    def derivative(self, x: Interval) -> Interval:
+        return Interval((x.lower > 0).to(x.lower.dtype), (x.upper >= 0).to(x.lower.dtype))
+
     def _chord(self, x: Interval) -> tuple[Tensor, Tensor]:
         low = x.lower.clamp(max=0)
         high = x.upper.clamp(min=0)

@@ -164,6 +164,15 @@ class SShape(Elementwise):
         middle = (ends.lower + ends.upper) * 0.5
         return torch.maximum(low, middle), low
 
+    def derivative(self, x: Interval) -> Interval:
+        """height * stretch * tanh'(stretch z), which falls with |z|."""
+        near = torch.maximum(x.lower, -x.upper).clamp(min=0)
+        far = torch.maximum(-x.lower, x.upper)
+        steepest = self.height * self.stretch
+        low, high = (enclose.tanh_and_slope(z * self.stretch)[1] for z in (far, near))
+        tiny = torch.finfo(near.dtype).tiny  # of a product that underflows
+        return Interval(low.lower * steepest, (high.upper * steepest + tiny).clamp(max=steepest))
+
     def split_points(self, x: Interval, side: Tensor) -> Tensor:
         """As always, and the inflection at 0 is a candidate."""
         return least_area_point(self, x, side, special=(0.0,))

@@ -29,6 +29,9 @@ class Scale(Affine):
     def magnitude(self, *radii: Tensor) -> Tensor:
         return radii[0] if self.factor is None else radii[0] * self.factor.abs()
 
+    def absolute(self) -> Scale:
+        return Scale(None if self.factor is None else self.factor.abs())
+
     def terms(self, input_shapes: tuple[Shape, ...], output_shape: Shape) -> int:
         return 2
 

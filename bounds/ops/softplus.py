@@ -115,6 +115,16 @@ class Softplus(Elementwise):
         return (Interval(value.lower * (1 - spare) - info.tiny, value.upper * (1 + spare) + info.tiny),
                 Interval(low[1].lower, high[1].upper))
 
+    def derivative(self, x: Interval) -> Interval:
+        """sigmoid(beta z), which grows; 1 beyond the threshold, at which the function drops."""
+        spare = SPARE * unit(x.lower.dtype)
+        first, last = x.lower * self.beta, x.upper * self.beta
+        reaches, beyond = last + spare * last.abs() >= self.threshold, first - spare * first.abs() > self.threshold
+        one = torch.ones_like(first)
+        low, high = self._enclosed(x.lower)[1].lower, self._enclosed(x.upper)[1].upper
+        low = torch.where(beyond, one, torch.where(reaches, -torch.inf, low))
+        return Interval(low, torch.where(reaches, one, high))
+
     def _drop(self, x: Interval) -> Tensor:
         """How far the stored function may lie below log(1 + exp(beta z)) / beta on x."""
         exact = torch.tensor(-self.threshold, dtype=torch.float64)  # log(1 + exp(-threshold))

@@ -208,6 +208,16 @@ def test_magnitude_is_the_absolute_jacobian(case: Case) -> None:
 
 
 @affine
+def test_the_absolute_operator_pulls_back_the_absolute_jacobian(case: Case) -> None:
+    op = case.op.absolute()
+    radii = tuple(x.abs() for x in inputs_of(case))
+    torch.testing.assert_close(op.linear(*radii), case.op.magnitude(*radii), atol=ATOL, rtol=0)
+    A = rand(4, *case.op.forward(*inputs_of(case)).shape[1:]).abs()
+    for got, j in zip(op.pull_back(A, case.shapes), jacobians(case), strict=True):
+        torch.testing.assert_close(got.flatten(1), A.flatten(1) @ j.abs(), atol=ATOL, rtol=0)
+
+
+@affine
 def test_interval_is_the_exact_range(case: Case) -> None:
     """Each output reaches its bound at a corner of the input box, and no sample leaves it."""
     centres = inputs_of(case)

@@ -170,3 +170,30 @@ def test_gradients_flow_to_the_ends() -> None:
 
     width = torch.rand_like(x.lower) + 0.1
     assert torch.autograd.gradcheck(bound, ((x.lower - width).requires_grad_(), (x.upper + width).requires_grad_()))
+
+
+@every_case
+def test_the_maximum_is_always_a_contender(op: MaxPool, shape: tuple[int, ...]) -> None:
+    x = _interval(shape)
+    contenders = op.contenders(x)
+    windows = op.windows(x.lower)
+    assert not bool((contenders & (windows < 0)).any())
+    generator = torch.Generator().manual_seed(3)
+    seen = torch.zeros_like(contenders)
+    for _ in range(200):
+        z = x.lower + torch.rand(x.lower.shape, generator=generator, dtype=torch.float64).round() * 2 * x.radius
+        values = op.read(z).masked_fill(windows < 0, -torch.inf)
+        largest = values == values.amax(-1, keepdim=True)
+        assert not bool((largest & ~contenders).any())
+        seen |= largest
+    assert bool((seen.sum(-1) >= contenders.sum(-1).clamp(max=2)).float().mean() > 0.8)
+
+
+@every_case
+def test_spread_is_the_transpose_of_read(op: MaxPool, shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(3, *shape, generator=generator, dtype=torch.float64)
+    read = op.read(x)
+    shares = torch.randn(read.shape, generator=generator, dtype=torch.float64).masked_fill(op.windows(x) < 0, 0)
+    torch.testing.assert_close((shares * read).flatten(1).sum(1),
+                               (op.spread(shares, (3, *shape)) * x).flatten(1).sum(1))
