@@ -396,7 +396,7 @@ class _Search:
         x = np.clip(network.inputs.b + network.inputs.A @ v, network.low, network.high)
         low, high = x, x
         signs = []
-        for k, layer in enumerate(network.layers[:-1]):
+        for k in range(len(network.layers) - 1):
             low, high = network.step(k, low, high)
             sign = np.where(low > 0, 1, np.where(high < 0, -1, 0)).astype(np.int8)
             signs.append(sign)
