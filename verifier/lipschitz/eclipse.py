@@ -6,10 +6,11 @@ From the input on, M_0 = I, and with L_i L_i^T = W_i M_{i-1}^{-1} W_i^T, each la
 
 what x_i^T M_i x_i keeps of the squared length of the input; at the end ||L_{l+1}||^2 bounds the squared constant.
 
-- Fast: T_i = 2 / ((1 - a) ||L_i||^2) I, for which M_i >= I / ||L_i||^2 (with a = 0 the paper's closed form). So by
-  induction the constant is never above the product of norms.
+- Fast: T_i = 2 / ((1 - a) ||L_i||^2) I with the least a of the layer for all its neurons, for which
+  M_i >= I / ||L_i||^2 (with a = 0 the paper's closed form). So by induction the constant is never above the product of
+  norms.
 - ECLipsE: the T_i that lose least if the network ended after the next weights, min ||W_{i+1} M_i^{-1/2}||: LipSDP of
-  two layers, L_i and W_{i+1}, as large as these.
+  two layers, L_i and W_{i+1}, as large as these. Greedy, so the closed form may be better; the better one counts.
 
 As everywhere, multipliers are all that is used of this: what they prove `storage.proved_constant` says.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
@@ -49,7 +51,10 @@ def eclipse(graph: Graph, *, fast: bool = False, row: Tensor | None = None, time
         raise ValueError(f"ECLipsE takes at most {MOST_NEURONS} neurons a layer, got {widest}: ECLipsE-Fast scales "
                          "further")
     unit = unit_layers(layers)
-    value = proved_constant(unit, multipliers(unit, fast=fast, time_limit_s=time_limit_s))
+    even = replace(unit, flattest=tuple(np.full(len(a), a.min(initial=1.0)) for a in unit.flattest))
+    value = proved_constant(even, multipliers(even, fast=True))
+    if not fast:
+        value = min(value, proved_constant(unit, multipliers(unit, fast=False, time_limit_s=time_limit_s)))
     return at_most_product(graph, layers, row, value, "ECLipsE-Fast" if fast else "ECLipsE", begin)
 
 
@@ -79,7 +84,7 @@ def _better(L: Floats, W: Floats, a: Floats, closed: Floats, left: float) -> Flo
     """The multipliers of a solver, where they lose less than the closed form."""
     scale_in, scale_out = (max(float(np.linalg.norm(m, 2)), 1e-300) for m in (L, W))
     proposal = propose([L / scale_in, W / scale_out], [a], time_limit_s=left)
-    if proposal is None or not proposal.claimed > 0:
+    if proposal is None or not proposal.claimed > 0 or not np.isfinite(proposal.multipliers[0]).all():
         return closed
     T = proposal.multipliers[0] / (proposal.claimed * scale_in ** 2)
     value, plain = (float(np.linalg.norm(_next(L, W, a, t), 2)) for t in (T, closed))
