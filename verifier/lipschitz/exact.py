@@ -3,10 +3,11 @@
 On a box the constant of c f is the supremum of the dual norm of its gradient (Jordan and Dimakis, arXiv:2003.01219,
 who solve it by mixed-integer programming); where signs of neurons are fixed and others are not, an interval Jacobian
 bounds it from above (Bhowmick, D'Souza and Raghavan, arXiv:2105.05495). Each step splits the undecided neuron that may
-contribute most in the part with the largest bound. Parts without points go: the neurons whose layers below are decided
-are affine in the input there, and a linear programme asks for the point that satisfies their signs with most room;
-that there is none, its multipliers prove (`milp.safe_bound`), not the solver's status. Gradients at points that were
-met bound the constant from below. Both ends are valid whenever the search stops, all rounding accounted for.
+contribute most in the part with the largest bound. Parts without points go: a neuron is an affine function of the
+input up to what the undecided ones below it may add (the two parallel lines of Fast-Lin, Weng et al.,
+arXiv:1804.09699), and a linear programme asks for the point that satisfies all signs with most room; that there is
+none, its multipliers prove (`milp.safe_bound`), not the solver's status. Gradients at points that were met bound the
+constant from below. Both ends are valid whenever the search stops, all rounding accounted for.
 
 Signs that hold only on a set without interior count for the upper end, unless they can be refuted. There the upper end
 is the largest element of a generalised gradient and may exceed the constant: a network whose neurons' kinks coincide
@@ -82,16 +83,18 @@ class _Layer:
 
 @dataclass(frozen=True, eq=False)
 class _Affine:
-    """Values A v + b at the inputs centre + reach v, v in [-1, 1]^n, off by at most `wrong`; |values| <= `size`."""
+    """Values within A v + b +- (wrong + loose) at the inputs centre + reach v, v in [-1, 1]^n; `wrong` is rounding,
+    `loose` what undecided neurons may add; A v + b is evaluated from terms of `size`."""
 
     A: Floats
     b: Floats
     wrong: Floats
+    loose: Floats
     size: Floats
 
     def ends(self) -> tuple[Floats, Floats]:
         spread = np.abs(self.A).sum(1)
-        off = (self.wrong + float(gamma(self.A.shape[1] + 8)) * (spread + np.abs(self.b))) * (1 + 8 * UNIT)
+        off = (self.wrong + self.loose + float(gamma(self.A.shape[1] + 8)) * (spread + np.abs(self.b))) * (1 + 8 * UNIT)
         return self.b - spread - off, self.b + spread + off
 
 
@@ -124,25 +127,43 @@ class _Network:
         low, high = lower[free], upper[free]
         centre = low / 2 + high / 2
         reach = np.nextafter(np.maximum(high - centre, centre - low), np.inf)
-        inputs = _Affine(np.diag(reach), centre, np.zeros(len(centre)), np.abs(centre) + reach)
+        none = np.zeros(len(centre))
+        inputs = _Affine(np.diag(reach), centre, none, none, np.abs(centre) + reach)
         covered = is_covered(exact) and is_priced(torch.float64)
         dual = {1.0: math.inf, 2.0: 2.0, math.inf: 1.0}[norm]
         return _Network(tuple(layers), inputs, low, high, dual, Evidence.ROUNDED if covered else Evidence.FLOAT)
 
     # ------------------------------------------------------------------ forwards
 
-    def next(self, below: _Affine, k: int, slopes: Floats | None) -> _Affine:
-        """What layer k (from 0) reads, where the activations below it have fixed slopes (None: they are the inputs)."""
-        if slopes is not None:
-            below = _Affine(below.A * slopes[:, None], below.b * slopes, below.wrong * np.abs(slopes),
-                            below.size * np.abs(slopes))
+    def next(self, below: _Affine, k: int) -> _Affine:
+        """What layer k (from 0) reads, of its inputs."""
         layer = self.layers[k]
         weight = np.abs(layer.weight)
         share = float(gamma(weight.shape[1] + 8))
         size = (weight @ below.size + np.abs(layer.bias)) * (1 + share)
-        wrong = ((weight + layer.radius) @ below.wrong + layer.radius @ below.size + layer.bias_radius
-                 + share * size) * (1 + 2 * share) + weight.shape[1] * TINY
-        return _Affine(layer.weight @ below.A, layer.weight @ below.b + layer.bias, wrong, size)
+        reach = below.size + below.loose
+        wrong = ((weight + layer.radius) @ below.wrong + layer.radius @ reach + layer.bias_radius
+                 + share * (size + weight @ below.loose)) * (1 + 2 * share) + weight.shape[1] * TINY
+        return _Affine(layer.weight @ below.A, layer.weight @ below.b + layer.bias, wrong, weight @ below.loose, size)
+
+    def passed(self, z: _Affine, k: int, sign: NDArray[np.int8], low: Floats, high: Floats) -> _Affine:
+        """Activation k of z, which lies between its proved ends: between two parallel lines where it is not decided,
+        a z + (1 - a) (s z + [0, most]) with the chord's slope s."""
+        left = self.layers[k].left
+        assert left is not None
+        low, high = np.minimum(low, 0), np.maximum(high, 0)
+        width = high - low
+        chord = high / np.where(width > 0, width, 1.0)
+        most = np.maximum(-chord * low, high * (1 - chord)) * (1 + 8 * UNIT)
+        slope = np.where(sign > 0, 1.0, np.where(sign < 0, left, left + (1 - left) * chord))
+        half = np.where(sign == 0, np.abs(1 - left) * most / 2, 0.0)
+        shift = np.where(sign == 0, (1 - left) * most / 2, 0.0)
+        steep = np.abs(slope)
+        off = 8 * UNIT * ((np.abs(left) + 2) * np.maximum(-low, high) + half)
+        size = (steep * z.size + np.abs(shift)) * (1 + 8 * UNIT)
+        wrong = (steep * z.wrong + np.where(sign == 0, off, 0.0) + 4 * UNIT * (size + half + steep * z.loose)) * (
+            1 + 8 * UNIT)
+        return _Affine(z.A * slope[:, None], z.b * slope + shift, wrong, steep * z.loose + half, size)
 
     def slopes(self, k: int, sign: NDArray[np.int8]) -> tuple[Floats, Floats]:
         """The range of slopes of activation k."""
@@ -152,11 +173,10 @@ class _Network:
         return (np.where(sign > 0, 1.0, np.where(sign < 0, left, low)),
                 np.where(sign > 0, 1.0, np.where(sign < 0, left, high)))
 
-    def image(self, k: int, sign: NDArray[np.int8], low: Floats, high: Floats) -> tuple[Floats, Floats]:
+    def image(self, k: int, low: Floats, high: Floats) -> tuple[Floats, Floats]:
         """An enclosure of activation k over ends of what it reads."""
         left = self.layers[k].left
         assert left is not None
-        low, high = np.where(sign > 0, np.maximum(low, 0), low), np.where(sign < 0, np.minimum(high, 0), high)
         ends = [np.where(z >= 0, z, left * z) for z in (low, high)]
         zero = np.where((low < 0) & (high > 0), 0.0, ends[0])
         out = 2 * UNIT * np.maximum(np.abs(ends[0]), np.abs(ends[1]))
@@ -256,16 +276,17 @@ class _Part:
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """sign (A v + b) >= 0 for each row, but for `wrong`."""
+    """A v + b + loose >= 0 for each row, but for `wrong`."""
 
     A: Floats
     b: Floats
+    loose: Floats
     wrong: Floats
 
     def hold_at(self, v: Floats) -> bool:
         """Strictly, rounding included."""
-        off = self.wrong + float(gamma(len(v) + 8)) * (np.abs(self.A) @ np.abs(v) + np.abs(self.b))
-        return bool((self.A @ v + self.b > 2 * off).all())
+        off = self.wrong + float(gamma(len(v) + 8)) * (np.abs(self.A) @ np.abs(v) + np.abs(self.b) + self.loose)
+        return bool((self.A @ v + self.b + self.loose > 2 * off).all())
 
 
 class _Search:
@@ -338,47 +359,40 @@ class _Search:
         heapq.heappush(self.heap, _Part(-upper, next(self.count), signs, split, sizes, point))
 
     def _propagated(self, signs: Signs, split: Signs) -> tuple[Signs, _Rows] | None:
-        """(signs with those that follow, the constraints that are linear in the input); None where there is no point.
-
-        Layers behind one that is not decided are enclosed by intervals, and their constraints left out."""
+        """(signs with those that follow, the constraints as rows); None where there is no point."""
         network = self.network
-        affine: _Affine | None = network.inputs
-        slopes: Floats | None = None
-        low, high = network.inputs.ends()
-        known, rows = [], []
+        affine = network.inputs
+        low, high = affine.ends()
+        known: list[NDArray[np.int8]] = []
+        rows: list[tuple[Floats, ...]] = []
         for k, (sign, forced) in enumerate(zip(signs, split, strict=True)):
             layer = network.layers[k]
-            if affine is not None:
-                affine = network.next(affine, k, slopes)
-                low, high = affine.ends()
-                at = forced != 0
-                rows.append(_Rows(forced[at, None] * affine.A[at], forced[at] * affine.b[at], affine.wrong[at]))
-            else:
-                low, high = network.step(k, low, high)
-            low, high = np.maximum(low, layer.lower), np.minimum(high, layer.upper)
-            if bool(((sign > 0) & (high < 0) | (sign < 0) & (low > 0)).any()):
+            affine = network.next(affine, k)
+            at = forced != 0
+            rows.append((forced[at, None] * affine.A[at], forced[at] * affine.b[at], affine.loose[at],
+                         affine.wrong[at]))
+            ends = [affine.ends(), network.step(k, low, high), (layer.lower, layer.upper)]
+            low, high = np.maximum.reduce([e[0] for e in ends]), np.minimum.reduce([e[1] for e in ends])
+            low = np.maximum(low, np.where(sign > 0, 0.0, -np.inf))
+            high = np.minimum(high, np.where(sign < 0, 0.0, np.inf))
+            if bool((low > high).any()):
                 return None
-            sign = np.where(sign != 0, sign, np.where(low >= 0, 1, np.where(high <= 0, -1, 0))).astype(np.int8)
-            known.append(sign)
-            low, high = network.image(k, sign, low, high)
-            if affine is not None and bool((sign != 0).all()):
-                slopes = network.slopes(k, sign)[0]
-            else:
-                affine = None
+            known.append(np.where(sign != 0, sign, np.where(low >= 0, 1, np.where(high <= 0, -1, 0))).astype(np.int8))
+            affine = network.passed(affine, k, known[-1], low, high)
+            low, high = network.image(k, low, high)
         if not rows:
-            return tuple(known), _Rows(np.zeros((0, len(network.inputs.b))), np.zeros(0), np.zeros(0))
-        return tuple(known), _Rows(*(np.concatenate(parts) for parts in zip(*((r.A, r.b, r.wrong) for r in rows),
-                                                                            strict=True)))
+            return (), _Rows(np.zeros((0, len(network.inputs.b))), *(np.zeros(0),) * 3)
+        return tuple(known), _Rows(*(np.concatenate(parts) for parts in zip(*rows, strict=True)))
 
     def _point(self, rows: _Rows) -> Floats | None:
         """The point with most room in all rows, or about so; None where it is proved that there is none.
 
         max t over v in [-1, 1]^n and t in [-1, 1] with row v >= t, rows scaled so that t = -1 is feasible."""
         count, n = rows.A.shape
-        scale = np.abs(rows.A).sum(1) + np.abs(rows.b) + rows.wrong
+        scale = np.abs(rows.A).sum(1) + np.abs(rows.b) + rows.loose + rows.wrong
         scale = np.where(scale > 0, scale, 1.0)
         value = np.concatenate([rows.A / scale[:, None], -np.ones((count, 1))], 1)
-        least = -rows.b / scale - rows.wrong / scale - 8 * UNIT * (n + 2)
+        least = -rows.b / scale - (rows.loose + rows.wrong) / scale - 8 * UNIT * (n + 2)
         cost = np.zeros((1, n + 1))
         cost[0, n] = -1.0
         problem = LinearPrograms(
@@ -400,6 +414,6 @@ class _Search:
             low, high = network.step(k, low, high)
             sign = np.where(low > 0, 1, np.where(high < 0, -1, 0)).astype(np.int8)
             signs.append(sign)
-            low, high = network.image(k, sign, low, high)
+            low, high = network.image(k, low, high)
         c, r, _ = network.gradient(tuple(signs))
         self.lower = max(self.lower, network.length(c, r)[0])

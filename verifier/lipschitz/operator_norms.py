@@ -38,6 +38,7 @@ NORMS = (1.0, 2.0, math.inf)
 DUAL = {1.0: math.inf, 2.0: 2.0, math.inf: 1.0}
 SHORT_SIDE = 2048           # of a matrix whose Gram matrix is made dense: some seconds
 MOST_PRODUCTS = 300_000_000  # for a power of a Gram matrix: some seconds
+GAIN = 1e-3                  # by which a further power must have lowered the bound
 QUOTIENT_STEPS = 100        # of power iteration for the vector of the quotients: any positive vector is sound
 SOFTMAX = 0.5               # its Jacobian's rows and columns have l_1 norms 2 p (1 - p) <= 1/2, and it is symmetric
 
@@ -120,9 +121,10 @@ def _gram_iteration(gram: sparse.csr_matrix, error: sparse.csr_matrix) -> float:
     unit = 4.0 ** round(math.log(_quotient(gram, error), 4))
     power, error, exponent, best = gram / unit, error / unit, 2.0, math.inf
     while True:
-        best = min(best, _quotient(power, error) ** (1 / exponent) * UP ** 4)
-        if power.nnz * (power.nnz / power.shape[0]) > MOST_PRODUCTS:
-            return best * math.sqrt(unit)
+        found = _quotient(power, error) ** (1 / exponent) * UP ** 4
+        if not found < best * (1 - GAIN) or power.nnz * (power.nnz / power.shape[0]) > MOST_PRODUCTS:
+            return min(best, found) * math.sqrt(unit)
+        best = found
         power, error = _gram(power, error)
         exponent *= 2
 

@@ -62,8 +62,8 @@ def test_no_sampled_gradient_exceeds_the_upper_end(seed: int, activation: str, n
 
 
 def test_the_bracket_is_valid_whenever_the_time_ends() -> None:
-    graph = random_dense(1, (4, 14, 14, 2))
-    sets = box([-2.0] * 4, [2.0] * 4)
+    graph = random_dense(1, (3, 10, 8, 2))
+    sets = box([-2.0] * 3, [2.0] * 3)
     whole = exact_local(graph, sets, FIRST)
     assert whole.complete
     for limit in (1e-9, 0.02, 0.1):

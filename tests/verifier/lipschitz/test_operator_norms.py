@@ -129,7 +129,8 @@ def test_rows_are_asked_in_the_dual_norm() -> None:
 
 def branches(join: str) -> tuple[GraphBuilder, list[torch.Tensor]]:
     """Two ReLU branches of norms 3 and 4, joined."""
-    weights = [m / torch.linalg.matrix_norm(m, 2) * size for m, size in ((random(2, 2), 3.0), (random(2, 2, seed=1), 4.0))]
+    weights = [random(2, 2, seed=k) for k in (0, 1)]
+    weights = [m / torch.linalg.matrix_norm(m, 2) * size for m, size in zip(weights, (3.0, 4.0), strict=True)]
     build = GraphBuilder((2,), torch.float64)
     ends = []
     for weight in weights:
