@@ -157,3 +157,22 @@ def test_what_is_not_asked_for_rightly_is_refused() -> None:
     with pytest.raises(UnsupportedOperator, match="Tanh"):
         exact_local(random_graph(0, "dense", "Tanh"), random_box(random_graph(0, "dense", "Tanh"), 0),
                     torch.ones(random_graph(0, "dense", "Tanh").output_shape[0]))
+
+
+@pytest.mark.parametrize("left", [0.0, 0.3, -0.5, 1.7])
+@pytest.mark.parametrize("ends", [(-1.0, 2.0), (-3.0, 0.5), (-1e-9, 1.0), (0.0, 1.0), (-1.0, 0.0)])
+def test_an_activation_lies_between_its_parallel_lines(left: float, ends: tuple[float, float]) -> None:
+    graph = dense([torch.ones(1, 1), torch.ones(1, 1)], None, LeakyRelu(left))
+    network = module._Network.read(graph, box([ends[0]], [ends[1]]), torch.ones(1, dtype=torch.float64), math.inf)
+    z = network.next(network.inputs, 0)
+    for sign, low, high in ((0, *ends), (1, max(ends[0], 0.0), ends[1]), (-1, ends[0], min(ends[1], 0.0))):
+        lines = network.passed(z, 0, np.array([sign], dtype=np.int8), np.array([ends[0]]), np.array([ends[1]]))
+        x = np.unique([*np.linspace(low, high, 41), *([0.0] if low < 0 < high else [])])
+        v = (x - z.b[0]) / z.A[0, 0]
+        y = np.where(x >= 0, x, left * x)
+        off = np.abs(y - (lines.A[0, 0] * v + lines.b[0]))
+        assert (off <= lines.loose + lines.wrong + 1e-15).all()
+        if sign == 0 and ends[0] < 0 < ends[1]:
+            assert off.max() >= lines.loose[0] * (1 - 1e-9)
+        else:
+            assert lines.loose[0] < 1e-15
