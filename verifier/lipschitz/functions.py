@@ -358,7 +358,7 @@ class Distance(SumOfConvex):
     def slopes(self, z: Interval) -> Interval:
         if self.norm == 1.0:
             return self.convex.gradient(z)
-        return Interval(torch.where(z.lower >= 0, 0.0, -1.0).to(z.lower), torch.where(z.upper <= 0, 0.0, 1.0).to(z.lower))
+        return Interval(-(z.lower < 0).to(z.lower), (z.upper > 0).to(z.lower))
 
     def lipschitz(self, outputs: int, norm: float) -> float:
         """`||v||_p <= m^(1/p - 1/q) ||v||_q` for p < q, and `||v||_p <= ||v||_q` otherwise."""

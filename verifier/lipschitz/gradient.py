@@ -39,8 +39,8 @@ class GradientEnclosure(Protocol):
 def gradient_enclosure(graph: Graph, sets: InputSet, C: Tensor, intervals: Mapping[int, Interval]) -> Interval:
     """Raises UnsupportedOperator where a derivative is not known."""
     batch, count = sets.batch, C.shape[0]
-    start = C.to(sets.lower).view(1, count, *graph.output_shape).expand(batch, *(-1,) * (1 + len(graph.output_shape)))
-    found: dict[int, tuple[Tensor, Tensor]] = {graph.output: (start.flatten(0, 1), torch.zeros_like(start).flatten(0, 1))}
+    start = C.to(sets.lower).repeat(batch, 1).view(batch * count, *graph.output_shape)
+    found: dict[int, tuple[Tensor, Tensor]] = {graph.output: (start, torch.zeros_like(start))}
     for i in range(graph.output, 0, -1):
         if i not in found:
             continue
@@ -64,6 +64,13 @@ def gradient_enclosure(graph: Graph, sets: InputSet, C: Tensor, intervals: Mappi
     share = SPARE * unit(centre.dtype)
     radius = radius + share * (centre.abs() + radius)
     return Interval(centre - radius, centre + radius)
+
+
+def largest_slopes(steep: Interval, gradient: Interval) -> Tensor:
+    """`|dF / dx_i| <= sum_k |dG / dz_k| |dz_k / dx_i|`: "B K", "B K *input" -> "B *input", rounded up."""
+    sizes = [torch.maximum(t.lower.abs(), t.upper.abs()) for t in (steep, gradient)]
+    total = torch.einsum("bk,bkn->bn", sizes[0], sizes[1].flatten(2))
+    return (total * (1 + MORE * gamma(sizes[0].shape[1], total.dtype))).view(-1, *gradient.lower.shape[2:])
 
 
 def derivative(op: Operator, x: Interval) -> Interval:

@@ -29,7 +29,7 @@ from bounds.rounding import is_covered, is_priced
 from bounds.sets import InputSet
 from verifier.deadline import LAST_BATCH_S, Deadline
 from verifier.lipschitz.functions import OutputFunction, Planes
-from verifier.lipschitz.gradient import GradientEnclosure, gradient_enclosure
+from verifier.lipschitz.gradient import GradientEnclosure, largest_slopes
 from verifier.verdict import Evidence
 
 MOST_HALVINGS = 3     # of one box in one step, where there are fewer boxes than the batch holds
@@ -67,7 +67,7 @@ class Range:
 
 def output_range(graph: Graph, box: InputSet, function: OutputFunction, *, error: float = 0.01,
                  deadline: Deadline | None = None, batch: int = 256, method: str = "crown",
-                 root_method: str | None = None, gradient: GradientEnclosure | None = gradient_enclosure,
+                 root_method: str | None = None, gradient: GradientEnclosure | None = None,
                  above: float | None = None, generator: torch.Generator | None = None,
                  progress: Callable[[Range], None] | None = None) -> Range:
     """The range of `function` over one box, to `error` at both ends.
@@ -226,12 +226,7 @@ class _Search:
     # ------------------------------------------------------------------ bounds of boxes
 
     def _sets(self, low: Tensor, high: Tensor) -> InputSet:
-        ends = []
-        for end in (low, high):
-            full = self.box.lower.flatten().repeat(end.shape[0], 1)
-            full[:, self.free] = end
-            ends.append(full.view(-1, *self.box.shape))
-        return InputSet(*ends)
+        return InputSet(self._full(low), self._full(high))
 
     def _bound(self, low: Tensor, high: Tensor, method: str, gradient: GradientEnclosure | None
                ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -249,13 +244,12 @@ class _Search:
         elif A is not None:
             directions = self._directions(z, A)
         steep = self.function.slopes(z)
-        steep_size = torch.maximum(steep.lower.abs(), steep.upper.abs())
         width = high - low
-        if A is None:
-            score = width.clone()
-        else:
-            score = torch.einsum("bk,bkn->bn", steep_size, A.abs().amax(1)) * width
-        constants = None if gradient is None else self._constants(sets, answer, steep_size, gradient)
+        score = width
+        if A is not None:
+            sizes = torch.maximum(steep.lower.abs(), steep.upper.abs())
+            score = torch.einsum("bk,bkn->bn", sizes, A.abs().amax(1)) * width
+        constants = None if gradient is None else self._constants(sets, answer, steep, gradient)
         if constants is not None:
             lower, upper = self._about_centres(sets, low, high, constants, lower, upper)
             score = constants * width
@@ -309,11 +303,13 @@ class _Search:
         return torch.cat(points)
 
     def _full(self, x: Tensor) -> Tensor:
-        return self._sets(x, x).lower
+        """Points "P n" among the features that stay fixed: "P *shape"; differentiable."""
+        fixed = self.box.lower.flatten().expand(x.shape[0], -1)
+        return fixed.index_copy(1, self.free, x).view(-1, *self.box.shape)
 
     # ------------------------------------------------------------------ Lipschitz constants
 
-    def _constants(self, sets: InputSet, answer: Bounds, steep: Tensor, gradient: GradientEnclosure) -> Tensor | None:
+    def _constants(self, sets: InputSet, answer: Bounds, steep: Interval, gradient: GradientEnclosure) -> Tensor | None:
         """"B n": `|dF / dx_i| <= K_i` over each box; None where derivatives are not known."""
         try:
             intervals = dict(enumerate(propagate(self.graph, sets, given=answer.intervals)))
@@ -321,8 +317,7 @@ class _Search:
         except UnsupportedOperator:
             self.gradient = None  # the linear bounds stand by themselves
             return None
-        size = torch.maximum(ends.lower.abs(), ends.upper.abs()).flatten(2)[:, :, self.free]
-        return torch.einsum("bk,bkn->bn", steep, size) * (1 + MORE * gamma(steep.shape[1], steep.dtype))
+        return largest_slopes(steep, ends).flatten(1)[:, self.free]
 
     def _about_centres(self, sets: InputSet, low: Tensor, high: Tensor, constants: Tensor, lower: Tensor, upper: Tensor
                        ) -> tuple[Tensor, Tensor]:
@@ -384,8 +379,7 @@ class _Search:
         for step in range(STEPS):
             with torch.enable_grad():
                 leaf = x.detach().requires_grad_()
-                full = self.box.lower.flatten().expand(x.shape[0], -1).index_copy(1, self.free, leaf)
-                value = self.function.value(self.graph(full.view(-1, *self.box.shape)).flatten(1))
+                value = self.function.value(self.graph(self._full(leaf)).flatten(1))
                 (slope,) = torch.autograd.grad(value.sum(), leaf)
             self.evaluations += x.shape[0]
             length = 0.5 * (1 - step / STEPS)
