@@ -7,6 +7,9 @@ that every trial that still succeeds is nearer (the extreme barrier). Successes 
 shrinks, twice as much each time, until none is left. Success doubles the poll's size, failure halves it. Polls are in
 units of the distance.
 
+Made for few features: on twelve it came nearer in l_2 than HopSkipJump with half the queries, on the 784 of an image it
+was several times further off with as many.
+
 Left out: DeepQuant's reduction of the dimension; many features are polled along some random columns of the basis.
 
 Axis legend: P examples, K directions, F features.

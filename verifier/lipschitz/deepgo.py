@@ -28,6 +28,7 @@ from bounds.compute import compute_bounds
 from bounds.graph import Graph
 from bounds.ibp import propagate
 from bounds.interval import Interval
+from bounds.precision import full_precision
 from bounds.sets import InputSet
 from verifier.deadline import Deadline
 from verifier.exact import fraction
@@ -188,6 +189,7 @@ def deepgo_range(graph: Graph, box: InputSet, function: OutputFunction, *, const
                  low.complete and high.complete)
 
 
+@full_precision()
 def proved_constants(graph: Graph, box: InputSet, function: OutputFunction, *, method: str = "crown",
                      gradient: GradientEnclosure = gradient_enclosure) -> Tensor:
     """`|dF / dx_i| <= K_i` over every box: "B *shape"."""

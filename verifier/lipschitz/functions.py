@@ -225,7 +225,9 @@ class Exponential(Convex):
         ends = exponential(t)
         s = ends.upper
         off = (ends.upper - ends.lower) / ends.lower * (1 + 2 * ROOM * unit(t.dtype))
-        return s, s * (1 - t) - s * off - ROOM * unit(t.dtype) * s * (1 + t.abs())
+        constant = s * (1 - t) - s * off - ROOM * unit(t.dtype) * s * (1 + t.abs())
+        none = ends.lower == 0  # too small a number to enclose: exp(z) >= 0 is left
+        return s.masked_fill(none, 0), constant.masked_fill(none, 0)
 
     def least_on(self, z: Interval) -> Tensor:
         return exponential(z.lower).lower

@@ -25,6 +25,7 @@ from bounds.graph import Graph, UnsupportedOperator
 from bounds.ibp import propagate, rows_over
 from bounds.interval import Interval
 from bounds.ops.round_off import MORE, SPARE, gamma, unit
+from bounds.precision import full_precision
 from bounds.rounding import is_covered, is_priced
 from bounds.sets import InputSet
 from verifier.deadline import LAST_BATCH_S, Deadline
@@ -65,6 +66,7 @@ class Range:
                 math.nextafter(self.upper_proved - self.lower_proved, math.inf))
 
 
+@full_precision()
 def output_range(graph: Graph, box: InputSet, function: OutputFunction, *, error: float = 0.01,
                  deadline: Deadline | None = None, batch: int = 256, method: str = "crown",
                  root_method: str | None = None, gradient: GradientEnclosure | None = None,
