@@ -7,9 +7,9 @@ import torch
 
 from bounds.graph import Graph, UnsupportedOperator
 from bounds.ibp import propagate
+from bounds.ops.softplus import Softplus
 from bounds.sets import InputSet
 from tests.bounds.networks import GraphBuilder, random_box, random_graph
-from bounds.ops.softplus import Softplus
 from verifier.lipschitz.gradient import gradient_enclosure
 
 KINDS = [(kind, activation) for kind in ("dense", "conv", "residual") for activation in ("Relu", "LeakyRelu", "Tanh",
