@@ -137,6 +137,9 @@ def test_bad_input_is_refused() -> None:
 # ---------------------------------------------------------------------- safety
 
 
+CLIP = (-3.0, 3.0)
+
+
 def classified(seed: int) -> tuple[Graph, np.ndarray, int]:
     graph = dense(seed, inputs=3, widths=(6, 6))
     x = np.array([0.25, 0.5, 0.75])
@@ -147,9 +150,9 @@ def classified(seed: int) -> tuple[Graph, np.ndarray, int]:
 def test_safety_over_features_agrees_with_a_grid(seed: int) -> None:
     graph, x, label = classified(seed)
     features = np.array([True, False, True])
-    answer = feature_safety(graph, GraphReplayer(graph), x, label, features)
+    answer = feature_safety(graph, GraphReplayer(graph), x, label, features, clip=CLIP)
     points = torch.from_numpy(x).repeat(201 * 201, 1)
-    axis = torch.linspace(0, 1, 201, dtype=torch.float64)
+    axis = torch.linspace(*CLIP, 201, dtype=torch.float64)
     points[:, [0, 2]] = torch.cartesian_prod(axis, axis)
     least = float(Margin(label).value(graph(points)).min())
     if isinstance(answer, Verified):
@@ -164,7 +167,7 @@ def test_safety_over_features_agrees_with_a_grid(seed: int) -> None:
 
 def test_both_answers_occur() -> None:
     features = np.array([True, False, True])
-    kinds = {type(feature_safety(graph, GraphReplayer(graph), x, label, features)) for graph, x, label in
+    kinds = {type(feature_safety(graph, GraphReplayer(graph), x, label, features, clip=CLIP)) for graph, x, label in
              map(classified, range(8))}
     assert kinds == {Verified, Falsified}
 
