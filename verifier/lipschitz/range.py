@@ -143,6 +143,8 @@ class _Search:
         self._take(*self._bound(self.low, self.high, "ibp", None)[:2])
         if deadline.left() <= LAST_BATCH_S:
             return
+        if not len(self.free):
+            return self._leave()
         self._search_points()
         lower, upper, self.score, points = self._bound(self.low, self.high, root_method or self.method, self.gradient)
         self._take(lower, upper)
@@ -399,5 +401,7 @@ def _ends(ends: Interval) -> tuple[Tensor, Tensor]:
 def _spread(score: Tensor, width: Tensor) -> Tensor:
     """Scores that leave no wide feature out for ever: linear planes may be flat where a kink hides."""
     share = score.nan_to_num(nan=0.0, posinf=0.0).sum(1, keepdim=True) / max(1, score.shape[1])
+    if not width.shape[1]:
+        return score
     relative = width / width.amax(1, keepdim=True).clamp(min=torch.finfo(width.dtype).tiny)
     return score.nan_to_num(nan=0.0, posinf=0.0) + 0.05 * share * relative + torch.finfo(score.dtype).tiny * relative
