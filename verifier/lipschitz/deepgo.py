@@ -41,6 +41,7 @@ from verifier.verdict import Claim, Evidence, Falsified, Reason, Unknown, Verdic
 from verifier.witness import Replayer, confirm
 
 Function = Callable[[Tensor], Tensor]  # "P n" -> "P"
+LEAST_S = 1e-9
 SAMPLES = 64         # points from which the first constants are estimated
 STEEPEST_OVER = 1e-9  # of a feature's width: slopes over less are rounding
 
@@ -180,10 +181,12 @@ def deepgo_range(graph: Graph, box: InputSet, function: OutputFunction, *, const
         with torch.no_grad():
             return sign * function.value(graph(full(x)).flatten(1))
 
-    ends = [nested_minimum(partial(signed, sign), flat[free], box.upper.flatten()[free], eta=eta, error=error,
-                           constants=None if constants is None else constants.flatten()[free],
-                           iterations=iterations, deadline=deadline, generator=generator) for sign in (1.0, -1.0)]
-    low, high = ends
+    deadline = deadline or Deadline.starting_now()
+    half = Deadline.starting_now(max(deadline.left() / 2, LEAST_S))  # the first end leaves time for the second
+    low, high = (nested_minimum(partial(signed, sign), flat[free], box.upper.flatten()[free], eta=eta, error=error,
+                                constants=None if constants is None else constants.flatten()[free],
+                                iterations=iterations, deadline=until, generator=generator)
+                 for sign, until in ((1.0, half), (-1.0, deadline)))
     return Range(low.lower, low.upper, -high.lower, -high.upper, full(low.x[None])[0], full(high.x[None])[0],
                  low.evaluations + high.evaluations, 0, Evidence.ESTIMATE if constants is None else Evidence.FLOAT,
                  low.complete and high.complete)
