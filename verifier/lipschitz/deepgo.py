@@ -30,7 +30,7 @@ from bounds.ibp import propagate
 from bounds.interval import Interval
 from bounds.precision import full_precision
 from bounds.sets import InputSet
-from verifier.deadline import Deadline
+from verifier.deadline import LAST_BATCH_S, Deadline
 from verifier.exact import fraction
 from verifier.lipschitz.functions import Margin, OutputFunction
 from verifier.lipschitz.gradient import GradientEnclosure, gradient_enclosure, largest_slopes
@@ -230,5 +230,5 @@ def feature_safety(graph: Graph, replayer: Replayer, x: Points, label: int, feat
                              Claim.REAL if witness.real_agrees else Claim.FLOAT32)
         return Unknown(Reason.ROUNDING, found.lower_proved, found.lower_seen,
                        "a point is unsafe over the reals, the network in float32 does not agree")
-    return Unknown(Reason.TIME_LIMIT if deadline is not None and deadline.left() < 1 else Reason.NUMERICAL,
+    return Unknown(Reason.TIME_LIMIT if deadline is not None and deadline.left() <= LAST_BATCH_S else Reason.NUMERICAL,
                    found.lower_proved, found.lower_seen)

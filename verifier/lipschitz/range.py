@@ -77,8 +77,8 @@ def output_range(graph: Graph, box: InputSet, function: OutputFunction, *, error
     graph: without a softmax at its end. box: one set, whose features with lower == upper stay fixed. method: of
     `bounds.compute`; root_method: for the whole box. gradient: encloses gradients (None: linear bounds alone).
     above: ask only whether the minimum exceeds this number. Evidence is ROUNDED in float64 with methods that account
-    for rounding, else FLOAT. progress is told after every batch. Raises ValueError for a box that is none, and
-    UnsupportedOperator where a network has no bounds.
+    for rounding, else FLOAT; with gradients only where no parameters were folded. progress is told after every batch.
+    Raises ValueError for a box that is none, and UnsupportedOperator where a network has no bounds.
     """
     for name in (method, root_method):
         if name is not None and name not in METHODS:
@@ -126,6 +126,8 @@ class _Search:
         moves = (self.box.lower < self.box.upper).flatten()
         self.free = moves.nonzero().flatten()
         self.rounded = self.method in PRICED_METHODS and is_priced(self.box.dtype) and is_covered(self.graph)
+        if self.gradient is not None and (self.graph.fold_errors or self.graph.arithmetic is not None):
+            self.rounded = False  # gradients are those of the parameters at hand, not of what is stored or computed
         ends = (self.box.lower.flatten()[self.free], self.box.upper.flatten()[self.free])
         self.low, self.high = (t.unsqueeze(0) for t in ends)              # open boxes "B n"
         self.score = (self.high - self.low).clone()                       # what each feature may change F by "B n"
@@ -139,6 +141,7 @@ class _Search:
 
     def start(self, root_method: str | None, deadline: Deadline) -> None:
         """Some point and some bound at any price; more while there is time."""
+        self.rounded &= (root_method or self.method) in PRICED_METHODS
         self._look(self.box.centre_point)
         self._take(*self._bound(self.low, self.high, "ibp", None)[:2])
         if deadline.left() <= LAST_BATCH_S:

@@ -169,6 +169,15 @@ def test_a_point_has_a_range_of_one_value() -> None:
     assert found.complete
 
 
+@pytest.mark.parametrize(("root", "evidence"), [("alpha-crown", Evidence.ROUNDED), ("zonotope", Evidence.FLOAT)])
+def test_the_whole_box_may_have_a_method_of_its_own(root: str, evidence: Evidence) -> None:
+    graph = dense(7, widths=(5,))
+    box = square(graph, 0.0, 2.0)
+    found = output_range(graph, box, Margin(1), error=ERROR, root_method=root)
+    assert_right(found, graph, box, Margin(1))
+    assert found.evidence is evidence
+
+
 def test_float32_is_no_more_than_float() -> None:
     graph = dense(2, dtype=torch.float32)
     box = square(graph)
@@ -177,6 +186,16 @@ def test_float32_is_no_more_than_float() -> None:
     values = graph(grid(box))[:, 0]
     assert found.lower_proved <= float(values.min()) + 1e-4
     assert found.upper_proved >= float(values.max()) - 1e-4
+
+
+def test_gradients_of_folded_parameters_are_no_more_than_float() -> None:
+    graph = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    folded = Graph.from_torch(graph.double().eval(), (2,)).simplify()
+    assert folded.fold_errors
+    box = square(folded, 0.0, 1.0)
+    evidence = [output_range(folded, box, Logit(index=0), error=1.0, gradient=gradient).evidence
+                for gradient in (None, gradient_enclosure)]
+    assert evidence == [Evidence.ROUNDED, Evidence.FLOAT]
 
 
 def test_a_needle_is_found() -> None:
