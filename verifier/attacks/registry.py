@@ -58,6 +58,7 @@ ATTACKS = {
     "square": _entry("square:Square", "inf 2", BLACK, "random search over squares", "arXiv:1912.00049"),
     "hopskipjump": _entry("hopskipjump:HopSkipJump", "inf 2", BLACK, "labels only, along the boundary",
                           "arXiv:1904.02144"),
+    "mads": _entry("mads:Mads", "inf 2 1", BLACK, "labels only, mesh adaptive direct search", "arXiv:2009.06114"),
     "transfer": _entry("transfer:Transfer", "inf 2 1", BLACK, "adversarial examples of a surrogate",
                        "arXiv:1605.07277"),
     "spatial": _entry("spatial:Spatial", "inf 2 1 0", BEYOND, "rotation and translation", "arXiv:1712.02779"),

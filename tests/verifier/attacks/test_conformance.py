@@ -21,6 +21,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "pgd": {"steps": 80}, "mi-fgsm": {}, "cw-inf": {"steps": 10}, "fmn": {"steps": 100}, "ddn": {"steps": 100},
     "sigma-zero": {"steps": 300}, "fab": {"steps": 20}, "fab-t": {"steps": 20},
     "cw": {"steps": 40}, "bb": {"steps": 40}, "square": {"steps": 600}, "hopskipjump": {"steps": 20},
+    "mads": {"steps": 60},
     "zoo": {"steps": 60}, "autoattack": {"steps": 20, "queries": 300},
     # The classifiers of all tests but one are this one in every norm.
     "transfer": {"surrogate": linear(math.inf).model},
