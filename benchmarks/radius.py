@@ -18,10 +18,11 @@ import argparse
 import json
 import math
 import os
-import select
+import queue
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -80,6 +81,7 @@ class Case:
 
 
 Method = Callable[[Case, "Balls"], Entry]  # the balls hold one input
+Together = Callable[[Case, "Balls"], list[Entry]]  # all at once
 
 
 def lower_end(radius: float, evidence: Any) -> Entry:
@@ -114,9 +116,9 @@ def by_jacobian(method: str) -> Method:
 def by_operator_norm(case: Case, balls: Balls) -> Entry:
     """The margin of every other class over the global constant of its difference to the label."""
     import torch
+    from verifier.lipschitz.operator_norms import operator_norm_constant
 
     from bounds.compute import compute_bounds
-    from verifier.lipschitz.operator_norms import operator_norm_constant
     graph, rows = case.network.graph.to(dtype=torch.float64), balls.rows(case.classes)
     margins = compute_bounds(graph, balls.sets(torch.zeros(1, dtype=torch.float64)), rows).lower
     radius, evidence = math.inf, set()
@@ -144,11 +146,13 @@ def by_milp(case: Case, balls: Balls) -> Entry:
     return {**lower_end(found.lower, Evidence.FLOAT), **upper_end(found.upper, Evidence.FLOAT)}
 
 
-def by_attacks(case: Case, balls: Balls) -> Entry:
-    """The nearest confirmed witness, by the thorough sequence of attacks."""
+def by_attacks(case: Case, balls: Balls) -> list[Entry]:
+    """The nearest confirmed witnesses, by the thorough sequence of attacks."""
+    from verifier.deadline import Deadline
     from verifier.radius.upper import THOROUGH, nearest_witnesses
-    (found,) = nearest_witnesses(case.network, balls, attacks=THOROUGH, deadline=case.deadline, seed=case.seed)
-    return {**upper_end(found.distance, found.evidence), "by": found.by}
+    deadline = Deadline.starting_now(case.limit_s * len(balls))
+    found = nearest_witnesses(case.network, balls, attacks=THOROUGH, deadline=deadline, seed=case.seed)
+    return [{**upper_end(nearest.distance, nearest.evidence), "by": nearest.by} for nearest in found]
 
 
 def by_bisection(case: Case, balls: Balls) -> Entry:
@@ -182,8 +186,8 @@ def by_bisection(case: Case, balls: Balls) -> Entry:
     return {**lower_end(low, proved), **upper_end(high, shown), "evaluations": calls}
 
 
-METHODS: dict[str, Method] = {
-    "attacks": by_attacks,
+TOGETHER: dict[str, Together] = {"attacks": by_attacks}  # an image's seconds are its share
+ONE_BY_ONE: dict[str, Method] = {
     "operator-norm": by_operator_norm,
     "ibp": by_bounds("ibp"),
     "fastlin": by_bounds("fastlin"),
@@ -194,6 +198,7 @@ METHODS: dict[str, Method] = {
     "milp": by_milp,
     "bisection": by_bisection,
 }
+METHODS = (*TOGETHER, *ONE_BY_ONE)
 WITHOUT_REUSE, WITH_REUSE = "bisection", "exact"
 USUAL = tuple(name for name in METHODS if name != WITHOUT_REUSE)
 
@@ -223,48 +228,54 @@ def worker(arguments: argparse.Namespace, net: str, method: str, images: Sequenc
     x, y = images_of(arguments, network)
     case = Case(network, NORMS[arguments.norm], arguments.time_limit, arguments.tolerance, arguments.seed)
     print(json.dumps({"started": True}), flush=True)
-    for k in images:
+    for part in [list(images)] if method in TOGETHER else [[k] for k in images]:
         begin, cpu = time.perf_counter(), time.process_time()
-        balls = Balls(torch.from_numpy(x[k : k + 1]), torch.from_numpy(y[k : k + 1]), case.norm, CLIP)
+        balls = Balls(torch.from_numpy(x[part]), torch.from_numpy(y[part]), case.norm, CLIP)
         try:
-            found = METHODS[method](case, balls)
+            found = TOGETHER[method](case, balls) if method in TOGETHER else [ONE_BY_ONE[method](case, balls)]
         except UnsupportedOperator as error:
-            found = {"unsupported": str(error)[:300]}
+            found = [{"unsupported": str(error)[:300]}] * len(part)
         except Exception as error:  # what a method raises is a result of the benchmark, told at the end
-            found = {"error": f"{type(error).__name__}: {error}"[:300]}
-        print(json.dumps(finite({"net": Path(net).stem, "method": method, "image": k, **found,
-                                 "wall_s": round(time.perf_counter() - begin, 4),
-                                 "cpu_s": round(time.process_time() - cpu, 4)})), flush=True)
+            found = [{"error": f"{type(error).__name__}: {error}"[:300]}] * len(part)
+        spent = {"wall_s": round((time.perf_counter() - begin) / len(part), 4),
+                 "cpu_s": round((time.process_time() - cpu) / len(part), 4)}
+        for k, entry in zip(part, found, strict=True):
+            print(json.dumps(finite({"net": Path(net).stem, "method": method, "image": k, **entry, **spent})),
+                  flush=True)
 
 
 def answers(arguments: argparse.Namespace, net: str, method: str, images: Sequence[int]) -> Iterator[Entry]:
-    """The entries of a process, as they come; one that hangs is stopped, and what is left goes to a fresh one."""
+    """The entries of a process, as they come; one that hangs or dies is stopped, and the rest goes to a fresh one."""
     left = list(images)
     while left:
         command = [sys.executable, str(Path(__file__).resolve()), *arguments.given, "--worker", net, method,
                    ",".join(map(str, left))]
-        before = len(left)
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment(1)) as process:
-            wait_s = STARTING_S
-            while left and (entry := _next(process, wait_s)) is not None:
-                wait_s = arguments.time_limit + KILL_S
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment(1))
+        said: queue.Queue[Entry | None] = queue.Queue()
+        threading.Thread(target=_read, args=(process, said), daemon=True).start()
+        reason, wait_s = "its process ended", STARTING_S
+        try:
+            while left and (entry := said.get(timeout=wait_s)) is not None:
+                wait_s = arguments.time_limit * (len(left) if method in TOGETHER else 1) + KILL_S
                 if "started" not in entry:
                     left.remove(entry["image"])
                     yield entry
+        except queue.Empty:
+            reason = f"stopped after {wait_s:g} s without an answer"
+        finally:
             process.kill()
+            process.wait()
         if left:
-            reason = "its process ended" if process.returncode not in (0, -9) else "stopped after its limit"
-            if len(left) == before and process.returncode not in (0, -9):
-                reason = "its process does not start"
             yield {"net": Path(net).stem, "method": method, "image": left.pop(0), "error": reason,
                    "wall_s": arguments.time_limit, "cpu_s": arguments.time_limit}
 
 
-def _next(process: subprocess.Popen[str], wait_s: float) -> Entry | None:
+def _read(process: subprocess.Popen[str], said: queue.Queue[Entry | None]) -> None:
+    """Its lines, then None."""
     assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], wait_s)
-    line = process.stdout.readline() if ready else ""
-    return json.loads(line) if line else None
+    for line in process.stdout:
+        said.put(json.loads(line))
+    said.put(None)
 
 
 # ---------------------------------------------------------------------- results
@@ -339,8 +350,8 @@ def reuse(entries: Sequence[Entry]) -> str:
         closed = [(a, b) for a, b in pairs if all(e.get("upper") is not None and "lower" in e for e in (a, b))]
         if closed:
             ratio = statistics.geometric_mean(max(a["wall_s"], 1e-3) / max(b["wall_s"], 1e-3) for a, b in closed)
-            seconds, gaps = ([sum(f(pair[k]) for pair in closed) for k in (0, 1)] for f in (
-                lambda e: e["wall_s"], lambda e: (e["upper"] - e["lower"]) / len(closed)))
+            seconds = [sum(pair[k]["wall_s"] for pair in closed) for k in (0, 1)]
+            gaps = [statistics.fmean(pair[k]["upper"] - pair[k]["lower"] for pair in closed) for k in (0, 1)]
             said.append(f"{net}: {len(closed)} images, with reuse {seconds[0]:.1f} s, without {seconds[1]:.1f} s, "
                         f"ratio {ratio:.2f} (geometric mean); mean gap {gaps[0]:.2e} and {gaps[1]:.2e}")
     return "\n".join(said)
