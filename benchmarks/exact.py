@@ -144,8 +144,8 @@ def radius(shared: str, part: str, item: str, limit_s: float) -> Entry:
     import torch
 
     from verifier import verify
-    from verifier.milp_radius import milp_radius
     from verifier.property import robustness
+    from verifier.radius.safe_radius import safe_radius
     torch.set_num_threads(1)
     graph, replayer, images, labels = images_of(shared, part)
     x, label = images[int(item)], int(labels[int(item)])
@@ -154,14 +154,16 @@ def radius(shared: str, part: str, item: str, limit_s: float) -> Entry:
     def asked(eps: float, method: str) -> Any:
         prop = robustness(x, label, eps, classes=10, clip=(0.0, 1.0))
         return verify(graph, prop, replayer=replayer, method=method, time_limit_s=limit_s, simplified=simplified)
-    found = milp_radius(graph, x, label, replayer=replayer, most=MOST, clip=(0.0, 1.0), time_limit_s=limit_s)
+    begin = time.monotonic()
+    found = safe_radius(graph, x, label, replayer=replayer, clip=(0.0, 1.0), method="milp", time_limit_s=limit_s)
+    seconds = time.monotonic() - begin
     low, high = 0.0, MOST
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         low, high = (middle, high) if asked(middle, "crown").name == "verified" else (low, middle)
     inside, outside = (asked(max(0.0, end), method) for end, method in
                        (((1 - BESIDE) * found.lower, "bab"), ((1 + BESIDE) * min(found.upper, MOST), "auto")))
-    return {"lower": found.lower, "upper": found.upper, "seconds": found.time_s, "crown": low,
+    return {"lower": found.lower, "upper": found.upper, "seconds": seconds, "crown": low,
             "pgd": pgd_upper(graph, x, label, replayer), "inside": inside.name, "inside_s": inside.time_s,
             "outside": outside.name, "outside_s": outside.time_s}
 

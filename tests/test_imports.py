@@ -43,7 +43,7 @@ WITHOUT_TORCH = {
     "packages": "import bounds, milp, verifier, certify",
     "help": "from verifier.cli import run\nassert run(['--help']) == 0",
     "help of verify": "from verifier.cli import run\nassert run(['verify', '--help']) == 0",
-    "refusal": "from verifier.cli import run\nassert run(['radius', 'net.onnx']) == 2",
+    "refusal": "from verifier.cli import run\nassert run(['train', 'net.onnx']) == 2",
     "unknown command": "from verifier.cli import run\nassert run(['no-such-command']) == 2",
 }
 

@@ -14,6 +14,7 @@ _WHERE = {
     "Verified": "verifier.verdict", "Falsified": "verifier.verdict", "Unknown": "verifier.verdict",
     "attack_named": "verifier.attacks.registry", "Threat": "verifier.attacks.threat",
     "Misclassified": "verifier.attacks.criterion", "Deviates": "verifier.attacks.criterion",
+    "safe_radius": "verifier.radius.safe_radius", "RadiusInterval": "verifier.radius.interval",
     "Evidence": "verifier.verdict", "Claim": "verifier.verdict", "Reason": "verifier.verdict",
 }
 __all__ = sorted(_WHERE)

@@ -20,7 +20,7 @@ from bounds.interval import Interval
 from bounds.ops.base import Affine
 from bounds.rounding import is_covered, uncovered
 from verifier.deadline import Deadline
-from verifier.logits import ends_in_softmax, logits_of
+from verifier.logits import ends_in_softmax, ranking_of
 from verifier.property import Property, PropertyTensors
 from verifier.real_value import real_agrees
 from verifier.verdict import Claim
@@ -205,11 +205,7 @@ def without_final_softmax(graph: Graph, property: Property) -> Graph:
         raise UnsupportedOperator(f"{graph.source}: {last.op.kind} at the end (node {last.name}): "
                                   f"{property.source} constrains its values and not only their order; "
                                   f"state the property over the inputs of the {last.op.kind}")
-    logits = logits_of(graph)
-    if logits is None:
-        raise UnsupportedOperator(f"{graph.source}: {last.op.kind} at the end (node {last.name}) "
-                                  f"runs over one axis of {last.shape}; only over all outputs it keeps their order")
-    return logits
+    return ranking_of(graph)
 
 
 def is_convolutional(graph: Graph) -> bool:

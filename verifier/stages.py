@@ -195,13 +195,14 @@ def _chunks(problem: Problem, state: State) -> Iterator[tuple[Tensor, Tensor]]:
     while start < len(rows):
         ids, counts = torch.unique_consecutive(regions[start:], return_counts=True)
         fits = int((torch.cumsum(counts, 0) <= CHUNK_ROWS).sum())
-        take = max(1, min(_regions_together(problem.graph), fits))
+        take = max(1, min(regions_together(problem.graph), fits))
         end = start + int(counts[:take].sum())
         yield ids[:take], rows[start:end]
         start = end
 
 
-def _regions_together(graph: Graph) -> int:
+def regions_together(graph: Graph) -> int:
+    """How many regions are bounded at once."""
     entries = sum(math.prod(node.shape) for node in graph.nodes)
     return max(1, min(CHUNK_REGIONS, CHUNK_ENTRIES // max(1, entries)))
 
@@ -264,7 +265,7 @@ def contradiction(problem: Problem, state: State) -> str:
     if state.upper < lower - CONTRADICTION_RTOL * (1 + abs(lower)):
         return f"an attack reached the margin {state.upper:.6g}, below the bound {lower:.6g}"
     for regions in torch.arange(tensors.sets.batch, device=tensors.bound.device).split(
-            _regions_together(graph)):
+            regions_together(graph)):
         points = sample_points(tensors.sets.index(regions), problem.generator)
         flat = points.flatten(0, 1)
         y = wide(flat.to(wide.dtype) if doubled else flat)
@@ -315,7 +316,7 @@ def margin_loss(problem: Problem) -> float | None:
     are many), as CROWN bounds it from the root; None where it leaves nothing."""
     graph, tensors = (problem.graph, problem.tensors) if problem.double is None else (
         problem.double.graph, problem.double.tensors)
-    if tensors.sets.batch > _regions_together(graph) or len(tensors.C) > CHUNK_ROWS:
+    if tensors.sets.batch > regions_together(graph) or len(tensors.C) > CHUNK_ROWS:
         chosen = torch.zeros(tensors.branches, dtype=torch.bool, device=tensors.bound.device)
         chosen[0] = True
         tensors = only_branches(tensors, chosen)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ from verifier.watchdog import TimeUp, hard_limit
 from verifier.witness import ModuleReplayer, OnnxReplayer, Replayer, ReplayError
 
 log = logging.getLogger(__name__)
+
+Strategy = Callable[[Problem], Sequence[Stage]]
 
 HARD_LIMIT_GRACE_S = 0.25  # stages that look at the clock end on time by themselves
 
@@ -112,7 +114,7 @@ def verify(
     property: Property,
     *,
     replayer: Replayer | nn.Module | str | Path,
-    method: str = "auto",
+    method: str | Strategy = "auto",
     time_limit_s: float = 60.0,
     device: torch.device | str | None = None,
     seed: int = 0,
@@ -127,10 +129,10 @@ def verify(
     """Decide whether any input of the property reaches its unsafe set.
 
     `replayer` is the original network, on which a counterexample must stand: an ONNX path, a module or a
-    `Replayer`. `method` "auto" or one bound method alone. `deadline` replaces `time_limit_s` where the caller's
-    clock already runs. `simplified` saves work where one network answers many questions. `proof`: a file for the
-    recorded proof (docs/proofs.md), written where the property is verified, or falsified (the witness);
-    `choices["proof"]` says what became of it. `branching`: the rule that chooses splits
+    `Replayer`. `method` "auto", one bound method alone, or a function that makes the stages of a problem. `deadline`
+    replaces `time_limit_s` where the caller's clock already runs. `simplified` saves work where one network answers
+    many questions. `proof`: a file for the recorded proof (docs/proofs.md), written where the property is verified, or
+    falsified (the witness); `choices["proof"]` says what became of it. `branching`: the rule that chooses splits
     (`verifier.branch_and_bound.branching`). `solver`: of method "milp", one of `milp.solvers.MIXED_SOLVERS`.
 
     `claim`: REAL asks about the stored network over the reals, FLOAT32 about what IEEE float32 makes of it node by
@@ -145,8 +147,9 @@ def verify(
     that happens later is an `Unknown` with its reason.
     """
     deadline = deadline or Deadline.starting_now(time_limit_s)
-    check_method(method, branching)
-    check_claim(claim, method, evidence, proof is not None)
+    if isinstance(method, str):
+        check_method(method, branching)
+        check_claim(claim, method, evidence, proof is not None)
     problem: Problem | None = None
     state: State | None = None
     logs: list[StageLog] = []
@@ -174,7 +177,9 @@ def verify(
                 problem = dataclasses.replace(problem, rounded=False)
             state = State.of(problem)
             with priced(problem.rounded):
-                decided_by = _run(stages_for(method, problem, branching, solver, evidence), problem, state, logs)
+                stages = stages_for(method, problem, branching, solver, evidence) if isinstance(method, str) \
+                    else method(problem)
+                decided_by = _run(stages, problem, state, logs)
             verdict = _conclude(problem, state, Evidence.ROUNDED if claim is Claim.FLOAT32 else evidence)
             # Two passes of CROWN: where little time is left, no answer is lost to them.
             if claim is Claim.FLOAT32 and isinstance(verdict, Verified) and deadline.left() > deadline.elapsed():
@@ -205,7 +210,7 @@ def verify(
             recorder.discard()
     return Result(
         verdict=verdict,
-        method=decided_by or method,
+        method=decided_by or (method if isinstance(method, str) else "stages"),
         time_s=deadline.elapsed(),
         domains=state.domains if state else 0,
         first_bound_s=state.first_bound_s if state else None,

@@ -6,7 +6,8 @@ from benchmarks.faults.fault import Fault
 
 ENCODED = ("tests/milp/test_encoder.py", "tests/milp/solvers/test_mixed.py", "tests/verifier/test_milp.py")
 LINEAR = ("tests/milp/test_planet.py", "tests/milp/test_lp.py", "tests/milp/test_safe_bound.py")
-STAGES = ("tests/verifier/test_milp.py", "tests/verifier/test_milp_radius.py", "tests/verifier/test_adversarial.py")
+STAGES = ("tests/verifier/test_milp.py", "tests/verifier/radius/test_programmes.py",
+          "tests/verifier/test_adversarial.py")
 
 FAULTS = (
     Fault("big-m-too-small", "milp/encoders/one_kink.py", "unsound",
@@ -82,7 +83,7 @@ FAULTS = (
           "lower = -torch.inf if answer.status is MixedStatus.INFEASIBLE",
           "lower = torch.inf if answer.status is MixedStatus.INFEASIBLE",
           STAGES),
-    Fault("infeasible-branch-is-far", "verifier/milp_radius.py", "unsound",
+    Fault("infeasible-branch-is-far", "verifier/radius/programmes.py", "unsound",
           "a branch without a point, says the solver, is infinitely far away",
           "        if found.answer.status is MixedStatus.INFEASIBLE:\n            return 0.0, None",
           "        if found.answer.status is MixedStatus.INFEASIBLE:\n            return math.inf, None", STAGES),

@@ -15,21 +15,14 @@ import torch
 from torch import Tensor
 
 from bounds.beta_crown import BetaCrown, Start
-from bounds.ops.base import Elementwise
-from verifier.branch_and_bound.domains import NO_CHOICE, Domains, Layout, sets_lower, sets_upper
+from verifier.branch_and_bound.domains import NO_CHOICE, Domains, Layout
+from verifier.branch_and_bound.splits import cut_at_splits
 from verifier.problem import Double
 
 if TYPE_CHECKING:
-    from bounds.graph import Graph
     from verifier.branch_and_bound.bounding import Bounded, Bounder
 
 ITERATIONS = 8
-
-
-def kinks_tell(graph: Graph) -> bool:
-    """Whether every split of a neuron is at a kink, so that the two halves follow from the side alone. Else domains
-    note their `cuts`."""
-    return all(node.op.only_kink is not None for node in graph.nodes if isinstance(node.op, Elementwise))
 
 
 def _closed_at(bounded: Bounded) -> Tensor:
@@ -72,24 +65,9 @@ class Confirmer:
 
     def _sides(self, domains: Domains, layout: Layout) -> tuple[Tensor, Tensor]:
         """What is proved of the regions' neurons, cut where they were split."""
-        lows, highs, kinks = [], [], []
-        graph = self.bounder.graph
-        for i in layout.nodes:
-            x = self.double.proved[i]
-            lows.append(x.lower[domains.region].flatten(1))
-            highs.append(x.upper[domains.region].flatten(1))
-            if domains.cuts.shape[2]:
-                continue
-            found = {op.only_kink for j in graph.consumers[i] if isinstance(op := graph.nodes[j].op, Elementwise)}
-            kink = found.pop() if len(found) == 1 else None
-            kinks.append(torch.full_like(lows[-1][:1], float("nan") if kink is None else kink))
-        low, high = torch.cat(lows, 1), torch.cat(highs, 1)
-        if domains.cuts.shape[2]:
-            cuts = domains.cuts.to(low)
-            return torch.maximum(low, cuts[:, 0]), torch.minimum(high, cuts[:, 1])
-        point = torch.cat(kinks, 1)
-        low = torch.where(sets_lower(domains.sides), torch.fmax(low, point), low)
-        return low, torch.where(sets_upper(domains.sides), torch.fmin(high, point), high)
+        low = layout.flat({i: x.lower[domains.region] for i, x in self.double.proved.items()}, domains.low)
+        high = layout.flat({i: x.upper[domains.region] for i, x in self.double.proved.items()}, domains.low)
+        return cut_at_splits(self.bounder.graph, layout, low, high, domains.sides, domains.cuts)
 
     @staticmethod
     def _flat(multipliers: Mapping[int, Tensor], layout: Layout, like: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from verifier.branch_and_bound.bounding import Bounded, Bounder
 from verifier.branch_and_bound.branching.rule import Rule
 from verifier.branch_and_bound.contract import Payoff
 from verifier.branch_and_bound.domains import NO_CHOICE, Domains, Pool
+from verifier.branch_and_bound.leaves import Leaves
 from verifier.branch_and_bound.plan import Plan
 from verifier.out_of_memory import is_out_of_memory
 
@@ -68,7 +69,8 @@ class Exact(Protocol):
 @dataclass(eq=False)
 class Search:
     """Branch and bound from the root domains. `gate` takes a candidate point and says whether it is a witness;
-    `stop` ends the search between batches; `exact` decides the domains that it takes."""
+    `stop` ends the search between batches; `exact` decides the domains that it takes; `leaves` learns what is closed
+    and what is left open, for a search over another ball."""
 
     bounder: Bounder
     rule: Rule
@@ -78,6 +80,7 @@ class Search:
     report: Callable[[Search], None]
     plan: Plan
     exact: Exact | None = None
+    leaves: Leaves | None = None
 
     def __post_init__(self) -> None:
         question, method = self.bounder.question, self.bounder.method
@@ -96,19 +99,24 @@ class Search:
         self._refused = 0
         self._least_refused = 0.0
 
-    def run(self, roots: Domains) -> None:
-        """Search until nothing is open. What is still open when it stops lies in `pool` and `waiting`."""
-        self._cover(roots)
-        roots.node = torch.arange(len(roots), device=roots.node.device)
-        self.tree.nodes = len(roots)
+    def run(self, roots: Domains, *more: Domains) -> None:
+        """Search until nothing is open. What is still open when it stops lies in `pool` and `waiting`. more: roots with
+        other numbers of slopes."""
+        for part in (roots, *more):
+            self._cover(part)
+            part.node = self.tree.nodes + torch.arange(len(part), device=part.node.device)
+            self.tree.nodes += len(part)
         if self.recorder is not None:
             self.recorder.begin(self.bounder, self.plan, roots)
-        self._run(roots)
+        self.waiting = [part.take(some) for part in (roots, *more)
+                        for some in torch.arange(len(part), device=part.node.device).split(self.batch)]
+        self._run()
+        if self.leaves is not None and not self.moving:
+            self.leaves.end(self.bounder.question, self.open)
         if self.recorder is not None:
             self.recorder.end(self.tree.nodes, self.complete and not self.found)
 
-    def _run(self, roots: Domains) -> None:
-        self.waiting = [roots.take(part) for part in roots.node.split(self.batch)]
+    def _run(self) -> None:
         while (self.waiting or len(self.pool)) and not self.found and not self.stop():
             if not self.waiting:
                 self.moving = True
@@ -181,6 +189,11 @@ class Search:
         self._candidates(bounded)
         if self.found:
             return
+        if self.leaves is not None:
+            gone = bounded.closed.clone()
+            if bounded.refused is not None:
+                gone[bounded.refused] = False
+            self.leaves.close(domains.take(gone), self.bounder.question)
         rest = (~bounded.closed).nonzero().squeeze(1)
         if len(rest):
             self._split(bounded, rest)
@@ -196,6 +209,8 @@ class Search:
         after, gone = self.bounder.contract(domains)
         self.payoff.note(domains, after, gone)
         self.tree.leaves += int(gone.sum())
+        if self.leaves is not None:
+            self.leaves.close(domains.take(gone), self.bounder.question)
         return after.take((~gone).nonzero().squeeze(1)) if bool(gone.any()) else after
 
     def _split(self, bounded: Bounded, rest: Tensor) -> None:
@@ -277,6 +292,9 @@ class Search:
         if bounded.refused is not None:
             done &= ~torch.isin(bounded.group_domain, bounded.refused)
         tree.stuck += int((~done).sum())
+        if self.leaves is not None:  # groups are in the order of their domains, one each
+            self.leaves.close(leaves.take(done), self.bounder.question)
+            self.leaves.keep(leaves.take(~done), self.bounder.question)
         self._candidates(bounded)
 
     def _candidates(self, bounded: Bounded) -> None:

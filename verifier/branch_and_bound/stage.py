@@ -19,12 +19,15 @@ from bounds.ops.max_pool import MaxPool
 from bounds.rounding import is_covered
 from verifier.branch_and_bound.bounding import Bounder, Question
 from verifier.branch_and_bound.branching.rule import rule_of
-from verifier.branch_and_bound.confirm import Confirmer, kinks_tell
+from verifier.branch_and_bound.confirm import Confirmer
 from verifier.branch_and_bound.contract import Contractor
 from verifier.branch_and_bound.cut import AffineNeurons
 from verifier.branch_and_bound.domains import NO_CHOICE, Domains, Layout
+from verifier.branch_and_bound.leaves import Leaves
 from verifier.branch_and_bound.plan import Plan, recordable
+from verifier.branch_and_bound.recorder import Recorder
 from verifier.branch_and_bound.search import Exact, Search
+from verifier.branch_and_bound.splits import kinks_tell
 from verifier.deadline import LAST_BATCH_S
 from verifier.problem import Problem, State
 
@@ -41,6 +44,7 @@ class BranchAndBoundStage:
     name: str = "branch-and-bound"
     certify: bool = False  # prove what other stages have decided once more, for the proof file
     exact: Exact | None = None
+    leaves: Leaves | None = None  # of searches over other balls around the same input: where this one starts and ends
 
     def is_rounded(self, problem: Problem) -> bool:
         if self.exact is not None or not is_covered(problem.graph):
@@ -88,6 +92,7 @@ class BranchAndBoundStage:
                           contractor=contractor, recorder=recorder, confirmer=confirmer,
                           rounded=True if plan.inputs and problem.rounded else None)
         progress = _Progress(problem)
+        leaves = self._reused(plan, problem, recorder)
 
         def gate(x: Tensor) -> bool:
             if self.certify:
@@ -95,15 +100,35 @@ class BranchAndBoundStage:
             state.witness = problem.confirm(x)
             return state.witness is not None
         search = Search(bounder, rule_of(plan, affine), plan.batch, gate,
-                        lambda: problem.deadline.left() < LAST_BATCH_S, progress, plan, self.exact)
+                        lambda: problem.deadline.left() < LAST_BATCH_S, progress, plan, self.exact, leaves)
+        if leaves is not None:
+            state.branch_closed |= leaves.closed(problem.tensors.branches).to(state.branch_closed.device)
+            if not bool(state.open_branches(problem.tensors).any()):
+                return
         before = state.domains
         try:
             chosen = recorder.not_proved() if self.certify and recorder is not None else None
-            search.run(root_domains(problem, state, intervals, bounder, plan, chosen))
+            roots = root_domains(problem, state, intervals, bounder, plan, chosen)
+            if leaves is None:
+                search.run(roots)
+            else:
+                search.run(*leaves.begin(problem.graph, layout, question, roots, intervals))
         finally:
             state.domains = before + search.tree.domains
             state.upper = min(state.upper, search.upper if state.witness is None else state.witness.margin)
             _take_over(state, question, search)
+
+    def _reused(self, plan: Plan, problem: Problem, recorder: Recorder | None) -> Leaves | None:
+        """The leaves, where a tree over another ball says something: boxes that were halved depend on their ball, pools
+        that became chains on what was proved there, and a proof file tells of one tree."""
+        halved = plan.inputs or plan.joint or problem.tensors.sets.batch > 1
+        pools = any(isinstance(node.op, MaxPool) for node in problem.graph.nodes)
+        if self.leaves is None or halved or pools or recorder is not None or self.certify:
+            return None
+        rounded = self.is_rounded(problem)
+        if self.leaves.rounded is not rounded:
+            self.leaves.kept, self.leaves.rounded = [], rounded
+        return self.leaves
 
 
 def is_confirmed(plan: Plan, problem: Problem) -> bool:
@@ -124,8 +149,8 @@ def _take_over(state: State, question: Question, search: Search) -> None:
     state.numerical = search.tree.numerical or state.numerical
     if search.complete:
         state.branch_closed |= search.seen & (lower > question.target)
-    if search.bounder.discards:
-        lower = lower.clamp(max=0)  # of the points that were cut off no more is known
+    if search.bounder.discards or search.leaves is not None:
+        lower = lower.clamp(max=0)  # of what was cut off, or closed by another search, no more is known
     proved = torch.where(search.seen, lower, torch.full_like(lower, -torch.inf))
     state.branch_proved = torch.maximum(state.branch_proved, proved)
 

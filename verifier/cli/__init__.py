@@ -26,9 +26,10 @@ BUILT_IN = {
     "bounds": ("verifier.cli.bounds:command", "Bound the outputs, one row a method, with times."),
     "sweep": ("verifier.cli.sweep:command", "Verify a whole benchmark: a CSV of networks and properties."),
     "attack": ("verifier.cli.attack:command", "Attack a network on a data set: how robust does it look?"),
+    "radius": ("verifier.cli.radius:command", "How far can each input move before the network changes its mind?"),
     "demo": ("verifier.cli.demo:command", "Prove and attack the bundled digit networks, offline."),
 }
-PLANNED = ("radius", "lipschitz", "train", "evaluate", "report")
+PLANNED = ("lipschitz", "train", "evaluate", "report")
 
 EXIT_WRONG_USE = 2
 EXIT_UNKNOWN = 3

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import sys
-import time
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -14,7 +12,16 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from verifier.attacks.registry import ATTACKS, BEYOND
-from verifier.cli.errors import BadInput, reading, writing
+from verifier.cli.data_run import (
+    ProgressLine,
+    check_clip,
+    check_run,
+    chosen_data,
+    out_lines,
+    print_lines,
+    write_csv,
+)
+from verifier.cli.errors import BadInput, writing
 from verifier.cli.question import check_device, check_writable, read_mask, read_network
 from verifier.cli.startup import load_torch
 from verifier.cli.verify import SEED
@@ -28,7 +35,6 @@ if TYPE_CHECKING:
 NORMS = {"inf": math.inf, "2": 2.0, "1": 1.0, "0": 0.0}
 COUNTED = {"proved": "proved to stand", "unconfirmed": "not confirmed by onnxruntime",
            "not_finite": "with NaN or infinity", "incomplete": "cut short", "left": "not begun"}
-TOLD_EVERY_S = 5.0  # where progress is lines and not one line that renews itself
 
 
 def _listing() -> str:
@@ -96,14 +102,10 @@ def command(net: str, data: str, name: str, eps: float | None, norm: str | None,
     """
     if eps is not None and not 0 <= eps < math.inf:
         raise BadInput(f"--eps must be a number >= 0, got {eps}")
-    if clip is not None and not -math.inf < clip[0] <= clip[1] < math.inf:
-        raise BadInput(f"--clip needs two numbers LO <= HI, got {clip[0]} {clip[1]}")
+    check_clip(clip)
     if time_limit is not None and not time_limit > 0:
         raise BadInput(f"--time-limit must be positive, got {time_limit}")
-    if resume and out is None:
-        raise BadInput("--resume goes on with a run that --out names")
-    if index and count:
-        raise BadInput("--index and --count exclude each other")
+    check_run(out, resume, index, count)
     norm = norm or ATTACKS[name].norms[0]
     if norm not in ATTACKS[name].norms:
         raise BadInput(f"--attack {name} works in the norms {', '.join(ATTACKS[name].norms)}, not {norm}")
@@ -122,7 +124,7 @@ def command(net: str, data: str, name: str, eps: float | None, norm: str | None,
     if surrogate is not None and read_network(surrogate).graph.input_shape != network.graph.input_shape:
         raise BadInput(f"--surrogate {surrogate}: takes inputs of shape {read_network(surrogate).graph.input_shape}, "
                        f"{net} of {network.graph.input_shape}")
-    chosen = _data(data, network, index, count)
+    chosen = chosen_data(data, network, index, count)
     if target is not None and not 0 <= target < math.prod(network.graph.output_shape):
         raise BadInput(f"--target {target} is out of range: {net} has {math.prod(network.graph.output_shape)} outputs")
     from verifier.attacks.threat import Threat
@@ -131,7 +133,7 @@ def command(net: str, data: str, name: str, eps: float | None, norm: str | None,
     work = _Work(network, chosen, attack, threat, target=target, seed=seed, queries=queries, fosc=fosc, device=device,
                  through_onnx=through_onnx, skip_proved=skip_proved)
     work.surrogate = None if surrogate is None else read_network(surrogate).digest
-    work.run(_out_lines(json_out), out=out, resume=resume, time_limit_s=time_limit, quiet=json_out == "-")
+    work.run(out_lines(json_out), out=out, resume=resume, time_limit_s=time_limit, quiet=json_out == "-")
     _write(work, csv_out, examples, picture)
 
 
@@ -159,22 +161,6 @@ def _value(text: str) -> Any:
         return text
 
 
-def _data(path: str, network: Network, index: tuple[int, ...], count: int | None) -> DataSet:
-    from verifier.data import read_data
-    with reading(path):
-        data = read_data(path, network.graph.input_shape, math.prod(network.graph.output_shape))
-        return data.chosen(sorted(set(index)) if index else list(range(min(count or len(data), len(data)))))
-
-
-def _out_lines(json_out: str | None) -> TextIO | None:
-    if json_out is None:
-        return None
-    if json_out == "-":
-        return sys.stdout
-    with writing("--json", json_out):
-        return Path(json_out).open("w", encoding="utf-8")
-
-
 class _Work:
     """One command under way: what is asked, what is finished, what is told."""
 
@@ -185,8 +171,7 @@ class _Work:
         self.notes: list[str] = []
         self.surrogate: str | None = None
         self.asked_about = int((data.y != asked["target"]).sum())  # examples of the target class are left out
-        self.begin = self.told = time.monotonic()
-        self.live = sys.stderr.isatty()
+        self.line = ProgressLine()
 
     def settings(self) -> dict[str, Any]:
         """What a resumed run must agree on."""
@@ -214,16 +199,16 @@ class _Work:
             if store is not None:
                 self.finished = store.finished(self.network.graph.input_shape)
                 self.stored = len(self.finished), sum(record["success"] for record in self.records)
-                _print_lines(lines, [record for record, _ in self.finished.values()])
+                print_lines(lines, [record for record, _ in self.finished.values()])
             try:
                 self._work(store, lines, time_limit_s)
             except KeyboardInterrupt:
                 interrupted = True
-            self._end_line()
+            self.line.end()
             total = summary(self.records) | {"attack": self.attack.name, "notes": self.notes,
                                              "interrupted": interrupted, "left": self.asked_about - len(self.finished),
-                                             "time_s": round(time.monotonic() - self.begin, 3)}
-            _print_lines(lines, [total])
+                                             "time_s": round(self.line.elapsed, 3)}
+            print_lines(lines, [total])
         for note in self.notes:
             click.echo(f"note: {note}", err=True)
         if not quiet:
@@ -242,11 +227,11 @@ class _Work:
                     complete = []  # one perturbation for all: a part of them would be resumed with another
                 if store is not None:
                     store.record(complete)
-                _print_lines(lines, [record for record, _ in piece.finished])
+                print_lines(lines, [record for record, _ in piece.finished])
                 self.finished |= {record["index"]: (record, x) for record, x in piece.finished}
                 self.notes += [note for note in piece.notes if note not in self.notes]
         except (ValueError, ModelError) as error:  # of what was asked, or of the model: told in a sentence each
-            self._end_line()
+            self.line.end()
             raise BadInput(" ".join(str(error).split())) from error
 
     @property
@@ -254,18 +239,8 @@ class _Work:
         return [self.finished[i][0] for i in sorted(self.finished)]
 
     def tell(self, done: int, fallen: int) -> None:
-        """Progress on stderr: one line that renews itself on a terminal, else a line now and then."""
-        now = time.monotonic()
-        if now - self.told < (0.2 if self.live else TOLD_EVERY_S):
-            return
-        self.told = now
-        line = (f"{self.attack.name}  done {self.stored[0] + done} of {self.asked_about}  "
-                f"fallen {self.stored[1] + fallen}  elapsed {now - self.begin:.0f} s")
-        click.echo(f"\r\033[K{line}" if self.live else line, err=True, nl=not self.live)
-
-    def _end_line(self) -> None:
-        if self.live:
-            click.echo("\r\033[K", err=True, nl=False)
+        self.line.tell(f"{self.attack.name}  done {self.stored[0] + done} of {self.asked_about}  "
+                       f"fallen {self.stored[1] + fallen}")
 
     def sentence(self, total: dict[str, Any]) -> str:
         """The result in one line for people."""
@@ -287,21 +262,10 @@ class _Work:
         return ("interrupted  " if total["interrupted"] else "") + "  ".join(parts)
 
 
-def _print_lines(lines: TextIO | None, records: list[dict[str, Any]]) -> None:
-    if lines is not None:
-        for record in records:
-            lines.write(json.dumps(record) + "\n")
-        lines.flush()
-
-
 def _write(work: _Work, csv_out: str | None, examples: str | None, picture: str | None) -> None:
     import numpy as np
     done = [work.finished[i] for i in sorted(work.finished)]
-    if csv_out is not None:
-        with writing("--csv", csv_out), Path(csv_out).open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, list(done[0][0]) if done else ["index"])
-            table.writeheader()
-            table.writerows(record for record, _ in done)
+    write_csv(csv_out, [record for record, _ in done])
     if examples is not None and done:
         from verifier.attack_data import arrays
         with writing("--examples", examples), Path(examples).open("wb") as file:

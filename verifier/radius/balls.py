@@ -20,6 +20,7 @@ from torch import Tensor
 from bounds.bounds import LinearRows
 from bounds.sets import InputSet, add_rounded
 from verifier.exact import fraction, round_down, round_up
+from verifier.property import Property, robustness
 
 NORMS = (math.inf, 2.0, 1.0)
 
@@ -92,6 +93,12 @@ class Balls:
         if self.norm == math.inf:
             return InputSet(lower, upper)
         return InputSet(lower, upper, self.x, above, self.norm)
+
+    def question(self, i: int, radius: float, classes: int) -> Property:
+        """That nothing within the radius (the decimal that it prints as) of input i is unsafe."""
+        mask = None if self.mask is None else self.mask.cpu().numpy()
+        return robustness(self.x[i].cpu().numpy(), int(self.label[i]), radius, classes=classes, norm=self.norm,
+                          clip=self.clip, mask=mask, target=self.target)
 
     @property
     def largest(self) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, replace
 
 from verifier.verdict import Claim, Evidence
 from verifier.witness import Witness
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,24 +33,38 @@ class RadiusInterval:
         return 0.0 if self.lower == self.upper else self.upper - self.lower
 
     def raised(self, lower: float, evidence: Evidence, by: str) -> RadiusInterval:
-        """With a better lower end; a worse one changes nothing. Never above the upper end: where they clash, the caller
-        has to find out which is wrong (`Contradiction`)."""
+        """With a better lower end; a worse one changes nothing. Of ends that clash the one with less evidence goes (a
+        witness in float32 need not be one over the reals); with as much FLOAT on both sides the older one stays."""
         if not lower > self.lower:
             return self
+        base = self
         if lower > self.upper:
-            raise Contradiction(f"{by} proves a safe radius of {lower!r}, but {self.upper_by} has a witness at "
-                                f"{self.upper!r}")
-        return replace(self, lower=lower, lower_evidence=evidence, lower_by=by)
+            if not _wins(evidence, self.upper_evidence, f"{by} proves a safe radius of {lower!r}, but {self.upper_by} "
+                         f"has a witness at {self.upper!r}"):
+                return self
+            base = replace(self, upper=math.inf, upper_evidence=Evidence.ROUNDED, upper_by="", witness=None)
+        return replace(base, lower=lower, lower_evidence=evidence, lower_by=by)
 
     def lowered(self, upper: float, evidence: Evidence, by: str, witness: Witness | None) -> RadiusInterval:
-        """With a nearer witness; a further one changes nothing."""
+        """With a nearer witness; a further one changes nothing. Ends that clash: as in `raised`."""
         if not upper < self.upper:
             return self
+        base = self
         if upper < self.lower:
-            raise Contradiction(f"{by} has a witness at {upper!r}, but {self.lower_by} proves a safe radius of "
-                                f"{self.lower!r}")
-        return replace(self, upper=upper, upper_evidence=evidence, upper_by=by, witness=witness)
+            if not _wins(evidence, self.lower_evidence, f"{by} has a witness at {upper!r}, but {self.lower_by} proves "
+                         f"a safe radius of {self.lower!r}"):
+                return self
+            base = replace(self, lower=0.0, lower_evidence=Evidence.ROUNDED, lower_by="")
+        return replace(base, upper=upper, upper_evidence=evidence, upper_by=by, witness=witness)
+
+
+def _wins(new: Evidence, old: Evidence, clash: str) -> bool:
+    """Whether an end replaces one that it clashes with."""
+    if new is old and new >= Evidence.ROUNDED:
+        raise Contradiction(clash)
+    log.warning("%s: the end with more evidence stays", clash)
+    return new > old
 
 
 class Contradiction(RuntimeError):
-    """A proved end lies above a witness: one of the two is wrong, and neither may be reported."""
+    """A proved end lies above a witness that is one over the reals: something is wrong, and neither may be reported."""

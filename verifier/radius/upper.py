@@ -88,7 +88,7 @@ def nearest_witnesses(network: Network | tuple[Graph, Graph, Replayer], balls: B
     what they have, which is still confirmed. Raises ValueError where inputs or labels do not fit the network.
     """
     parts = (network.graph, network.simplified, network.replayer) if isinstance(network, Network) else network
-    asked = _Asked.of(*parts, balls, device)
+    asked = Asked.of(*parts, balls, device)
     deadline = deadline or Deadline.starting_now()
     sequence = CHEAP if attacks is None else attacks
     everyone = torch.arange(len(balls), device=asked.x.device)
@@ -114,7 +114,7 @@ def nearest_witnesses(network: Network | tuple[Graph, Graph, Replayer], balls: B
 
 
 @dataclass(frozen=True, eq=False)
-class _Asked:
+class Asked:
     """The inputs "N *shape" in float64, the box in which unsafe points count, and the networks that judge them.
 
     low, high: the clip range of free features (infinite without one), and the input where features are fixed; low32,
@@ -136,7 +136,7 @@ class _Asked:
 
     @classmethod
     def of(cls, graph: Graph, simplified: Graph, replayer: Replayer, balls: Balls, device: torch.device | str | None
-           ) -> _Asked:
+           ) -> Asked:
         classes = math.prod(graph.output_shape)
         if balls.shape != graph.input_shape:
             raise ValueError(f"the network's inputs have shape {graph.input_shape}, got {balls.shape}")

@@ -17,7 +17,7 @@ from bounds.ops.reshape import Reshape
 from tests.bounds.networks import GraphBuilder
 from tests.verifier.attacks.problems import Linear as LinearModule
 from tests.verifier.attacks.problems import linear, reach
-from tests.verifier.test_milp_radius import cases, truth
+from tests.verifier.radius.test_programmes import cases, truth
 from tests.verifier.test_oracle import GraphReplayer
 from verifier.deadline import Deadline
 from verifier.exact import fraction

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from bounds.graph import Graph
 from milp.mixed import MixedAnswer, MixedProgram, MixedStatus
 from milp.solvers import SolverUnsuitable, mixed_solver
 from tests.verifier.test_oracle import GraphReplayer, Truth, draw_graph
-from verifier.milp_radius import Radius, milp_radius
+from verifier.deadline import Deadline
 from verifier.property import Region, Row
+from verifier.radius.balls import Balls
+from verifier.radius.interval import RadiusInterval
+from verifier.radius.programmes import by_programmes
 
 MOST = 2.0
 ONE = Fraction(1)
@@ -43,9 +48,14 @@ def truth(graph: Graph, x: np.ndarray, label: int, norm: str) -> tuple[float, bo
     return exact.distance(rows, centre, norm), float(exact.margin(rows)) < -0.01
 
 
-def asked(graph: Graph, x: np.ndarray, label: int, norm: str, **settings: object) -> Radius:
-    return milp_radius(graph, x, label, replayer=GraphReplayer(graph), most=MOST, norm=norm,  # type: ignore[arg-type]
-                       **settings)  # type: ignore[arg-type]
+NORM = {"inf": math.inf, "1": 1.0, "2": 2.0}
+
+
+def asked(graph: Graph, x: np.ndarray, label: int, norm: str, *, time_limit_s: float = 300.0, solver: Any = None
+          ) -> RadiusInterval:
+    ball = Balls(torch.from_numpy(x)[None], torch.tensor([label]), NORM[norm])
+    return by_programmes(graph, graph.simplify(), GraphReplayer(graph), ball, RadiusInterval(), most=MOST,
+                         deadline=Deadline.starting_now(time_limit_s), solver=solver)
 
 
 @pytest.mark.parametrize("norm", ["inf", "1", "2"])
@@ -70,17 +80,18 @@ def test_both_ends_are_those_of_the_oracle(norm: str) -> None:
     assert finite >= 2
 
 
-def test_a_point_with_another_label_has_radius_zero() -> None:
-    graph, x, label = cases("dense", 1)[0]
-    found = asked(graph, x, 1 - label, "inf")
-    assert (found.lower, found.upper) == (0.0, 0.0) and found.witness is not None
-
-
-def test_without_time_only_the_attack_answers() -> None:
+def test_without_time_nothing_is_proved() -> None:
     graph, x, label = cases("dense", 1)[0]
     far, _ = truth(graph, x, label, "inf")
     found = asked(graph, x, label, "inf", time_limit_s=1e-6)
     assert found.lower <= far <= found.upper
+
+
+def test_where_nothing_says_how_far_to_look_nothing_is_asked() -> None:
+    graph, x, label = cases("dense", 1)[0]
+    ball, known = Balls(torch.from_numpy(x)[None], torch.tensor([label])), RadiusInterval()
+    found = by_programmes(graph, graph.simplify(), GraphReplayer(graph), ball, known, deadline=Deadline.starting_now())
+    assert found is known
 
 
 def test_the_l2_norm_needs_a_solver_that_has_it() -> None:

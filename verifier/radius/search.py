@@ -1,0 +1,232 @@
+"""The safe radius of one input, both ends: balls are decided one after the other until the ends meet or time is up.
+
+The first ball is just smaller than the nearest witness is far: where it is verified, the radius is exact at once; where
+a nearer witness comes up, it takes the place of the last. What cannot be decided in a slice of the time is put off. The
+search then looks for the largest ball that a slice does decide, doubles the slice, and climbs on from there:
+
+- What a slice gained on a bound it is likely to gain elsewhere too. A ball that was not decided thus tells at which
+  radius the bounds before the search are within reach.
+- The leaves of a tree over one ball are the roots of the next (`verifier.branch_and_bound.leaves`); of a ball that was
+  put off nothing is done twice.
+- Engines (`verifier.radius.engines`) take turns while none has shown to be better.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from bounds.graph import Graph
+from verifier.branch_and_bound.leaves import Leaves
+from verifier.deadline import Deadline
+from verifier.problem import make_problem
+from verifier.property import Property
+from verifier.radius.balls import Balls
+from verifier.radius.engines import ATTACK, CHEAP_NAMES, Engine, engines_for
+from verifier.radius.interval import RadiusInterval
+from verifier.radius.polish import nearer
+from verifier.strategy import Result, verify
+from verifier.verdict import Falsified, Reason, Verified
+from verifier.witness import Replayer
+
+log = logging.getLogger(__name__)
+
+ASIDE = 0.9          # of the tolerance: so far inside the nearest witness the last ball ends
+GLANCE = 1 / 48       # of the time: the slice of the first ball, mostly far too large to be decided
+FIRST_SHARE = 1 / 12  # and of those after it
+LEAST_SLICE_S = 0.5
+DESCENT, DESCENT_SHARE = 0.02, 0.1  # steps of the attack, of the radius, and its share of the time
+END_S = 0.1          # too little to begin anything
+CLOSE = 0.01         # of the radius: between a ball that is decided and one that is not, nothing more is tried
+LIKELY = 0.9         # of what a slice gained it is taken to gain again
+STAY = 0.4           # a slice that gained so much of what was lacking is doubled on the spot,
+STAY_SHARE = 0.25    # as long as it is no more than this of the time that is left
+INNER = (0.1, 0.8)   # shares of the bracket between which the next radius lies
+GROWTH = 2.0         # of the steps upward, and of slices
+
+Progress = Callable[[RadiusInterval, float], None]  # (what is known, the radius under way)
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """One ball: its radius, the engine's answer, and the margin's bound before and after the engine's own work."""
+
+    radius: float
+    engine: str
+    result: Result
+    before: float
+    after: float
+
+
+@dataclass(eq=False)
+class RadiusSearch:
+    """Both ends of the safe radius of the only input of `ball`, starting from what is known of it.
+
+    graph: as read; simplified: its `simplify()`; replayer: of the original file. tolerance: absolute; the search ends
+    where the ends are as near as that."""
+
+    graph: Graph
+    simplified: Graph
+    replayer: Replayer
+    ball: Balls
+    known: RadiusInterval
+    tolerance: float
+    deadline: Deadline
+    seed: int = 0
+    progress: Progress | None = None
+    reuses: bool = True
+    attempts: list[Attempt] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.leaves = Leaves()
+        self.classes = math.prod(self.graph.output_shape)
+        self.engines: list[Engine] = []
+        self.slice_s = max(LEAST_SLICE_S, GLANCE * self.deadline.left())
+        self.later_s = max(LEAST_SLICE_S, FIRST_SHARE * self.deadline.left())
+        self.start = self.known.lower
+        self.undecided = math.inf  # the least radius that a slice did not decide
+        self.step = math.inf
+        self.beaten = False        # whether the other engines had their turn with this slice
+
+    def run(self) -> RadiusInterval:
+        """Search until the ends meet, time is up, or nothing can decide any more."""
+        self._descend()
+        radius: float | None = self._target()
+        while radius is not None and self.known.gap > self.tolerance and self.deadline.left() > END_S:
+            if self.progress is not None:
+                self.progress(self.known, radius)
+            radius = self._next(self._decide(radius))
+        return self.known
+
+    def _descend(self) -> None:
+        """Attack ever smaller balls: whatever is unsafe in one, polished, is a nearer witness than attacks find that
+        look for the nearest from the start (seen: by a tenth on convolutional networks)."""
+        until = self.deadline.left() * (1 - DESCENT_SHARE)
+        while self.known.upper < math.inf and self.known.gap > self.tolerance and self.deadline.left() > until:
+            radius = max(self.known.upper * (1 - DESCENT), (self.known.lower + self.known.upper) / 2)
+            if self._is_open(self._ask(ATTACK, self.question(radius), radius)):
+                return
+
+    # ------------------------------------------------------------------ one ball
+
+    def question(self, radius: float) -> Property:
+        """That no point within the radius is unsafe."""
+        return self.ball.question(0, radius, self.classes)
+
+    def _decide(self, radius: float) -> Attempt:
+        """The ball, by the first engine; by the others as well where it fails for the first time with this slice."""
+        prop = self.question(radius)
+        if not self.engines:
+            deadline = Deadline.starting_now(max(END_S, self.deadline.left()))
+            self.engines = list(engines_for(make_problem(
+                self.graph, prop, replayer=self.replayer, deadline=deadline, simplified=self.simplified)))
+        tried = self.engines[:1] if self.beaten or self.undecided == math.inf else list(self.engines)
+        attempt = None
+        for engine in tried:
+            if attempt is not None and self.deadline.left() <= END_S:
+                break
+            attempt = self._ask(engine, prop, radius)
+            if not self._is_open(attempt):
+                self.engines.remove(engine)
+                self.engines.insert(0, engine)
+                return attempt
+        self.beaten = self.beaten or len(tried) > 1
+        assert attempt is not None
+        # The engine that came nearest goes first.
+        latest = self.attempts[-len(tried):]
+        best = max(latest, key=lambda a: a.after)
+        self.engines.sort(key=lambda e: e.name != best.engine)
+        return best
+
+    def _ask(self, engine: Engine, prop: Property, radius: float) -> Attempt:
+        self.leaves.radius = radius
+        if not self.reuses:
+            self.leaves.kept = []
+        slice_s = min(self.slice_s, self.deadline.left())
+        result = verify(self.graph, prop, replayer=self.replayer, simplified=self.simplified, seed=self.seed,
+                        deadline=Deadline.starting_now(slice_s),
+                        method=lambda problem: engine.stages(problem, self.leaves))
+        before = max((s.lower for s in result.stages if s.name in CHEAP_NAMES), default=-math.inf)
+        attempt = Attempt(radius, engine.name, result, before, result.lower)
+        self.attempts.append(attempt)
+        log.info("radius %.6g  %s  %s  margin %.4g -> %.4g  %.2f s  leaves %d", radius, engine.name, result.name,
+                 before, attempt.after, result.time_s, len(self.leaves))
+        self._take_over(attempt)
+        return attempt
+
+    def _take_over(self, attempt: Attempt) -> None:
+        verdict = attempt.result.verdict
+        if isinstance(verdict, Verified):
+            everything = attempt.radius >= float(self.ball.largest[0])
+            self.known = self.known.raised(math.inf if everything and self.known.upper == math.inf else attempt.radius,
+                                           verdict.evidence, attempt.result.method)
+        elif isinstance(verdict, Falsified):
+            found = nearer((self.graph, self.simplified, self.replayer), self.ball, verdict.witness,
+                           attempt.result.method, self.deadline)
+            self.known = self.known.lowered(found.distance, found.evidence, found.by, found.witness)
+
+    @staticmethod
+    def _is_open(attempt: Attempt) -> bool:
+        return not isinstance(attempt.result.verdict, Verified | Falsified)
+
+    # ------------------------------------------------------------------ the next ball
+
+    def _target(self) -> float:
+        """The radius just below the nearest witness, or of the whole range."""
+        if self.known.upper < math.inf:
+            return max(self.known.upper - ASIDE * self.tolerance, (self.known.lower + self.known.upper) / 2)
+        largest = float(self.ball.largest[0])
+        return largest if largest < math.inf else GROWTH * max(self.known.lower, self.tolerance)
+
+    def _next(self, last: Attempt) -> float | None:
+        target, low = self._target(), self.known.lower
+        if not self._is_open(last):
+            if self.undecided == math.inf:
+                radius = low + self.step
+                self.step *= GROWTH
+                return min(target, radius)
+            if self.undecided - low > self._near:
+                return min(target, (low + self.undecided) / 2)
+        elif self._is_hopeless(last):
+            return None
+        elif self._is_promising(last):
+            self.slice_s *= GROWTH
+            return last.radius
+        else:
+            if self.step == math.inf:
+                self.slice_s, self.step = max(self.slice_s, self.later_s), 0.0
+            self.undecided = min(self.undecided, last.radius)
+            if self.undecided - low > self._near:
+                return self._within(last)
+        # Nothing more is to be had from this slice.
+        if last.result.time_s < self.slice_s / 2 and self.slice_s > self.deadline.left():
+            return None  # and none would be longer
+        radius, self.step = min(target, self.undecided), 2 * (self.undecided - low)
+        self.slice_s, self.undecided, self.beaten = GROWTH * self.slice_s, math.inf, False
+        return radius
+
+    @property
+    def _near(self) -> float:
+        return max(self.tolerance, CLOSE * self.undecided)
+
+    def _within(self, last: Attempt) -> float:
+        """The radius between both ends of the bracket at which the bounds before the search lack what it gained."""
+        low, high = self.known.lower, last.radius
+        gained = last.after - last.before
+        share = 0.5
+        if math.isfinite(gained) and last.before < 0 and high > self.start:
+            found = self.start + (high - self.start) * LIKELY * gained / -last.before
+            share = min(max((found - low) / (high - low), INNER[0]), INNER[1])
+        return low + share * (high - low)
+
+    def _is_promising(self, attempt: Attempt) -> bool:
+        """Whether going on with this ball is better than turning to a smaller one."""
+        gained = attempt.after - attempt.before
+        return gained >= -STAY * attempt.before and GROWTH * self.slice_s <= STAY_SHARE * self.deadline.left()
+
+    @staticmethod
+    def _is_hopeless(attempt: Attempt) -> bool:
+        """Whether more time would change nothing."""
+        return attempt.result.reason in (Reason.UNSUPPORTED, Reason.ERROR)
