@@ -24,6 +24,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -135,9 +136,20 @@ def by_operator_norm(case: Case, balls: Balls) -> Entry:
     return lower_end(min(radius, float(balls.largest)), min(evidence))
 
 
+def by_clever(case: Case, balls: Balls) -> Entry:
+    """The estimate from sampled gradients; it certifies nothing."""
+    from verifier.radius.clever import Clever
+
+    from verifier.verdict import Evidence
+    found = Clever().scores(case.network.graph, balls, case.most(balls), seed=case.seed, deadline=case.deadline,
+                            simplified=case.network.simplified)
+    return lower_end(float(found.score[0]), Evidence.ESTIMATE)
+
+
 def by_milp(case: Case, balls: Balls) -> Entry:
     """Mixed-integer programmes."""
     from verifier.milp_radius import milp_radius
+
     from verifier.verdict import Evidence
     norm: Any = next(name for name, p in NORMS.items() if p == case.norm)
     found = milp_radius(case.network.graph, balls.x[0].float().numpy(), int(balls.label[0]),
@@ -195,6 +207,7 @@ ONE_BY_ONE: dict[str, Method] = {
     "alpha-crown": by_bounds("alpha-crown"),
     "fastlip": by_jacobian("fastlip"),
     "recurjac": by_jacobian("recurjac"),
+    "clever": by_clever,
     "milp": by_milp,
     "bisection": by_bisection,
 }
@@ -414,8 +427,9 @@ def main(argv: list[str] | None = None) -> int:
     print(table(entries))
     if said := reuse(entries):
         print(said)
-    wrong = disorder(entries) + sorted({f"{e['net']}, {e['method']}, image {e['image']}: {e['error']}"
-                                        for e in entries if "error" in e})
+    errors = Counter((e["net"], e["method"], e["error"]) for e in entries if "error" in e)
+    wrong = disorder(entries) + [f"{net}, {method}, on {count} images: {error}"
+                                 for (net, method, error), count in sorted(errors.items())]
     for sentence in wrong:
         print(f"!!! {sentence}")
     if not arguments.order:
