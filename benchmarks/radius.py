@@ -167,6 +167,16 @@ def by_attacks(case: Case, balls: Balls) -> list[Entry]:
     return [{**upper_end(nearest.distance, nearest.evidence), "by": nearest.by} for nearest in found]
 
 
+def by_search(case: Case, balls: Balls) -> Entry:
+    """Both ends until they meet, by the search that keeps what it has proved."""
+    from verifier.radius.safe_radius import safe_radius
+    found = safe_radius(case.network.graph, balls.x[0].numpy(), int(balls.label[0]), replayer=case.network.replayer,
+                        norm=case.norm, clip=CLIP, time_limit_s=case.limit_s, tolerance=case.tolerance, seed=case.seed,
+                        simplified=case.network.simplified)
+    return {**lower_end(found.lower, found.lower_evidence), **upper_end(found.upper, found.upper_evidence),
+            "by": f"{found.lower_by}, {found.upper_by}"}
+
+
 def by_bisection(case: Case, balls: Balls) -> Entry:
     """Both ends by bisection over `verifier.verify`, every radius asked anew: what reuse is compared with."""
     import torch
@@ -209,6 +219,7 @@ ONE_BY_ONE: dict[str, Method] = {
     "recurjac": by_jacobian("recurjac"),
     "clever": by_clever,
     "milp": by_milp,
+    "exact": by_search,
     "bisection": by_bisection,
 }
 METHODS = (*TOGETHER, *ONE_BY_ONE)
