@@ -47,7 +47,7 @@ Attacks = Sequence[tuple[str, Mapping[str, Any]]]  # names and settings, in the 
 Progress = Callable[[int, int], None]              # (attacks done, of)
 
 CHEAP: Attacks = (("fmn", {"steps": 50}), ("fab-t", {"steps": 20, "classes": 5}))
-THOROUGH: Attacks = (("fmn", {"steps": 500}), ("fab-t", {"steps": 100, "restarts": 3}), ("bb", {"steps": 300}))
+THOROUGH: Attacks = (("fmn", {"steps": 500}), ("fab-t", {"steps": 50}), ("bb", {"steps": 100}))
 
 PROJECTIONS = 20              # of the polish, at most
 SHARES = (1.0, 0.3, 0.1)      # of the way to the projection that it tries

@@ -130,3 +130,14 @@ def test_a_regression_reaches_the_boundary_of_its_tolerance() -> None:
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BrendelBethge(**settings)
+
+
+def test_it_goes_on_from_a_success_that_is_known() -> None:
+    known = bowl(count=3)
+    found = BrendelBethge(steps=30).run(known.model, known.x, known.criterion, known.threat)
+    on = BrendelBethge(steps=1).run(known.model, known.x, known.criterion, known.threat, starts=found.x)
+    assert bool((on.distance <= found.distance * (1 + 1e-6)).all())
+    afresh = BrendelBethge(steps=1).run(known.model, known.x, known.criterion, known.threat, starts=known.x)
+    assert not bool((afresh.distance <= found.distance).any()), "a start that is no success is none"
+    with pytest.raises(ValueError, match="a start for every input"):
+        BrendelBethge().run(known.model, known.x, known.criterion, known.threat, starts=found.x[:1])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.verifier.attacks.problems import linear
-from verifier.attacks.criterion import Deviates, Misclassified, Unsafe
+from verifier.attacks.criterion import Deviates, Misclassified, Outranked, Unsafe
 from verifier.attacks.registry import attack_named
 from verifier.attacks.threat import Threat
 from verifier.property import Branch, Property, Region, Row
@@ -32,6 +32,18 @@ def test_a_tie_is_no_success() -> None:
     owner = torch.zeros(3, dtype=torch.long)
     margin = goal.margin(y, y, owner)
     assert goal.met(y, y, owner, margin).tolist() == [False, True, False]
+
+
+def test_a_target_outranks_the_label_below_a_third_class() -> None:
+    y = torch.tensor([[1.0, 2.0, 9.0], [2.0, 1.0, 9.0], [1.0, 1.0, 0.0]])
+    goal = Outranked(torch.tensor([0, 0]), torch.tensor([1, 1]))
+    owner = torch.tensor([0, 1, 0])
+    margin = goal.margin(y, y, owner)
+    assert margin.tolist() == [-1.0, 1.0, 0.0]
+    assert goal.met(y, y, owner, margin).tolist() == [True, False, False]
+    assert goal.index(torch.tensor([1])).batch == 1
+    with pytest.raises(ValueError, match="one target a label"):
+        Outranked(torch.tensor([0, 0]), torch.tensor([1]))
 
 
 @pytest.mark.parametrize(("name", "settings", "norm", "eps"), [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,20 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from verifier.attacks.picture import save_picture
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are saved."""
-    figures: list[Figure] = []
-    save = Figure.savefig
-
-    def watched(self: Figure, *args: Any, **keywords: Any) -> None:
-        figures.append(self)
-        save(self, *args, **keywords)
-
-    monkeypatch.setattr(Figure, "savefig", watched)
-    return figures
 
 
 def examples(shape: tuple[int, ...], count: int = 3) -> tuple[np.ndarray, np.ndarray]:
