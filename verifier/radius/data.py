@@ -19,6 +19,7 @@ from verifier.network import Network
 from verifier.radius.interval import RadiusInterval
 from verifier.radius.safe_radius import FIRST_SHARE, TOLERANCE, Parts, balls_of, closed, first_ends
 from verifier.verdict import Evidence
+from verifier.witness import Witness
 
 PIECE = 50  # inputs bounded and attacked together
 
@@ -82,8 +83,17 @@ def as_record(found: RadiusInterval, index: int, label: int, asked: Asked, time_
         "r1": _finite(found.lower), "r1_evidence": found.lower_evidence.name.lower(), "r1_by": found.lower_by or None,
         "r2": _finite(found.upper), "r2_evidence": found.upper_evidence.name.lower() if witness is not None else None,
         "r2_by": found.upper_by or None, "exact": found.gap <= asked.tolerance, "claim": found.claim.value,
-        "became": None if witness is None else int(np.argmax(witness.y)), "target": asked.target,
+        "became": None if witness is None else _became(witness, label, asked.target), "target": asked.target,
         "method": asked.method, "time_s": round(time_s, 3)}
+
+
+def _became(witness: Witness, label: int, target: int | None) -> int:
+    """The class that is as high as the label there, or higher: of several the highest."""
+    if target is not None:
+        return target
+    others = witness.y.astype(np.float64).ravel()
+    others[label] = -np.inf
+    return int(others.argmax())
 
 
 def summary(records: list[dict[str, Any]]) -> dict[str, Any]:

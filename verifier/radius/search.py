@@ -44,6 +44,7 @@ LIKELY = 0.9         # of what a slice gained it is taken to gain again
 STAY = 0.4           # a slice that gained so much of what was lacking is doubled on the spot,
 STAY_SHARE = 0.25    # as long as it is no more than this of the time that is left
 INNER = (0.1, 0.8)   # shares of the bracket between which the next radius lies
+SPENT = 0.5          # of a slice: an engine that stops before, by itself, gains nothing by more time
 GROWTH = 2.0         # of the steps upward, and of slices
 
 Progress = Callable[[RadiusInterval, float], None]  # (what is known, the radius under way)
@@ -88,6 +89,7 @@ class RadiusSearch:
         self.start = self.known.lower
         self.undecided = math.inf  # the least radius that a slice did not decide
         self.step = math.inf
+        self.spent: dict[str, float] = {}  # engines that stopped by themselves, by the least radius that they left open
         self.beaten = False        # whether the other engines had their turn with this slice
 
     def run(self) -> RadiusInterval:
@@ -97,7 +99,11 @@ class RadiusSearch:
         while radius is not None and self.known.gap > self.tolerance and self.deadline.left() > END_S:
             if self.progress is not None:
                 self.progress(self.known, radius)
-            radius = self._next(self._decide(radius))
+            before = self.known
+            last = self._decide(radius)
+            if last is not None and not self._is_open(last) and self.known is before:
+                break  # what was decided clashes with better evidence: asked again it would be the same
+            radius = self._next(last, radius)
         return self.known
 
     def _descend(self) -> None:
@@ -115,28 +121,31 @@ class RadiusSearch:
         """That no point within the radius is unsafe."""
         return self.ball.question(0, radius, self.classes)
 
-    def _decide(self, radius: float) -> Attempt:
-        """The ball, by the first engine; by the others as well where it fails for the first time with this slice."""
+    def _decide(self, radius: float) -> Attempt | None:
+        """The ball, by the engine that did best so far; by the others as well where it fails for the first time with
+        slices of this length. None: whatever could be tried has shown that more time changes nothing."""
         prop = self.question(radius)
         if not self.engines:
             deadline = Deadline.starting_now(max(END_S, self.deadline.left()))
             self.engines = list(engines_for(make_problem(
                 self.graph, prop, replayer=self.replayer, deadline=deadline, simplified=self.simplified)))
-        tried = self.engines[:1] if self.beaten or self.undecided == math.inf else list(self.engines)
-        attempt = None
+        able = [e for e in self.engines if radius < self.spent.get(e.name, math.inf)]
+        tried = able[:1] if self.beaten or self.undecided == math.inf else able
+        attempts: list[Attempt] = []
         for engine in tried:
-            if attempt is not None and self.deadline.left() <= END_S:
+            if attempts and self.deadline.left() <= END_S:
                 break
-            attempt = self._ask(engine, prop, radius)
-            if not self._is_open(attempt):
-                self.engines.remove(engine)
-                self.engines.insert(0, engine)
-                return attempt
+            slice_s = min(self.slice_s, self.deadline.left())
+            attempts.append(self._ask(engine, prop, radius))
+            if not self._is_open(attempts[-1]):
+                self.engines.sort(key=lambda e: e is not engine)
+                return attempts[-1]
+            if attempts[-1].result.time_s < SPENT * slice_s:
+                self.spent[engine.name] = radius
+        if not attempts:
+            return None
         self.beaten = self.beaten or len(tried) > 1
-        assert attempt is not None
-        # The engine that came nearest goes first.
-        latest = self.attempts[-len(tried):]
-        best = max(latest, key=lambda a: a.after)
+        best = max(attempts, key=lambda a: a.after)
         self.engines.sort(key=lambda e: e.name != best.engine)
         return best
 
@@ -180,8 +189,11 @@ class RadiusSearch:
         largest = float(self.ball.largest[0])
         return largest if largest < math.inf else GROWTH * max(self.known.lower, self.tolerance)
 
-    def _next(self, last: Attempt) -> float | None:
+    def _next(self, last: Attempt | None, radius: float) -> float | None:
         target, low = self._target(), self.known.lower
+        if last is None:
+            self.undecided = min(self.undecided, radius)
+            return (low + self.undecided) / 2 if self.undecided - low > self.tolerance else None
         if not self._is_open(last):
             if self.undecided == math.inf:
                 radius = low + self.step
@@ -189,7 +201,7 @@ class RadiusSearch:
                 return min(target, radius)
             if self.undecided - low > self._near:
                 return min(target, (low + self.undecided) / 2)
-        elif self._is_hopeless(last):
+        elif last.result.reason in (Reason.UNSUPPORTED, Reason.ERROR):
             return None
         elif self._is_promising(last):
             self.slice_s *= GROWTH
@@ -201,8 +213,6 @@ class RadiusSearch:
             if self.undecided - low > self._near:
                 return self._within(last)
         # Nothing more is to be had from this slice.
-        if last.result.time_s < self.slice_s / 2 and self.slice_s > self.deadline.left():
-            return None  # and none would be longer
         radius, self.step = min(target, self.undecided), 2 * (self.undecided - low)
         self.slice_s, self.undecided, self.beaten = GROWTH * self.slice_s, math.inf, False
         return radius
@@ -225,8 +235,3 @@ class RadiusSearch:
         """Whether going on with this ball is better than turning to a smaller one."""
         gained = attempt.after - attempt.before
         return gained >= -STAY * attempt.before and GROWTH * self.slice_s <= STAY_SHARE * self.deadline.left()
-
-    @staticmethod
-    def _is_hopeless(attempt: Attempt) -> bool:
-        """Whether more time would change nothing."""
-        return attempt.result.reason in (Reason.UNSUPPORTED, Reason.ERROR)
