@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -133,7 +132,7 @@ def command(net: str, data: str, name: str, eps: float | None, norm: str | None,
     work = _Work(network, chosen, attack, threat, target=target, seed=seed, queries=queries, fosc=fosc, device=device,
                  through_onnx=through_onnx, skip_proved=skip_proved)
     work.surrogate = None if surrogate is None else read_network(surrogate).digest
-    work.run(out_lines(json_out), out=out, resume=resume, time_limit_s=time_limit, quiet=json_out == "-")
+    work.run(json_out, out=out, resume=resume, time_limit_s=time_limit)
     _write(work, csv_out, examples, picture)
 
 
@@ -183,8 +182,7 @@ class _Work:
                 "mask": None if mask is None else mask.numpy().tobytes().hex(),
                 "network": self.network.digest, "surrogate": self.surrogate, **asked}
 
-    def run(self, lines: TextIO | None, *, out: str | None, resume: bool, time_limit_s: float | None,
-            quiet: bool) -> None:
+    def run(self, json_out: str | None, *, out: str | None, resume: bool, time_limit_s: float | None) -> None:
         from contextlib import nullcontext
 
         from verifier.attack_data import summary
@@ -195,7 +193,7 @@ class _Work:
         except UnusableStore as error:
             raise BadInput(str(error)) from error
         interrupted = False
-        with store or nullcontext(), lines if lines not in (None, sys.stdout) else nullcontext():
+        with store or nullcontext(), out_lines(json_out) as lines:
             if store is not None:
                 self.finished = store.finished(self.network.graph.input_shape)
                 self.stored = len(self.finished), sum(record["success"] for record in self.records)
@@ -211,7 +209,7 @@ class _Work:
             print_lines(lines, [total])
         for note in self.notes:
             click.echo(f"note: {note}", err=True)
-        if not quiet:
+        if json_out != "-":
             click.echo(self.sentence(total))
 
     def _work(self, store: Any, lines: TextIO | None, time_limit_s: float | None) -> None:

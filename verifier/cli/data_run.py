@@ -7,6 +7,8 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -42,14 +44,16 @@ def check_run(out: str | None, resume: bool, index: tuple[int, ...], count: int 
         raise BadInput("--index and --count exclude each other")
 
 
-def out_lines(json_out: str | None) -> TextIO | None:
-    """Where --json wants its lines."""
-    if json_out is None:
-        return None
-    if json_out == "-":
-        return sys.stdout
-    with writing("--json", json_out):
-        return Path(json_out).open("w", encoding="utf-8")
+@contextmanager
+def out_lines(json_out: str | None) -> Iterator[TextIO | None]:
+    """Where --json wants its lines. To be entered once nothing is left that may refuse the run: the file is emptied."""
+    if json_out is None or json_out == "-":
+        yield sys.stdout if json_out else None
+        return
+    with ExitStack() as opened:
+        with writing("--json", json_out):
+            file = opened.enter_context(Path(json_out).open("w", encoding="utf-8"))
+        yield file
 
 
 def print_lines(lines: TextIO | None, records: list[dict[str, Any]]) -> None:

@@ -20,16 +20,15 @@ WIDTH_INCHES, HEIGHT_INCHES = 7.2, 2.8
 BINS = 30
 
 
-def save_radius_picture(path: Path, original: NDArray[Any], found: RadiusInterval, name: str = "") -> None:
-    """Write a PNG: the original "*shape", the counterexample at the upper end, and their difference, from blue (less)
-    to red (more); the title gives both ends with their evidence. Without a counterexample only the original.
-
-    Raises ValueError where the witness has another shape.
-    """
+def save_radius_picture(path: Path, original: NDArray[Any], found: RadiusInterval, point: NDArray[Any] | None,
+                        name: str = "") -> None:
+    """Write a PNG: the original "*shape", the counterexample `point` at the upper end (None: none is known, and only
+    the original is shown), and their difference, from blue (less) to red (more); the title gives both ends with their
+    evidence. Raises ValueError where the counterexample has another shape."""
     before = np.asarray(original, dtype=float)
-    after = None if found.witness is None else found.witness.x.astype(float)
+    after = None if point is None else np.asarray(point, dtype=float)
     if after is not None and after.shape != before.shape:
-        raise ValueError(f"the original has shape {before.shape}, the witness {after.shape}")
+        raise ValueError(f"the original has shape {before.shape}, the counterexample {after.shape}")
     shown = before if after is None else np.stack([before, after])
     low, high = float(shown.min()), float(shown.max())
     figure = new_figure(WIDTH_INCHES, HEIGHT_INCHES)

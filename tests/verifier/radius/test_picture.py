@@ -13,12 +13,10 @@ from matplotlib.image import imread
 from verifier.radius.interval import RadiusInterval
 from verifier.radius.picture import save_radii, save_radius_picture
 from verifier.verdict import Evidence
-from verifier.witness import Witness
 
 
-def interval(lower: float, upper: float, point: np.ndarray | None = None) -> RadiusInterval:
-    witness = None if point is None else Witness(point, np.zeros(2, np.float32), 0, 0.0, 0.0, True)
-    return RadiusInterval(lower, upper, Evidence.ROUNDED, Evidence.FLOAT, "crown", "fmn", witness)
+def interval(lower: float, upper: float) -> RadiusInterval:
+    return RadiusInterval(lower, upper, Evidence.ROUNDED, Evidence.FLOAT, "crown", "fmn")
 
 
 @pytest.mark.parametrize("shape", [(1, 6, 5), (3, 6, 5), (7,), (4, 3, 3)])
@@ -27,7 +25,7 @@ def test_an_input_with_its_counterexample_has_three_panels(shape: tuple[int, ...
     x = np.random.default_rng(0).random(shape).astype(np.float32)
     point = x.copy()
     point.flat[2] -= 0.25
-    save_radius_picture(tmp_path / "a.png", x, interval(0.125, 0.25, point), "image 3")
+    save_radius_picture(tmp_path / "a.png", x, interval(0.125, 0.25), point, "image 3")
     assert imread(tmp_path / "a.png").std() > 0.05
     (figure,) = drawn
     assert figure.get_suptitle() == "image 3: r1 = 0.125 (rounded), r2 = 0.25 (float)"
@@ -40,8 +38,8 @@ def test_an_input_with_its_counterexample_has_three_panels(shape: tuple[int, ...
 
 
 def test_without_a_counterexample_only_the_original_is_shown(tmp_path: Path, drawn: list[Figure]) -> None:
-    save_radius_picture(tmp_path / "a.png", np.zeros((1, 3, 3)), interval(0.125, math.inf))
-    save_radius_picture(tmp_path / "b.png", np.zeros(3), interval(math.inf, math.inf))
+    save_radius_picture(tmp_path / "a.png", np.zeros((1, 3, 3)), interval(0.125, math.inf), None)
+    save_radius_picture(tmp_path / "b.png", np.zeros(3), interval(math.inf, math.inf), None)
     assert [len(figure.axes) for figure in drawn] == [1, 1]
     assert [figure.get_suptitle() for figure in drawn] == ["r1 = 0.125 (rounded), r2 = none known",
                                                            "nothing is unsafe (rounded)"]
@@ -71,5 +69,5 @@ def test_a_data_set_where_nothing_is_known_still_makes_a_picture(tmp_path: Path)
 def test_wrong_use_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one"):
         save_radii(tmp_path / "a.png", [])
-    with pytest.raises(ValueError, match="the witness"):
-        save_radius_picture(tmp_path / "a.png", np.zeros(3), interval(0.0, 1.0, np.zeros(4, np.float32)))
+    with pytest.raises(ValueError, match="the counterexample"):
+        save_radius_picture(tmp_path / "a.png", np.zeros(3), interval(0.0, 1.0), np.zeros(4, np.float32))
