@@ -96,6 +96,8 @@ def command(net: str, data: str, norm: str, clip: tuple[float, float] | None, ma
         raise BadInput("--norm 0 needs --clip: a feature that changes may take any value of the range")
     if norm == "0" and method not in COUNTING:
         raise BadInput(f"--norm 0 works with --method {' or '.join(COUNTING)}, not {method}")
+    if norm == "2" and method == "milp":
+        raise BadInput("--method milp works with --norm inf or 1: its solver has no quadratic rows")
     if norm == "0" and device == "cuda":
         raise BadInput("--norm 0 computes on the CPU, not with --device cuda")
     for flag, path in (("--json", json_out), ("--csv", csv_out), ("--witnesses", witnesses),
