@@ -34,6 +34,7 @@ from verifier.property import LAST_PLACES, PropertyTensors
 
 # Units in the last place of its rows that a branch must stay above to be closed by a search.
 CLEAR = {torch.float64: 1e6, torch.float32: 16.0}
+LEAF_ITERATIONS = 300   # of leaves in a ball that is no box
 RECORDED_CLEAR = 64.0  # times as much in float32 where leaves are evaluated again in float64
 
 
@@ -181,7 +182,10 @@ class Bounder:
         """As `bound`, with linear programmes for what stays open (where their solver is installed: a machine that only
         computes bounds may lack it); boxes and choices stay."""
         programmes = self.programmes or (Planet(self.graph) if find_spec("highspy") is not None else None)
-        return replace(self, programmes=programmes, clips=False).bound(domains)
+        method = self.method
+        if not self.question.tensors.sets.is_box:  # the programmes know the ball's box only; multipliers know the ball
+            method = replace(method, iterations=LEAF_ITERATIONS, ascent="level")
+        return replace(self, programmes=programmes, clips=False, method=method).bound(domains)
 
     @torch.no_grad()
     def fences(self, bounded: Bounded, rows: Tensor, choice: Tensor, point: Tensor) -> Tensor:
