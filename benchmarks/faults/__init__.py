@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.faults import attacking, operators, pricing, programmes, propagation, searching, verdicts
+from benchmarks.faults import attacking, operators, pricing, programmes, propagation, radius, searching, verdicts
 from benchmarks.faults.fault import KINDS, Fault
 
 AREAS: dict[str, tuple[Fault, ...]] = {
@@ -13,6 +13,7 @@ AREAS: dict[str, tuple[Fault, ...]] = {
     "search": searching.FAULTS,
     "questions, answers": verdicts.FAULTS,
     "attacks": attacking.FAULTS,
+    "radii, constants": radius.FAULTS,
 }
 
 __all__ = ["AREAS", "KINDS", "Fault"]
