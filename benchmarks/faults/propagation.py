@@ -118,7 +118,7 @@ FAULTS = (
           "scaled = a if self.scale is None else a * self._rows(self.scale, owner).flatten(1)", "scaled = a", SETS),
     Fault("greedy-backwards", "bounds/sets.py", "unsound",
           "over l_1 balls the smallest coefficients are spent on first",
-          "order = a.abs().argsort(dim=1, descending=True)", "order = a.abs().argsort(dim=1)", SETS),
+          "size, order = worth.topk(few, dim=1)", "size, order = worth.topk(few, dim=1, largest=False)", SETS),
     Fault("ball-box-too-small", "bounds/ibp.py", "rounding", "the box around a ball is rounded inwards",
           "reach = reach + 2 * torch.finfo(sets.dtype).eps * (reach + sets.centre.abs())",
           "reach = reach - 2 * torch.finfo(sets.dtype).eps * (reach + sets.centre.abs())", SETS),

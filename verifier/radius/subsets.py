@@ -1,6 +1,6 @@
 """Bounds of the l_0 safe radius: the least number of features that must change to reach an unsafe point.
 
-Each changed feature may take any value of the clip range. DeepTRE (Ruan et al., arXiv:1805.05805) bounds it from below
+Each changed feature may take any value of the clip range. DeepTRE (Ruan et al., arXiv:1804.05805) bounds it from below
 by subspace sensitivities: the radius is above t once *every* set of t features is shown to be harmless. Here that is
 shown for many sets at once. Where at most s of the features U may move, the gains of a linear bound are each feature's
 own, so that its least value takes the s largest; the convex hull of such points is an l_1 ball of radius s about the
