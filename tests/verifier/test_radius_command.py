@@ -194,6 +194,8 @@ def test_an_estimate_is_no_bound(here: Path, output: Output) -> None:
         assert record["r1_by"] == "crown" and record["r1"] <= true + 1e-7
     assert records[3]["estimate"] == 0
     assert "estimate 0.1" in output()[0]
+    proved, _ = radii(*CLIP, "--method", "crown")
+    assert [(r["r1"], r["r2"], r["exact"]) for r in records] == [(r["r1"], r["r2"], r["exact"]) for r in proved]
     unlimited, _ = radii("--method", "clever", "--target", "1", "--index", "0", net=str(save_network(
         here / "safe.onnx", [(np.zeros((2, 2)), np.array([1.0, 0.0]))])))
     assert [unlimited[0][name] for name in ESTIMATES] == [None] * 4  # no witness and no range: no ball to sample

@@ -149,3 +149,15 @@ def test_leaves_of_another_kind_of_evidence_do_not_count(monkeypatch: pytest.Mon
     monkeypatch.setattr(Leaves, "begin", lambda self, g, l, q, roots, intervals: seen.append(len(self)) or [roots])
     BranchAndBoundStage(plan_for(problem), leaves=leaves).run(problem, state)
     assert seen == [0] and leaves.rounded is False
+
+
+def test_what_a_search_leaves_open_is_open_at_every_radius() -> None:
+    graph = network("Relu", 0)
+    least = crown_radius(graph)
+    leaves = Leaves()
+    problem, state = search(graph, 1.6 * least, leaves, steps=40)
+    open_ = state.open_branches(problem.tensors)
+    assert bool(open_.any()) and len(leaves)
+    for radius in (1.6 * least, 0.5 * least, 0.0):
+        leaves.radius = radius
+        assert not bool((leaves.closed(len(open_)) & open_.cpu()).any())

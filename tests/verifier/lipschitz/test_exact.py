@@ -118,8 +118,9 @@ def test_kinks_that_meet_may_leave_a_gap_but_never_a_wrong_end() -> None:
     assert (found.upper > 1.5) == bool(found.note)
 
 
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("lie", ["infeasible", "nothing", "random"])
-def test_a_solver_that_lies_prunes_nothing(monkeypatch: pytest.MonkeyPatch, lie: str) -> None:
+def test_a_solver_that_lies_prunes_nothing(monkeypatch: pytest.MonkeyPatch, lie: str, seed: int) -> None:
     class Liar:
         def solve(self, problem: LinearPrograms, **settings: object) -> Solutions:
             random = np.random.default_rng(0)
@@ -127,8 +128,8 @@ def test_a_solver_that_lies_prunes_nothing(monkeypatch: pytest.MonkeyPatch, lie:
             dual = {"infeasible": np.full(rows, 1e9), "nothing": np.zeros(rows), "random": random.normal(size=rows)}
             point = random.uniform(-9, 9, size=problem.cost.shape)
             return Solutions(np.array([Status.INFEASIBLE], dtype=np.int8), point, dual[lie])
-    graph = random_dense(0, (3, 4, 4, 2))
-    sets = random_box(graph, 0, radius=2.0)
+    graph = random_dense(seed, (3, 4, 4, 2))
+    sets = random_box(graph, seed, radius=2.0)
     true = exact_by_patterns(graph, sets, FIRST, math.inf)
     monkeypatch.setattr(module, "Highs", Liar)
     found = exact_local(graph, sets, FIRST)

@@ -15,6 +15,8 @@ from bounds.ops.linear import Linear
 from bounds.ops.relu import Relu
 from tests.bounds.networks import GraphBuilder
 from verifier.deadline import Deadline
+from verifier.lipschitz import radius as module
+from verifier.lipschitz.local import LocalConstants
 from verifier.lipschitz.radius import lipschitz_radius
 from verifier.radius.balls import Balls
 from verifier.verdict import Evidence
@@ -62,6 +64,20 @@ def test_the_radius_stays_below_a_tie_however_long_the_search(norm: float) -> No
     balls = Balls(double([[0.0, 0.0]]), torch.tensor([0]), norm)
     found = float(lipschitz_radius(linear_net(), balls, method="fastlip", tolerance=1e-16, steps=100).radius)
     assert Fraction(5, steepness) * (1 - Fraction(1, 10**12)) < Fraction(found) < Fraction(5, steepness)
+
+
+def test_quotients_stay_below_the_exact_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A margin that is lost at the constant's slope within the quotient would be a tie, or worse."""
+    balls = Balls(double([[0.0, 0.0]]), torch.tensor([0]))
+    search = module._Search(linear_net(), balls, balls.rows(2), "fastlip")
+    random = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        margin, constant = (torch.rand(1, generator=random, dtype=torch.float64) + 0.1 for _ in range(2))
+        search.margin = margin
+        found = LocalConstants(constant, Evidence.ROUNDED, None)  # type: ignore[arg-type]
+        monkeypatch.setattr(module, "local_lipschitz", lambda *_, found=found, **__: found)
+        quotient = float(search._quotient(double([[1.0]])[0], torch.tensor([0])))
+        assert Fraction(quotient) * Fraction(float(constant)) < Fraction(float(margin))
 
 
 @every_method

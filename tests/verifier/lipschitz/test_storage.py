@@ -99,6 +99,14 @@ def test_a_network_without_activations_has_its_norm() -> None:
     assert true <= found <= true * (1 + 1e-9)
 
 
+def test_a_layer_whose_inequality_is_not_proved_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = unit_layers(read_layers(random_dense(1, (3, 4, 2))))
+    chosen = generous(layers, np.random.default_rng(0))
+    assert proved_constant(layers, chosen) < math.inf
+    monkeypatch.setattr(storage, "is_positive_definite", lambda block, error: False)
+    assert proved_constant(layers, chosen) == math.inf
+
+
 def test_a_layer_that_is_too_large_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "MOST_ROWS", 6)
     with pytest.raises(ValueError, match="layer 2 has 4 inputs and 3 neurons"):

@@ -117,6 +117,9 @@ def test_the_steeper_side_of_one_relu_is_found() -> None:
     assert float(small.lipschitz[0, 0]) == pytest.approx(0.5), "the kink lies outside the ball"
     masked = Balls(torch.tensor([[-0.25]]), torch.tensor([0]), mask=torch.tensor([False]))
     assert float(QUICK.scores(graph, masked, 1.0).score[0]) == 1.0, "what does not move has no gradient"
+    plane = layers(([[1.0, 3.0], [0.0, 0.0]], [0.0, 0.0]))
+    half = Balls(torch.tensor([[0.25, 0.25]]), torch.tensor([0]), mask=torch.tensor([True, False]))
+    assert float(QUICK.scores(plane, half, 10.0).score[0]) == pytest.approx(1.0), "nor has what is fixed beside it"
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from fractions import Fraction
 
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bounds.bounds import LinearRows
+from bounds.bounds import Bounds, LinearRows
 from bounds.compute import METHODS, compute_bounds
 from bounds.graph import Graph, UnsupportedOperator
 from bounds.ops.linear import Linear
@@ -24,6 +25,7 @@ from tests.verifier.test_oracle import KINDS, GraphReplayer, Truth, draw_graph
 from verifier.deadline import Deadline
 from verifier.logits import ranking_of
 from verifier.property import Region, Row
+from verifier.radius import lower
 from verifier.radius.balls import Balls
 from verifier.radius.lower import Certified, certified_radii
 from verifier.verdict import Evidence
@@ -239,6 +241,23 @@ def test_what_float32_finds_is_confirmed_with_rounding() -> None:
     for i, radius in enumerate(found.radius.tolist()):
         assert radius > 0 and found.evidence[i] is Evidence.ROUNDED
         assert proved(wide, balls.take(torch.tensor([i])), radius, "crown")
+
+
+def test_what_float32_proves_wrongly_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds that are too high by more than rounding ever is, in float32 alone: every radius found is too large."""
+    graph = linear(torch.eye(3), dtype=torch.float32)
+    balls = Balls(torch.tensor([[0.75, 0.25, 0.0], [0.0, 0.5, 0.25]]), torch.tensor([0, 1]))
+    bounds = lower.compute_bounds
+
+    def optimistic(graph: Graph, *arguments: object, **settings_: object) -> Bounds:
+        found = bounds(graph, *arguments, **settings_)  # type: ignore[arg-type]
+        return found if graph.dtype == torch.float64 else dataclasses.replace(found, lower=found.lower + 1e-3)
+    monkeypatch.setattr(lower, "compute_bounds", optimistic)
+    monkeypatch.setattr(lower, "choose_dtype", lambda graph, device: torch.float32)
+    found = certified_radii(graph, balls, tolerance=1e-9)
+    assert found.evidence == (Evidence.ROUNDED,) * 2
+    for radius, exact in zip(found.radius.tolist(), (0.25, 0.125), strict=True):
+        assert 0.9 * exact < radius < exact
 
 
 def test_methods_that_do_not_account_for_rounding_say_so() -> None:

@@ -185,6 +185,14 @@ def test_a_replay_that_always_alarms_brings_nothing_nearer_than_the_real_boundar
     assert found[0].distance >= 0.25
 
 
+def test_a_tie_of_floats_that_is_none_over_the_reals_is_no_witness() -> None:
+    """1 + 2^-60 - 1 is zero in floating point, and positive."""
+    graph = graph_of(torch.tensor([[1.0, 2.0**-60], [0.0, 0.0]]), torch.tensor([-1.0, 0.0]), (2,))
+    balls = Balls(torch.ones(1, 2), torch.tensor([0]))
+    (nearest,) = nearest_witnesses(network(graph), balls)
+    assert nearest.distance > 0
+
+
 def relu_network(seed: int) -> Graph:
     g = torch.Generator().manual_seed(seed)
     build = GraphBuilder((6,), torch.float32)
