@@ -179,6 +179,15 @@ def test_every_method_brackets_the_radius(here: Path, method: str) -> None:
             assert record["r1_by"] == method and record["r1"] > 0.05
 
 
+@pytest.mark.parametrize("flags", [["--norm", "0"], ["--method", "fastlip"], ["--method", "clever"], []])
+def test_without_time_an_answer_still_holds(here: Path, flags: list[str], output: Output) -> None:
+    records, total = radii(*CLIP, *flags, "--time-limit", "1e-9")
+    for record, true in zip(records, (0.1, 0.2, 0.3, 0.0), strict=True):
+        assert record["r1"] <= (1 if "0" in flags else true + 1e-7)
+        assert record["r2"] is None or record["r2"] >= true - 1e-7
+    assert total["no_witness"] >= 3 and "without a counterexample" in output()[0]
+
+
 def test_attacks_alone_prove_nothing(here: Path) -> None:
     records, total = radii(*CLIP, "--method", "attack")
     assert [r["r1"] for r in records] == [0] * 4 and all(r["r1_by"] is None for r in records)
@@ -305,6 +314,8 @@ def test_an_interrupt_keeps_what_is_finished(here: Path, monkeypatch: pytest.Mon
     assert ([r["index"] for r in records], total["left"], total["interrupted"]) == ([0, 1], 2, True)
     assert "interrupted  2 inputs" in output()[0]
     assert len(Path("found.csv").read_text().splitlines()) == 3 and Path("radii.png").exists()
+    monkeypatch.setattr(module, "closed", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    assert radii(*CLIP)[1]["left"] == 4 and "interrupted  none of 4 inputs done" in output()[0]
     monkeypatch.setattr(module, "closed", original)
     resumed, total = radii(*CLIP, "--out", "run", "--resume")
     assert without_times(resumed[:2]) == without_times(records) and len(resumed) == 4 and not total["interrupted"]
@@ -388,3 +399,10 @@ def test_help_lists_every_method(output: Output) -> None:
     text = output()[0]
     for name, entry in METHODS.items():
         assert f" {name} " in text and entry.source in text
+
+
+def test_help_loads_no_torch() -> None:
+    code = "import sys\nfrom verifier.cli import run\nrun(['radius', '--help'])\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
+                          timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -224,14 +224,15 @@ class _Work:
     def sentence(self, total: dict[str, Any]) -> str:
         """The result in one line for people."""
         if not total["count"]:
-            return "no inputs"
+            return f"interrupted  none of {total['left']} inputs done" if total["interrupted"] else "no inputs"
         parts = [f"{total['count']} inputs", f"exact {total['exact']}"]
         for name, words in (("mean_r1", "mean r1"), ("mean_r2", "mean r2")):
             if total[name] is not None:
                 parts.append(f"{words} {total[name]:.6g}")
         if total["median_gap"] is not None:
             parts.append(f"median gap {100 * total['median_gap']:.2f} %")
-        for name, words in (("never_unsafe", "safe in the whole range"), ("left", "not done")):
+        for name, words in (("never_unsafe", "safe in the whole range"),
+                            ("no_witness", "without a counterexample"), ("left", "not done")):
             if total[name]:
                 parts.append(f"{total[name]} {words}")
         parts.append(f"{total['time_s']:.1f} s")

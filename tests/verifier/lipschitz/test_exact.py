@@ -119,7 +119,7 @@ def test_kinks_that_meet_may_leave_a_gap_but_never_a_wrong_end() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("lie", ["infeasible", "nothing", "random"])
+@pytest.mark.parametrize("lie", ["infeasible", "nothing", "random", "no room"])
 def test_a_solver_that_lies_prunes_nothing(monkeypatch: pytest.MonkeyPatch, lie: str, seed: int) -> None:
     class Liar:
         def solve(self, problem: LinearPrograms, **settings: object) -> Solutions:
@@ -127,7 +127,9 @@ def test_a_solver_that_lies_prunes_nothing(monkeypatch: pytest.MonkeyPatch, lie:
             rows = len(problem.row_lower)
             dual = {"infeasible": np.full(rows, 1e9), "nothing": np.zeros(rows), "random": random.normal(size=rows)}
             point = random.uniform(-9, 9, size=problem.cost.shape)
-            return Solutions(np.array([Status.INFEASIBLE], dtype=np.int8), point, dual[lie])
+            if lie == "no room":
+                point[:, -1] = -1.0
+            return Solutions(np.array([Status.INFEASIBLE], dtype=np.int8), point, dual.get(lie, dual["nothing"]))
     graph = random_dense(seed, (3, 4, 4, 2))
     sets = random_box(graph, seed, radius=2.0)
     true = exact_by_patterns(graph, sets, FIRST, math.inf)
