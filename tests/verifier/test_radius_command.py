@@ -243,6 +243,14 @@ def test_the_bundled_digits(here: Path) -> None:
     assert records[0]["r1_evidence"] == "rounded" == total["least_evidence"]
 
 
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"method": "nothing"}, "method must be one of"), ({"norm": 0.0}, "needs a clip range"),
+    ({"norm": 0.0, "clip": (0.0, 1.0), "method": "crown"}, "works with the methods auto, attack")])
+def test_a_question_without_sense_is_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Asked(**settings)
+
+
 def test_a_record_tells_its_interval() -> None:
     asked = Asked(tolerance=0.1)
     from verifier.radius.interval import RadiusInterval
