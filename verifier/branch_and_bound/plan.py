@@ -19,7 +19,7 @@ SMALL_NEURONS = 3_000       # below, bounding all neurons anew in every domain p
 REFRESH_COST = 3_000_000    # coefficients that one domain's neuron rows may touch on their way
 BATCH_ENTRIES = 1 << 25     # numbers that one batch of domains may hold
 LARGEST_BATCH = 2048
-CUT_ENTRIES = 1 << 14       # coefficients of the affine neurons up to which cutting each of them pays
+CUT_ENTRIES = 1 << 17       # coefficients of the affine neurons up to which cutting each of them pays
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def plan_for(problem: Problem, branching: str = BRANCHING[0]) -> Plan:
     flat = affine is not None and len(affine.at) == layout.total - layout.inputs
     several = bool((torch.bincount(problem.tensors.branch) > 1).any())
     inputs = branching == BRANCHING[0] and sets.is_box and free <= FEW_INPUTS and not (flat and several)
-    refresh = inputs or neurons <= SMALL_NEURONS // 10
+    refresh = inputs
     numbers = sum(torch.Size(n.shape).numel() for n in graph.nodes)
     batch = max(2, min(LARGEST_BATCH, BATCH_ENTRIES // max(1, numbers * (16 if refresh else 8))))
     splits = "inputs are bisected" if inputs else "neurons are split"
