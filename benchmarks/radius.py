@@ -117,9 +117,9 @@ def by_jacobian(method: str) -> Method:
 def by_operator_norm(case: Case, balls: Balls) -> Entry:
     """The margin of every other class over the global constant of its difference to the label."""
     import torch
-    from verifier.lipschitz.operator_norms import operator_norm_constant
 
     from bounds.compute import compute_bounds
+    from verifier.lipschitz.operator_norms import operator_norm_constant
     graph, rows = case.network.graph.to(dtype=torch.float64), balls.rows(case.classes)
     margins = compute_bounds(graph, balls.sets(torch.zeros(1, dtype=torch.float64)), rows).lower
     radius, evidence = math.inf, set()
@@ -139,7 +139,6 @@ def by_operator_norm(case: Case, balls: Balls) -> Entry:
 def by_clever(case: Case, balls: Balls) -> Entry:
     """The estimate from sampled gradients; it certifies nothing."""
     from verifier.radius.clever import Clever
-
     from verifier.verdict import Evidence
     found = Clever().scores(case.network.graph, balls, case.most(balls), seed=case.seed, deadline=case.deadline,
                             simplified=case.network.simplified)

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from verifier.cli.attack import NORMS
-from verifier.cli.data_run import (
-    ProgressLine,
-    check_clip,
-    check_run,
-    chosen_data,
-    out_lines,
-    print_lines,
-    write_csv,
-)
+from verifier.cli.data_run import check_clip, check_run, chosen_data, out_lines, write_csv
+from verifier.cli.data_work import DataWork
 from verifier.cli.errors import BadInput, writing
 from verifier.cli.question import check_device, check_writable, read_mask, read_network
 from verifier.cli.startup import load_torch
@@ -102,85 +96,43 @@ def command(net: str, data: str, norm: str, clip: tuple[float, float] | None, ma
     asked = Asked(NORMS[norm], clip, free, target, method, time_limit, tolerance, seed)
     work = _Work(network, chosen, asked, device)
     work.run(out_lines(json_out), out=out, resume=resume, quiet=json_out == "-")
-    done = [work.finished[i] for i in sorted(work.finished)]
-    write_csv(csv_out, [record for record, _ in done])
-    _write(work, done, witnesses, picture, histogram)
+    write_csv(csv_out, [record for record, _ in work.done])
+    _write(work, work.done, witnesses, picture, histogram)
 
 
-class _Work:
+class _Work(DataWork):
     """One command under way: what is asked, what is finished, what is told."""
 
     def __init__(self, network: Network, data: DataSet, asked: Asked, device: str | None) -> None:
         self.network, self.asked, self.device = network, asked, device
         self.data = data.chosen([k for k, y in enumerate(data.y.tolist()) if y != asked.target])
-        self.finished: dict[int, Finished] = {}
-        self.line = ProgressLine()
+        super().__init__(network.graph.input_shape, len(self.data))
 
     def settings(self) -> dict[str, Any]:
-        """What a resumed run must agree on."""
         asked, mask = self.asked, self.asked.mask
         return {"norm": str(asked.norm), "clip": asked.clip and list(asked.clip), "target": asked.target,
                 "mask": None if mask is None else mask.tobytes().hex(), "method": asked.method,
                 "time_limit": asked.time_limit_s, "tolerance": asked.tolerance, "seed": asked.seed,
                 "data": self.data.digest, "network": self.network.digest}
 
-    def run(self, lines: TextIO | None, *, out: str | None, resume: bool, quiet: bool) -> None:
-        from contextlib import nullcontext
-        from sys import stdout
-
-        from verifier.example_store import ExampleStore
-        from verifier.radius.data import summary
-        from verifier.run_folder import UnusableStore
-        try:
-            store = None if out is None else ExampleStore(Path(out), self.settings(), resume=resume)
-        except UnusableStore as error:
-            raise BadInput(str(error)) from error
-        interrupted = False
-        with store or nullcontext(), lines if lines not in (None, stdout) else nullcontext():
-            if store is not None:
-                self.finished = store.finished(self.network.graph.input_shape)
-                self._show(lines, list(self.finished.values()), quiet)
-            try:
-                self._work(store, lines, quiet)
-            except KeyboardInterrupt:
-                interrupted = True
-            self.line.end()
-            records = [self.finished[i][0] for i in sorted(self.finished)]
-            total = summary(records) | {"interrupted": interrupted, "left": len(self.data) - len(records),
-                                        "time_s": round(self.line.elapsed, 3)}
-            print_lines(lines, [total])
-        if not quiet:
-            click.echo(self.sentence(total))
-
-    def _work(self, store: Any, lines: TextIO | None, quiet: bool) -> None:
-        from bounds.graph import UnsupportedOperator
-        from milp.solvers import SolverUnsuitable
+    def results(self) -> Iterator[Finished]:
         from verifier.radius.data import radius_data
-        from verifier.witness import ReplayError
-        try:
-            for finished, _ in radius_data(self.network, self.data, self.asked, device=self.device,
-                                           skip=set(self.finished), progress=self.tell):
-                if store is not None:
-                    store.record([finished])
-                self.finished[finished[0]["index"]] = finished
-                self._show(lines, [finished], quiet)
-        except (ValueError, UnsupportedOperator, SolverUnsuitable, ReplayError) as error:
-            self.line.end()
-            raise BadInput(" ".join(str(error).split())) from error
+        for finished, _ in radius_data(self.network, self.data, self.asked, device=self.device,
+                                       skip=set(self.finished), progress=self.tell):
+            yield finished
 
-    def _show(self, lines: TextIO | None, finished: list[Finished], quiet: bool) -> None:
-        print_lines(lines, [record for record, _ in finished])
-        if not quiet:
-            self.line.end()
-            for record, _ in finished:
-                click.echo(row(record))
+    def summary(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        from verifier.radius.data import summary
+        return summary(records)
 
     def tell(self, index: int, known: RadiusInterval) -> None:
-        self.line.tell(f"done {len(self.finished)} of {len(self.data)}  input {index}  "
+        self.line.tell(f"done {len(self.finished)} of {self.total}  input {index}  "
                        f"r1 {known.lower:.6g}  r2 {known.upper:.6g}")
 
+    def row(self, record: dict[str, Any]) -> str:
+        return row(record)
+
     def sentence(self, total: dict[str, Any]) -> str:
-        """The result in one line for people."""
         if not total["count"]:
             return "no inputs"
         parts = [f"{total['count']} inputs", f"exact {total['exact']}"]
@@ -193,7 +145,7 @@ class _Work:
             if total[name]:
                 parts.append(f"{total[name]} {words}")
         parts.append(f"{total['time_s']:.1f} s")
-        return ("interrupted  " if total["interrupted"] else "") + "  ".join(parts)
+        return "  ".join(parts)
 
 
 def row(record: dict[str, Any]) -> str:
