@@ -1,10 +1,11 @@
-"""One door to all certified constants of a function of the outputs over one convex set.
+"""One door to all certified constants of functions of the outputs over one convex set.
 
 For `F = G(z)` with linear parts z, `||grad F|| <= sum_k |dG / dz_k| ||grad z_k|| <= (sum_k |dG / dz_k|) max_k
 ||grad z_k||`: a constant of every part and the function's steepness in them (`OutputFunction.steepness`) give one of F.
 
-Local methods enclose the gradient over the set; "exact" closes the constant of small ReLU networks on boxes; global
-ones hold everywhere. Those of l_2 count in other norms by `||x||_2 <= ||x||_1` and `||x||_2 <= sqrt(n) ||x||_inf`.
+Local methods enclose the gradient over the set; "exact" closes the constant of small ReLU networks on boxes (for a
+ball: on the box around it); global ones hold everywhere. Those of l_2 count in other norms by `||x||_2 <= ||x||_1` and
+`||x||_2 <= sqrt(n) ||x||_inf`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from bounds.graph import Graph, UnsupportedOperator
+from bounds.interval import Interval
 from bounds.jacobian.compute import METHODS as LOCAL
 from bounds.jacobian.enclosure import dual
 from bounds.sets import InputSet
@@ -34,10 +36,10 @@ LEAST_S = 1e-3     # for a row whose time has passed: searches stop with what th
 
 
 @torch.no_grad()
-def certified_constant(graph: Graph, sets: InputSet, function: OutputFunction, *, norm: float,
-                       methods: Sequence[str] = ("jacobian",), deadline: Deadline | None = None) -> Constant:
-    """`|F(x) - F(y)| <= value ||x - y||_norm` for all x, y of one set: for every linear part the least that any of the
-    methods proves. graph and sets in float64.
+def certified_constants(graph: Graph, sets: InputSet, functions: Sequence[OutputFunction], *, norm: float,
+                        methods: Sequence[str] = ("jacobian",), deadline: Deadline | None = None) -> list[Constant]:
+    """`|F(x) - F(y)| <= value ||x - y||_norm` for all x, y of one set, for every function: of every linear part the
+    least that any of the methods proves. graph and sets in float64. time_s: of all together.
 
     A method that does not take the network or the set is left out where others do. Raises UnsupportedOperator or
     ValueError where none does.
@@ -48,13 +50,20 @@ def certified_constant(graph: Graph, sets: InputSet, function: OutputFunction, *
     if unknown or not methods:
         raise ValueError(f"methods must be of {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}")
     outputs = math.prod(graph.output_shape)
-    C, c = (t.to(sets.lower) for t in function.rows(outputs))
+    rows = [tuple(t.to(sets.lower) for t in function.rows(outputs)) for function in functions]
+    sizes = [len(C) for C, _ in rows]
+    C, c = (torch.cat([row[i] for row in rows]) for i in (0, 1))
     parts = _best_of_rows(graph, sets, C, norm, methods, deadline or Deadline.starting_now())
-    steep, _ = linear_parts(graph, sets, C, c, "crown")
-    share = float(function.steepness(steep)[0])
-    worst = max(parts, key=lambda part: part.value)
-    value = 0.0 if 0.0 in (worst.value, share) else worst.value * share * UP
-    return Constant(value, min(part.evidence for part in parts), worst.method, time.monotonic() - begin, worst.note)
+    z, _ = linear_parts(graph, sets, C, c, "crown")
+    time_s = time.monotonic() - begin
+    found = []
+    for k, (function, low, high) in enumerate(zip(functions, z.lower.split(sizes, 1), z.upper.split(sizes, 1),
+                                                  strict=True)):
+        mine = parts[sum(sizes[:k]):sum(sizes[:k + 1])]
+        worst, share = max(mine, key=lambda part: part.value), float(function.steepness(Interval(low, high))[0])
+        value = 0.0 if 0.0 in (worst.value, share) else worst.value if share == 1 else worst.value * share * UP
+        found.append(Constant(value, min(part.evidence for part in mine), worst.method, time_s, worst.note))
+    return found
 
 
 def _best_of_rows(graph: Graph, sets: InputSet, C: Tensor, norm: float, methods: Sequence[str], deadline: Deadline
@@ -87,10 +96,11 @@ def _local(name: str, graph: Graph, sets: InputSet, C: Tensor, norm: float, dead
 
 def _exact(graph: Graph, sets: InputSet, C: Tensor, norm: float, deadline: Deadline) -> list[Constant]:
     from verifier.lipschitz.exact import exact_local
+    box = InputSet(sets.lower, sets.upper)  # of a ball: the box around it, whose constant is no less
     found = []
     for k, row in enumerate(C):
         part = Deadline.starting_now(max(LEAST_S, deadline.left() / (len(C) - k)))
-        bracket = exact_local(graph, sets, row, norm=norm, deadline=part)
+        bracket = exact_local(graph, box, row, norm=norm, deadline=part)
         found.append(Constant(bracket.upper, bracket.evidence, "exact", note=bracket.note if bracket.complete else
                               "the time ended before the exact constant was known"))
     return found
@@ -118,4 +128,4 @@ def global_euclidean(graph: Graph, name: str, *, row: Tensor | None = None, time
     return lipsdp(graph, variant="layer" if name == "lipsdp-layer" else "neuron", row=row, time_limit_s=time_limit_s)
 
 
-__all__ = ["GLOBAL", "LOCAL", "METHODS", "certified_constant", "global_euclidean"]
+__all__ = ["GLOBAL", "LOCAL", "METHODS", "certified_constants", "global_euclidean"]

@@ -61,7 +61,8 @@ class Asked:
 
 def over_examples(network: Network, data: DataSet, asked: Asked, *, skip: set[int] | frozenset[int] = frozenset()
                   ) -> Iterator[Record]:
-    """One record an example that is not in `skip`: of the function of its label's logits over its ball."""
+    """One record an example that is not in `skip`: of the function of its label's logits over its ball. Of the margin,
+    whose constant is at most the largest of the rows label less other, those rows' constants are recorded."""
     graph = ranking_of(network.simplified).to(dtype=torch.float64)
     assert asked.eps is not None
     mask = None if asked.mask is None else torch.from_numpy(asked.mask)
@@ -89,14 +90,15 @@ def over_boxes(network: Network, property: Property, asked: Asked, *, skip: set[
 
 def _record(graph: Graph, input_set: InputSet, function: OutputFunction, asked: Asked, about: Record) -> Record:
     begin = time.monotonic()
-    found = lipschitz_constant(graph, input_set, norm=asked.norm, functions=[function], methods=asked.methods,
+    rows = function.rows(math.prod(graph.output_shape))[0] if isinstance(function, Margin) else [function]
+    found = lipschitz_constant(graph, input_set, norm=asked.norm, functions=rows, methods=asked.methods,
                                time_limit_s=CONSTANT_SHARE * asked.time_limit_s, seed=asked.seed)
     left = max(LEAST_S, asked.time_limit_s - (time.monotonic() - begin))
     values = one_range(graph, input_set, function, error=asked.error, method="crown",
                        deadline=Deadline.starting_now(left), seed=asked.seed)
-    pair = found.pairs[0]
+    pair = max((p for p in found.pairs if p is not None), key=lambda p: p.slope, default=None)
     return {**about, "norm": NAMES[asked.norm], "certified": _finite(found.largest.value),
-            "evidence": found.evidence.name.lower(), "estimate": _finite(found.estimate[0]),
+            "evidence": found.evidence.name.lower(), "estimate": _finite(max(found.estimate)),
             "slope": 0.0 if pair is None else pair.slope,
             "slope_evidence": None if pair is None else pair.evidence.name.lower(),
             "range_lower": _finite(values.lower_proved), "range_upper": _finite(values.upper_proved),

@@ -18,15 +18,13 @@ from torch import Tensor
 from bounds.graph import Graph
 from bounds.sets import InputSet
 from verifier.deadline import Deadline
-from verifier.lipschitz.certified import certified_constant
+from verifier.lipschitz.certified import certified_constants
 from verifier.lipschitz.constant import Constant
 from verifier.lipschitz.functions import OutputFunction
 from verifier.lipschitz.seen import SAMPLES, Pair, steepest_pair, steepest_sample
 from verifier.properties.reach import as_functions
 from verifier.properties.region import checked
 from verifier.verdict import Claim, Evidence, Reason, Unknown, Verified
-
-LEAST_S = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,13 +87,12 @@ def lipschitz_constant(graph: Graph, input_set: InputSet, d: float | None = None
     asked = as_functions(functions, math.prod(graph.output_shape))
     deadline = Deadline.starting_now(time_limit_s)
     generator = torch.Generator(input_set.device).manual_seed(seed)
-    certified, estimate, pairs = [], [], []
-    for k, function in enumerate(asked):
+    certified = certified_constants(graph, input_set, asked, norm=norm, methods=methods, deadline=deadline)
+    estimate, pairs = [], []
+    for function in asked:
         at = steepest_sample(graph, input_set, function, norm=norm, samples=samples, generator=generator)
         estimate.append(at.gradient)
         pairs.append(steepest_pair(graph, input_set, function, at, norm=norm))
-        part = Deadline.starting_now(max(LEAST_S, deadline.left() / (len(asked) - k)))
-        certified.append(certified_constant(graph, input_set, function, norm=norm, methods=methods, deadline=part))
     verdict = None if d is None else _verdict(d, certified, pairs, deadline)
     return LipschitzConstant(asked, tuple(certified), tuple(estimate), tuple(pairs), norm, time.monotonic() - begin,
                              verdict)
