@@ -108,6 +108,10 @@ def test_all_outputs_lie_in_a_region_or_one_is_shown_outside(network: tuple[Grap
         found = enclose(graph, input_set, region=region, replayer=module)
         assert found.inside is not None
         assert found.inside.name == name
+    touching = Polytope.box(torch.tensor([-2.1, 0.0]), torch.tensor([1.1, 0.0]))  # y_1 = 0 lies inside
+    found = enclose(graph, input_set, region=touching, replayer=module)
+    assert found.inside is not None
+    assert found.inside.name != "falsified"
     assert enclose(graph, input_set).inside is None
 
 
