@@ -1,6 +1,6 @@
 """Output reachability: which values do the outputs take over an input set, and is a given output region reached?
 
-Where few features of a box move, a search with proved constants brings both ends of every range together
+Where few features of a box move, a search that halves boxes brings both ends of every range together
 (`verifier.lipschitz.range`); elsewhere bounds and ascent enclose them from both sides.
 """
 
