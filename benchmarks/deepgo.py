@@ -89,11 +89,11 @@ def timed(case: str, way: str, ask: Callable[[], Range]) -> Row:
 def first_experiment(limit_s: float) -> list[Row]:
     import torch
 
+    from bounds.jacobian.interval import bound as fastlip
     from bounds.sets import InputSet
     from verifier.deadline import Deadline
     from verifier.lipschitz.deepgo import deepgo_range, proved_constants
     from verifier.lipschitz.functions import Logit
-    from verifier.lipschitz.gradient import gradient_enclosure
     from verifier.lipschitz.range import output_range
     box = InputSet(torch.zeros(1, 2, dtype=torch.float64), torch.full((1, 2), SIDE, dtype=torch.float64))
     function, rows = Logit(index=0), []
@@ -109,9 +109,9 @@ def first_experiment(limit_s: float) -> list[Row]:
         ways: dict[str, Callable[[], Range]] = {
             "crown": lambda g=graph: output_range(g, box, function, error=ERROR, deadline=limit()),
             "crown + constants": lambda g=graph: output_range(g, box, function, error=ERROR, deadline=limit(),
-                                                              gradient=gradient_enclosure),
+                                                              gradient=fastlip),
             "constants": lambda g=graph: output_range(g, box, function, error=ERROR, deadline=limit(), method="ibp",
-                                                      gradient=gradient_enclosure),
+                                                      gradient=fastlip),
             "nested, proved K": lambda g=graph: deepgo_range(g, box, function, error=ERROR, deadline=limit(),
                                                              constants=proved_constants(g, box, function)),
             "nested, estimated K": lambda g=graph: deepgo_range(g, box, function, error=ERROR, deadline=limit()),

@@ -15,6 +15,10 @@ _WHERE = {
     "attack_named": "verifier.attacks.registry", "Threat": "verifier.attacks.threat",
     "Misclassified": "verifier.attacks.criterion", "Deviates": "verifier.attacks.criterion",
     "safe_radius": "verifier.radius.safe_radius", "RadiusInterval": "verifier.radius.interval",
+    "robust": "verifier.properties.robust", "reach": "verifier.properties.reach",
+    "reaches": "verifier.properties.reach", "enclose": "verifier.properties.enclose",
+    "lipschitz_constant": "verifier.properties.lipschitz", "around": "verifier.properties.region",
+    "Polytope": "verifier.properties.region", "output_range": "verifier.lipschitz.range",
     "Evidence": "verifier.verdict", "Claim": "verifier.verdict", "Reason": "verifier.verdict",
 }
 __all__ = sorted(_WHERE)

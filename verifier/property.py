@@ -346,10 +346,7 @@ def robustness(x: Points, label: int, eps: float | str | Fraction, *, classes: i
     """
     if norm not in (1, 2, math.inf):
         raise ValueError(f"norm must be 1, 2 or inf, got {norm}")
-    if not 0 <= label < classes:
-        raise ValueError(f"label out of range: expected 0 to {classes - 1}, got {label}")
-    if target is not None and (not 0 <= target < classes or target == label):
-        raise ValueError(f"target must be a class from 0 to {classes - 1} other than the label {label}, got {target}")
+    _check_classes(label, target, classes)
     radius = fraction(float(eps) if isinstance(eps, (int, np.floating)) else eps)
     if radius < 0:
         raise ValueError(f"eps must be >= 0, got {eps}")
@@ -371,11 +368,26 @@ def robustness(x: Points, label: int, eps: float | str | Fraction, *, classes: i
     region = Region(lower, upper) if norm == math.inf else Region(lower, upper, flat, radius, float(norm))
     if (beyond := region.beyond_float32) is not None:
         raise ValueError(f"input entry {beyond} can leave the range of float32 within eps {eps}")
+    return label_on_top(region, label, classes=classes, target=target,
+                        source=f"robustness of label {label} at eps {eps}")
+
+
+def label_on_top(region: Region, label: int, *, classes: int, target: int | None = None, source: str = "robustness"
+                 ) -> Property:
+    """The label stays strictly on top over the region: one branch for every other class j, or only the `target`,
+    unsafe where Y_label <= Y_j."""
+    _check_classes(label, target, classes)
     others = [j for j in range(classes) if j != label] if target is None else [target]
     one = Fraction(1)
     rows = [Row(((label, one), (j, -one)), (), Fraction(0)) for j in others]
-    return Property(tuple(Branch(region, (row,)) for row in rows), flat.size, classes,
-                    f"robustness of label {label} at eps {eps}")
+    return Property(tuple(Branch(region, (row,)) for row in rows), len(region.exact_lower), classes, source)
+
+
+def _check_classes(label: int, target: int | None, classes: int) -> None:
+    if not 0 <= label < classes:
+        raise ValueError(f"label out of range: expected 0 to {classes - 1}, got {label}")
+    if target is not None and (not 0 <= target < classes or target == label):
+        raise ValueError(f"target must be a class from 0 to {classes - 1} other than the label {label}, got {target}")
 
 
 def _ends(centre: NDArray[np.float64], free: NDArray[np.bool_],

@@ -20,7 +20,7 @@ from bounds.interval import Interval
 from bounds.jacobian.enclosure import Jacobian, sup_norm
 from bounds.jacobian.functionals import LINE_ULPS, Functionals, steepest
 from bounds.jacobian.question import Question
-from bounds.jacobian.tighten import tightened
+from bounds.jacobian.tighten import bound_by, tightened
 from bounds.ops.round_off import MORE, gamma
 from bounds.precision import full_precision
 from bounds.rounding import magnitude
@@ -38,13 +38,9 @@ def upper_line(s: Interval, g: Interval) -> tuple[Tensor, Tensor]:
     return torch.where(through_origin, slope, chord), torch.where(through_origin, torch.zeros_like(level), level)
 
 
-@torch.no_grad()
-@full_precision()
 def bound(graph: Graph, sets: InputSet, rows: LinearRows, *, given: Mapping[int, Interval] | None = None) -> Jacobian:
     """As `bounds.jacobian.interval.bound`; rounding included in float64."""
-    question = Question.of(graph, sets, rows, given)
-    found = tightened(question, upper_line)[0][0]
-    return Jacobian(found.lower, found.upper, question.rounded)
+    return bound_by(upper_line, graph, sets, rows, given)
 
 
 @torch.no_grad()

@@ -18,9 +18,7 @@ from bounds.graph.graph import Graph
 from bounds.interval import Interval
 from bounds.jacobian.enclosure import Jacobian
 from bounds.jacobian.functionals import steepest
-from bounds.jacobian.question import Question
-from bounds.jacobian.tighten import tightened
-from bounds.precision import full_precision
+from bounds.jacobian.tighten import bound_by
 from bounds.sets import InputSet
 
 
@@ -32,10 +30,6 @@ def upper_line(s: Interval, g: Interval) -> tuple[Tensor, Tensor]:
     return torch.where(through_origin, slope, zero), torch.where(through_origin, zero, level)
 
 
-@torch.no_grad()
-@full_precision()
 def bound(graph: Graph, sets: InputSet, rows: LinearRows, *, given: Mapping[int, Interval] | None = None) -> Jacobian:
     """As `bounds.jacobian.interval.bound`; rounding included in float64."""
-    question = Question.of(graph, sets, rows, given)
-    found = tightened(question, upper_line)[0][0]
-    return Jacobian(found.lower, found.upper, question.rounded)
+    return bound_by(upper_line, graph, sets, rows, given)

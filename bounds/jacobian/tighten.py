@@ -7,11 +7,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from bounds.bounds import LinearRows
+from bounds.graph.graph import Graph
 from bounds.interval import Interval
+from bounds.jacobian.enclosure import Jacobian
 from bounds.jacobian.functionals import BLOCK_COEFFICIENTS, Functionals, UpperLine
 from bounds.jacobian.interval import gradients
 from bounds.jacobian.question import Question
 from bounds.ops.max_pool import MaxPool
+from bounds.precision import full_precision
+from bounds.sets import InputSet
 
 
 def tightened(question: Question, upper_line: UpperLine) -> tuple[dict[int, Interval], Functionals]:
@@ -25,6 +30,16 @@ def tightened(question: Question, upper_line: UpperLine) -> tuple[dict[int, Inte
         return g if chosen is None else _at(functionals, found, i, g, chosen)
 
     return gradients(question, tighten), functionals
+
+
+@torch.no_grad()
+@full_precision()
+def bound_by(upper_line: UpperLine, graph: Graph, sets: InputSet, rows: LinearRows,
+             given: Mapping[int, Interval] | None) -> Jacobian:
+    """As `bounds.jacobian.interval.bound`, with these lines around products; rounding included in float64."""
+    question = Question.of(graph, sets, rows, given)
+    found = tightened(question, upper_line)[0][0]
+    return Jacobian(found.lower, found.upper, question.rounded)
 
 
 def _open_entries(question: Question, i: int, g: Interval) -> Tensor | None:

@@ -27,14 +27,6 @@ KEYS = {"index", "attack", "norm", "eps", "success", "distance", "calls", "queri
 
 
 @pytest.fixture
-def output(capsys: pytest.CaptureFixture[str]) -> Output:
-    def read() -> tuple[str, str]:
-        captured = capsys.readouterr()
-        return captured.out, captured.err
-    return read
-
-
-@pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """net.onnx: class 0 where x_0 + x_1 > 1. data.npz: points 0.1, 0.2 and 0.3 from there in l_inf, and a wrong one."""
     save_network(tmp_path / "net.onnx", [(np.array([[1.0, 1.0], [0.0, 0.0]]), np.array([-1.0, 0.0]))])

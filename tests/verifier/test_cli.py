@@ -43,14 +43,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 Output = Callable[[], tuple[str, str]]
 
 
-@pytest.fixture
-def output(capsys: pytest.CaptureFixture[str]) -> Output:
-    def read() -> tuple[str, str]:
-        captured = capsys.readouterr()
-        return captured.out, captured.err
-    return read
-
-
 # ---------------------------------------------------------------- verdicts and their outlets
 
 def test_the_command_line_names_every_bound_method() -> None:

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from verifier.cli.attack import NORMS
-from verifier.cli.data_run import (
-    ProgressLine,
-    check_clip,
-    check_run,
-    chosen_data,
-    out_lines,
-    print_lines,
-    write_csv,
-)
+from verifier.cli.data_run import check_clip, check_run, chosen_data, write_csv
+from verifier.cli.data_work import DataWork
 from verifier.cli.errors import BadInput, writing
 from verifier.cli.question import check_device, check_writable, read_mask, read_network
 from verifier.cli.startup import load_torch
@@ -121,7 +115,7 @@ def command(net: str, data: str, norm: str, clip: tuple[float, float] | None, ma
     asked = Asked(NORMS[norm], clip, free, target, method, time_limit, tolerance, seed)
     work = _Work(network, chosen, asked, device)
     work.run(json_out, out=out, resume=resume)
-    done = [work.finished[i] for i in sorted(work.finished)]
+    done = work.done
     write_csv(csv_out, [record for record, _ in done])
     if witnesses is not None:
         _write_witnesses(witnesses, done, network.graph.input_shape)
@@ -148,83 +142,45 @@ def check_pictures(picture: str | None) -> None:
     check_writable("--picture", str(one if one.parent.is_dir() or one == picture_path(picture, 1) else one.parent))
 
 
-class _Work:
+class _Work(DataWork):
     """One command under way: what is asked, what is finished, what is told."""
 
     def __init__(self, network: Network, data: DataSet, asked: Asked, device: str | None) -> None:
         self.network, self.asked, self.device = network, asked, device
         self.data = data.chosen([k for k, y in enumerate(data.y.tolist()) if y != asked.target])
-        self.finished: dict[int, Finished] = {}
-        self.line = ProgressLine()
+        super().__init__(network.graph.input_shape, len(self.data))
 
     def settings(self) -> dict[str, Any]:
-        """What a resumed run must agree on."""
         asked, mask = self.asked, self.asked.mask
         return {"norm": str(asked.norm), "clip": asked.clip and list(asked.clip), "target": asked.target,
                 "mask": None if mask is None else mask.tobytes().hex(), "method": asked.method,
                 "time_limit": asked.time_limit_s, "tolerance": asked.tolerance, "seed": asked.seed,
                 "data": self.data.digest, "network": self.network.digest}
 
-    def run(self, json_out: str | None, *, out: str | None, resume: bool) -> None:
-        from contextlib import nullcontext
+    def check(self) -> None:
+        from verifier.radius.data import check_inputs
+        check_inputs(self.data, self.asked)
 
-        from verifier.example_store import ExampleStore
-        from verifier.radius.data import check_inputs, summary
-        from verifier.run_folder import UnusableStore
-        try:
-            check_inputs(self.data, self.asked)
-            store = None if out is None else ExampleStore(Path(out), self.settings(), resume=resume)
-        except (UnusableStore, ValueError) as error:
-            raise BadInput(str(error)) from error
-        quiet = json_out == "-"
-        interrupted = False
-        with store or nullcontext(), out_lines(json_out) as lines:
-            if store is not None:
-                self.finished = store.finished(self.network.graph.input_shape)
-                self._show(lines, list(self.finished.values()), quiet)
-            try:
-                self._work(store, lines, quiet)
-            except KeyboardInterrupt:
-                interrupted = True
-            self.line.end()
-            records = [self.finished[i][0] for i in sorted(self.finished)]
-            total = summary(records) | {"interrupted": interrupted, "left": len(self.data) - len(records),
-                                        "time_s": round(self.line.elapsed, 3)}
-            print_lines(lines, [total])
-        if not quiet:
-            click.echo(self.sentence(total))
-
-    def _work(self, store: Any, lines: TextIO | None, quiet: bool) -> None:
-        from bounds.graph import UnsupportedOperator
-        from milp.solvers import SolverUnsuitable
+    def results(self) -> Iterator[Finished]:
         from verifier.radius.data import radius_data
-        from verifier.witness import ReplayError
-        try:
-            for finished, _ in radius_data(self.network, self.data, self.asked, device=self.device,
-                                           skip=set(self.finished), progress=self.tell):
-                if store is not None:
-                    store.record([finished])
-                self.finished[finished[0]["index"]] = finished
-                self._show(lines, [finished], quiet)
-        except (ValueError, UnsupportedOperator, SolverUnsuitable, ReplayError) as error:
-            self.line.end()
-            raise BadInput(" ".join(str(error).split())) from error
+        for finished, _ in radius_data(self.network, self.data, self.asked, device=self.device,
+                                       skip=set(self.finished), progress=self.tell):
+            yield finished
 
-    def _show(self, lines: TextIO | None, finished: list[Finished], quiet: bool) -> None:
-        print_lines(lines, [record for record, _ in finished])
-        if not quiet:
-            self.line.end()
-            for record, _ in finished:
-                click.echo(row(record))
+    def summary(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        from verifier.radius.data import summary
+        return summary(records)
 
     def tell(self, index: int, known: RadiusInterval) -> None:
-        self.line.tell(f"done {len(self.finished)} of {len(self.data)}  input {index}  "
+        self.line.tell(f"done {len(self.finished)} of {self.total}  input {index}  "
                        f"r1 {known.lower:.6g}  r2 {known.upper:.6g}")
 
+    def row(self, record: dict[str, Any]) -> str:
+        return row(record)
+
     def sentence(self, total: dict[str, Any]) -> str:
-        """The result in one line for people."""
         if not total["count"]:
-            return f"interrupted  none of {total['left']} inputs done" if total["interrupted"] else "no inputs"
+            return f"none of {total['left']} inputs done" if total["interrupted"] else "no inputs"
         parts = [f"{total['count']} inputs", f"exact {total['exact']}"]
         for name, words in (("mean_r1", "mean r1"), ("mean_r2", "mean r2")):
             if total[name] is not None:
@@ -236,7 +192,7 @@ class _Work:
             if total[name]:
                 parts.append(f"{total[name]} {words}")
         parts.append(f"{total['time_s']:.1f} s")
-        return ("interrupted  " if total["interrupted"] else "") + "  ".join(parts)
+        return "  ".join(parts)
 
 
 def row(record: dict[str, Any]) -> str:

@@ -23,17 +23,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bounds.bounds import LinearRows
-from bounds.compute import compute_bounds
 from bounds.graph import Graph
 from bounds.ibp import propagate
-from bounds.interval import Interval
+from bounds.jacobian.interval import bound as fastlip
 from bounds.precision import full_precision
 from bounds.sets import InputSet
 from verifier.deadline import LAST_BATCH_S, Deadline
 from verifier.exact import fraction
 from verifier.lipschitz.functions import Margin, OutputFunction
-from verifier.lipschitz.gradient import GradientEnclosure, gradient_enclosure, largest_slopes
+from verifier.lipschitz.gradient import GradientEnclosure, largest_slopes
+from verifier.lipschitz.parts import linear_parts, rows_of_every
 from verifier.lipschitz.range import Range, output_range
 from verifier.property import Points, robustness
 from verifier.real_value import real_agrees
@@ -194,15 +193,12 @@ def deepgo_range(graph: Graph, box: InputSet, function: OutputFunction, *, const
 
 @full_precision()
 def proved_constants(graph: Graph, box: InputSet, function: OutputFunction, *, method: str = "crown",
-                     gradient: GradientEnclosure = gradient_enclosure) -> Tensor:
+                     gradient: GradientEnclosure = fastlip) -> Tensor:
     """`|dF / dx_i| <= K_i` over every box: "B *shape"."""
     C, c = (t.to(box.lower) for t in function.rows(int(np.prod(graph.output_shape))))
-    owner = torch.arange(box.batch, device=C.device).repeat_interleave(2 * C.shape[0])
-    rows = LinearRows(torch.cat([C, -C]).repeat(box.batch, 1), owner, None, torch.cat([c, -c]).repeat(box.batch))
-    answer = compute_bounds(graph, box, rows, method)
-    ends = answer.lower.view(box.batch, 2, -1)
+    z, answer = linear_parts(graph, box, C, c, method)
     intervals = dict(enumerate(propagate(graph, box, given=answer.intervals)))
-    return largest_slopes(function.slopes(Interval(ends[:, 0], -ends[:, 1])), gradient(graph, box, C, intervals))
+    return largest_slopes(function.slopes(z), gradient(graph, box, rows_of_every(box, C), given=intervals))
 
 
 def feature_safety(graph: Graph, replayer: Replayer, x: Points, label: int, features: np.ndarray, *,

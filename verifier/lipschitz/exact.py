@@ -31,6 +31,7 @@ from torch import Tensor
 
 from bounds.compute import compute_bounds
 from bounds.graph import Graph, UnsupportedOperator
+from bounds.jacobian.enclosure import dual
 from bounds.ops.one_kink import OneKink
 from bounds.ops.relu import Relu
 from bounds.rounding import is_covered, is_priced
@@ -130,8 +131,7 @@ class _Network:
         none = np.zeros(len(centre))
         inputs = _Affine(np.diag(reach), centre, none, none, np.abs(centre) + reach)
         covered = is_covered(exact) and is_priced(torch.float64)
-        dual = {1.0: math.inf, 2.0: 2.0, math.inf: 1.0}[norm]
-        return _Network(tuple(layers), inputs, low, high, dual, Evidence.ROUNDED if covered else Evidence.FLOAT)
+        return _Network(tuple(layers), inputs, low, high, dual(norm), Evidence.ROUNDED if covered else Evidence.FLOAT)
 
     # ------------------------------------------------------------------ forwards
 

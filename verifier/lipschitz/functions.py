@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from bounds.interval import Interval
+from bounds.jacobian.enclosure import dual, vector_norm_up
 from bounds.ops import enclose
 from bounds.ops.round_off import MORE, gamma, unit
 
@@ -62,6 +63,12 @@ class OutputFunction(ABC):
     def lipschitz(self, outputs: int, norm: float) -> float:
         """`|F(y) - F(y')| <= L ||y - y'||_norm` for all outputs."""
 
+    def steepness(self, z: Interval) -> Tensor:
+        """`sum_k |dG / dz_k| <= S` at every point of boxes "B K": "B"."""
+        steep = self.slopes(z)
+        size = torch.maximum(steep.lower.abs(), steep.upper.abs())
+        return size.sum(1) * (1 + MORE * gamma(size.shape[1], size.dtype))
+
     def planes(self, z: Interval) -> Planes | None:
         """Planes about the sum that `link` reads; None where G has no such form."""
         return None
@@ -89,8 +96,7 @@ def _check_class(index: int, outputs: int) -> None:
 def dual_norm(row: Tensor, norm: float) -> float:
     """max of <row, v> over ||v||_norm <= 1, rounded up."""
     _check_norm(norm)
-    dual = {math.inf: 1.0, 2.0: 2.0, 1.0: math.inf}[norm]
-    return float(torch.linalg.vector_norm(row, ord=dual)) * (1 + (row.numel() + ROOM) * 2.0**-52)
+    return float(vector_norm_up(row.flatten(), dual(norm)))
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,10 @@ class Margin(OutputFunction):
         possible = z.lower <= z.upper.amin(1, keepdim=True)
         alone = possible & (possible.sum(1, keepdim=True) == 1)
         return Interval(alone.to(z.lower), possible.to(z.lower))
+
+    def steepness(self, z: Interval) -> Tensor:
+        """A least number's gradient is a convex combination of those of the numbers."""
+        return torch.ones_like(z.lower[:, 0])
 
     def lipschitz(self, outputs: int, norm: float) -> float:
         return dual_norm(self.rows(outputs)[0][0], norm)
@@ -321,6 +331,13 @@ class Confidence(SumOfConvex):
         spare = ROOM * unit(z.lower.dtype)
         steep = (p.upper.square().unsqueeze(1) * e.upper * (1 + spare)).nan_to_num(nan=0.25).clamp(max=0.25)
         return Interval(-steep, -(p.lower.square().unsqueeze(1) * e.lower * (1 - spare)).nan_to_num(nan=0.0))
+
+    def steepness(self, z: Interval) -> Tensor:
+        """`p sum_k exp(z_k) p = p (1 - p)`, largest where p is nearest to 1/2."""
+        p = self.enclosure(z)
+        nearest = p.lower.clamp(min=0.5) + p.upper.clamp(max=0.5) - 0.5
+        spare = ROOM * unit(z.lower.dtype)
+        return (nearest * (1 - nearest) * (1 + spare) + torch.finfo(z.lower.dtype).eps).clamp(max=0.25)
 
     def lipschitz(self, outputs: int, norm: float) -> float:
         """The gradient is p (e_index - softmax): at most 2 p (1 - p) in l_1, sqrt(2) p (1 - p) in l_2."""

@@ -23,6 +23,7 @@ from scipy import sparse
 from torch import Tensor
 
 from bounds.graph import Graph, UnsupportedOperator
+from bounds.jacobian.enclosure import dual
 from bounds.ops.base import Affine, Elementwise
 from bounds.ops.max_pool import MaxPool
 from bounds.ops.softmax import Softmax
@@ -35,7 +36,6 @@ from verifier.lipschitz.slopes import slopes
 from verifier.verdict import Evidence
 
 NORMS = (1.0, 2.0, math.inf)
-DUAL = {1.0: math.inf, 2.0: 2.0, math.inf: 1.0}
 SHORT_SIDE = 2048           # of a matrix whose Gram matrix is made dense: some seconds
 MOST_PRODUCTS = 300_000_000  # for a power of a Gram matrix: some seconds
 GAIN = 1e-3                  # by which a further power must have lowered the bound
@@ -69,7 +69,7 @@ def matrix_norms(map: AffineMap) -> dict[tuple[float, float], float]:
     size = abs(map.matrix) + map.radius
     up = 1 + 2 * float(gamma(sum(map.shape) + 8))
     found = {(1.0, q): float(_lengths(size, q, 0).max()) * up for q in NORMS}
-    found |= {(r, math.inf): float(_lengths(size, DUAL[r], 1).max()) * up for r in NORMS}
+    found |= {(r, math.inf): float(_lengths(size, dual(r), 1).max()) * up for r in NORMS}
     spectral = found[2.0, 2.0] = spectral_norm(map)
     rows, columns = _lengths(size, 1.0, 1), _lengths(size, 1.0, 0)
     found[math.inf, 1.0] = float(rows.sum()) * up
@@ -227,7 +227,7 @@ def _longest_row(form: Mapping[int, AffineMap], reach: Mapping[int, Reach]) -> f
     total = 0.0
     for s, m in form.items():
         size = abs(m.matrix) + m.radius
-        rows = np.min([_lengths(size, DUAL[r], 1) * reach[s][r] for r in NORMS if reach[s][r] < math.inf], axis=0)
+        rows = np.min([_lengths(size, dual(r), 1) * reach[s][r] for r in NORMS if reach[s][r] < math.inf], axis=0)
         total = total + rows
     most = max(m.shape[1] for m in form.values()) + len(form)
     return float(np.max(total, initial=0.0)) * (1 + 2 * float(gamma(most + 8)))

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from bounds.bounds import Bounds, LinearRows
-from bounds.compute import METHODS, PRICED_METHODS, compute_bounds, method_named
+from bounds.compute import METHODS, PRICED_METHODS, method_named
 from bounds.graph import Graph, UnsupportedOperator
-from bounds.ibp import propagate, rows_over
+from bounds.ibp import propagate
 from bounds.interval import Interval
 from bounds.ops.round_off import MORE, SPARE, gamma, unit
 from bounds.precision import full_precision
@@ -31,6 +31,7 @@ from bounds.sets import InputSet
 from verifier.deadline import LAST_BATCH_S, Deadline
 from verifier.lipschitz.functions import OutputFunction, Planes
 from verifier.lipschitz.gradient import GradientEnclosure, largest_slopes
+from verifier.lipschitz.parts import linear_parts, rows_of_every, values_at
 from verifier.verdict import Evidence
 
 MOST_HALVINGS = 3     # of one box in one step, where there are fewer boxes than the batch holds
@@ -77,7 +78,7 @@ def output_range(graph: Graph, box: InputSet, function: OutputFunction, *, error
     graph: without a softmax at its end. box: one set, whose features with lower == upper stay fixed. method: of
     `bounds.compute`; root_method: for the whole box. gradient: encloses gradients (None: linear bounds alone).
     above: ask only whether the minimum exceeds this number. Evidence is ROUNDED in float64 with methods that account
-    for rounding, else FLOAT; with gradients only where no parameters were folded. progress is told after every batch.
+    for rounding, else FLOAT. progress is told after every batch.
     Raises ValueError for a box that is none, and UnsupportedOperator where a network has no bounds.
     """
     for name in (method, root_method):
@@ -126,8 +127,6 @@ class _Search:
         moves = (self.box.lower < self.box.upper).flatten()
         self.free = moves.nonzero().flatten()
         self.rounded = self.method in PRICED_METHODS and is_priced(self.box.dtype) and is_covered(self.graph)
-        if self.gradient is not None and (self.graph.fold_errors or self.graph.arithmetic is not None):
-            self.rounded = False  # gradients are those of the parameters at hand, not of what is stored or computed
         ends = (self.box.lower.flatten()[self.free], self.box.upper.flatten()[self.free])
         self.low, self.high = (t.unsqueeze(0) for t in ends)              # open boxes "B n"
         self.score = (self.high - self.low).clone()                       # what each feature may change F by "B n"
@@ -240,7 +239,7 @@ class _Search:
         """(lower "B", upper "B" of F, score "B n", points "P *shape" where ends may be) of boxes "B n"."""
         sets = self._sets(low, high)
         self.boxes += sets.batch
-        z, answer = self._parts(sets, method)
+        z, answer = linear_parts(self.graph, sets, self._C, self._c, method)
         lower, upper = _ends(self.function.enclosure(z))
         A = None if answer.A is None else answer.A.flatten(1)[:, self.free].view(sets.batch, 2, -1, len(self.free))
         directions = None
@@ -261,16 +260,6 @@ class _Search:
             lower, upper = self._about_centres(sets, low, high, constants, lower, upper)
             score = constants * width
         return lower, upper, _spread(score, width), self._candidates(sets, low, high, directions)
-
-    def _parts(self, sets: InputSet, method: str) -> tuple[Interval, Bounds]:
-        """The linear parts z "B K", and the answer of the method to their rows below and above "B 2 K"."""
-        K = self._C.shape[0]
-        C, c = torch.cat([self._C, -self._C]), torch.cat([self._c, -self._c])
-        owner = torch.arange(sets.batch, device=C.device).repeat_interleave(2 * K)
-        answer = compute_bounds(self.graph, sets, LinearRows(C.repeat(sets.batch, 1), owner, None,
-                                                             c.repeat(sets.batch)), method)
-        value = answer.lower.view(sets.batch, 2, K)
-        return Interval(value[:, 0], -value[:, 1]).uncrossed(), answer
 
     def _over_planes(self, sets: InputSet, method: str, planes: Planes, answer: Bounds) -> tuple[Interval, Tensor]:
         """F through planes of its sum, two rows a box, and their directions "B 2 n" as (towards less, towards more)."""
@@ -320,10 +309,11 @@ class _Search:
         """"B n": `|dF / dx_i| <= K_i` over each box; None where derivatives are not known."""
         try:
             intervals = dict(enumerate(propagate(self.graph, sets, given=answer.intervals)))
-            ends = gradient(self.graph, sets, self._C, intervals)
+            ends = gradient(self.graph, sets, rows_of_every(sets, self._C), given=intervals)
         except UnsupportedOperator:
             self.gradient = None  # the linear bounds stand by themselves
             return None
+        self.rounded &= ends.rounded
         return largest_slopes(steep, ends).flatten(1)[:, self.free]
 
     def _about_centres(self, sets: InputSet, low: Tensor, high: Tensor, constants: Tensor, lower: Tensor, upper: Tensor
@@ -344,13 +334,8 @@ class _Search:
 
     def _values(self, x: Tensor) -> Interval:
         """Enclosures "P" of F over the reals at points "P *shape" (up to rounding where that is not accounted for)."""
-        points = InputSet(x, x)
-        C, c = self._C.repeat(x.shape[0], 1), self._c.repeat(x.shape[0])
-        owner = torch.arange(x.shape[0], device=x.device).repeat_interleave(self._C.shape[0])
-        lower, upper = rows_over(self.graph, points, LinearRows(C, owner, None, c), propagate(self.graph, points))
-        z = Interval(lower.view(x.shape[0], -1), upper.view(x.shape[0], -1)).uncrossed()
         self.evaluations += x.shape[0]
-        return Interval(*_ends(self.function.enclosure(z)))
+        return Interval(*_ends(values_at(self.graph, x, self.function)))
 
     def _computed(self, x: Tensor) -> Tensor:
         self.evaluations += x.shape[0]

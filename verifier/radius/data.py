@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bounds.graph import Graph
 from verifier.data import DataSet
@@ -89,7 +90,8 @@ def radius_data(network: Network, data: DataSet, asked: Asked, *, device: str | 
         balls = balls_of(parts, data.x[part], data.y[part], norm=asked.norm, clip=asked.clip, mask=asked.mask,
                          target=asked.target)
         together = FIRST_SHARE if METHODS[asked.method].kind in (SEARCH, ESTIMATE) else 1.0
-        known = _together(parts, balls, asked, Deadline.starting_now(together * asked.time_limit_s * len(part)))
+        known = _together(parts, balls, asked, Deadline.starting_now(together * asked.time_limit_s * len(part)),
+                          torch.from_numpy(data.index[part]))
         share_s = (time.monotonic() - begin) / len(part)
         for k, place in enumerate(part):
             begin = time.monotonic()
@@ -136,11 +138,12 @@ def _finished(found: RadiusInterval, data: DataSet, place: int, asked: Asked, ti
 # ---------------------------------------------------------------------- what is done
 
 
-def _together(parts: Parts, balls: Balls, asked: Asked, deadline: Deadline) -> list[RadiusInterval]:
+def _together(parts: Parts, balls: Balls, asked: Asked, deadline: Deadline, ids: Tensor) -> list[RadiusInterval]:
     """Both ends, as far as many inputs at once bring them."""
     kind = METHODS[asked.method].kind
     method = {GRADIENT: ATTACK, ESTIMATE: "crown"}.get(kind, asked.method)
-    known = first_ends(parts, balls, method, tolerance=asked.tolerance, deadline=deadline, seed=asked.seed)
+    known = first_ends(parts, balls, method, tolerance=asked.tolerance, deadline=deadline, seed=asked.seed,
+                       ids=ids)
     return _by_gradients(parts, balls, known, asked.method, deadline) if kind == GRADIENT else known
 
 

@@ -8,14 +8,14 @@ many cheap domains win where there are few undecided neurons, relaxations that a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from verifier.attacks.falsifier import Falsifier
 from verifier.branch_and_bound.leaves import Leaves
 from verifier.branch_and_bound.plan import plan_for
 from verifier.branch_and_bound.stage import BranchAndBoundStage
 from verifier.leaning import LeaningStage
-from verifier.problem import Problem
+from verifier.problem import Problem, is_convolutional
 from verifier.stages import AttackStage, BoundStage, Stage
 from verifier.tilted import TiltedStage
 
@@ -37,10 +37,12 @@ class Engine:
     stages: Callable[[Problem, Leaves], Sequence[Stage]]
 
 
-def _tree(problem: Problem, leaves: Leaves) -> Sequence[Stage]:
-    plan = plan_for(problem)
-    search = BranchAndBoundStage(plan, leaves=leaves)
-    return (CHEAP[0], search) if plan.inputs else (*CHEAP, search)
+def _tree(branching: str) -> Callable[[Problem, Leaves], Sequence[Stage]]:
+    def stages(problem: Problem, leaves: Leaves) -> Sequence[Stage]:
+        plan = plan_for(problem)
+        search = BranchAndBoundStage(replace(plan, branching=branching), leaves=leaves)
+        return (CHEAP[0], search) if plan.inputs else (*CHEAP, search)
+    return stages
 
 
 def _planes(problem: Problem, leaves: Leaves) -> Sequence[Stage]:
@@ -51,11 +53,14 @@ def _attack(problem: Problem, leaves: Leaves) -> Sequence[Stage]:
     return (AttackStage("pgd", DESCENT),)
 
 
-TREE, PLANES, ATTACK = Engine("branch-and-bound", _tree), Engine("tilted", _planes), Engine("pgd", _attack)
+TREE, BABSR = Engine("branch-and-bound", _tree("realised-gap")), Engine("branch-and-bound-babsr", _tree("babsr"))
+PLANES, ATTACK = Engine("tilted", _planes), Engine("pgd", _attack)
 
 
 def engines_for(problem: Problem) -> tuple[Engine, ...]:
-    """Those that have something to say about a problem."""
-    if plan_for(problem).inputs or not problem.tensors.sets.is_box:
+    """Those that have something to say about a problem, the likely ones first: which neuron to split the relaxation's
+    loss tells best on convolutions, BaBSR on dense layers. Their trees share their leaves."""
+    if plan_for(problem).inputs:
         return (TREE,)
-    return TREE, PLANES
+    trees = (TREE, BABSR) if is_convolutional(problem.graph) else (BABSR, TREE)
+    return (trees[0], PLANES, trees[1]) if problem.tensors.sets.is_box else trees

@@ -18,14 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bounds.compute import METHODS
+from bounds.compute import METHODS as BOUNDS
 from bounds.graph import Graph, UnsupportedOperator
 from verifier.deadline import Deadline
 from verifier.radius.balls import Balls
 from verifier.radius.interval import RadiusInterval
 from verifier.radius.lower import certified_radii
+from verifier.radius.methods import ATTACK, COUNTING, METHODS, SEARCH
 from verifier.radius.programmes import by_programmes
 from verifier.radius.search import Progress, RadiusSearch
+from verifier.radius.subsets import l0_radius
 from verifier.radius.upper import Nearest, nearest_witnesses
 from verifier.witness import ModuleReplayer, OnnxReplayer, Replayer
 
@@ -34,7 +36,7 @@ log = logging.getLogger(__name__)
 TOLERANCE = 1e-4
 PROVED_BY = ("crown", "alpha-crown")  # cheap ones first: what they leave open the next ones improve
 FIRST_SHARE = 0.25  # of the time, for all that is done with many inputs at once
-RADIUS_METHODS = ("auto", "attack", *METHODS, "milp")
+RADIUS_METHODS = ("auto", "attack", *BOUNDS, "milp")
 NORMS = {"inf": math.inf, "2": 2.0, "1": 1.0, "0": 0.0}
 
 
@@ -69,14 +71,32 @@ def safe_radius(graph: Graph, x: NDArray[Any] | Tensor, label: int, *, replayer:
     attacks; "milp": by mixed programmes. Wrong use raises ValueError.
     """
     parts = Parts.of(graph, replayer, simplified)
+    if norm == 0:
+        return _features(parts, np.asarray(x, np.float64), label, clip, mask, target, method, time_limit_s, seed)
     balls = balls_of(parts, np.asarray(x, np.float64)[None], np.array([label]), norm=norm, clip=clip, mask=mask,
                      target=target)
     if method not in RADIUS_METHODS:
         raise ValueError(f"method must be one of {', '.join(RADIUS_METHODS)}, got {method!r}")
     deadline = Deadline.starting_now(time_limit_s)
+    first_s = FIRST_SHARE * time_limit_s if METHODS[method].kind == SEARCH else time_limit_s
     (known,) = first_ends(parts, balls, method, tolerance=tolerance, seed=seed,
-                          deadline=Deadline.starting_now(FIRST_SHARE * time_limit_s))
+                          deadline=Deadline.starting_now(first_s))
     return closed(parts, balls, known, method, tolerance=tolerance, deadline=deadline, seed=seed, progress=progress)
+
+
+def _features(parts: Parts, x: NDArray[np.float64], label: int, clip: tuple[float, float] | None,
+              mask: NDArray[np.bool_] | Tensor | None, target: int | None, method: str, time_limit_s: float, seed: int
+              ) -> RadiusInterval:
+    """The l_0 safe radius: how many features must change."""
+    if clip is None:
+        raise ValueError("norm 0 needs a clip range: a feature that changes may take any value of it")
+    if method not in COUNTING:
+        raise ValueError(f"norm 0 works with the methods {', '.join(COUNTING)}, not {method}")
+    shape = parts.graph.input_shape
+    free = None if mask is None else torch.as_tensor(np.asarray(mask, bool)).reshape(shape)
+    return l0_radius(parts.graph, torch.from_numpy(x).reshape(shape), label, clip=clip, replayer=parts.replayer,
+                     mask=free, target=target, most=0 if method == ATTACK else None, seed=seed,
+                     deadline=Deadline.starting_now(time_limit_s), simplified=parts.simplified)
 
 
 def balls_of(parts: Parts, x: NDArray[Any], label: NDArray[Any], *, norm: float, clip: tuple[float, float] | None,
@@ -89,10 +109,12 @@ def balls_of(parts: Parts, x: NDArray[Any], label: NDArray[Any], *, norm: float,
 
 
 def first_ends(parts: Parts, balls: Balls, method: str = "auto", *, tolerance: float, deadline: Deadline,
-               seed: int = 0) -> list[RadiusInterval]:
-    """What attacks and cheap bounds say of all inputs together (a method's own bounds, where it is one)."""
+               seed: int = 0, ids: Tensor | None = None) -> list[RadiusInterval]:
+    """What attacks and cheap bounds say of all inputs together (a method's own bounds, where it is one). ids "N": the
+    inputs' numbers, from which attacks draw."""
     begin = time.monotonic()
-    near = nearest_witnesses((parts.graph, parts.simplified, parts.replayer), balls, deadline=deadline, seed=seed)
+    near = nearest_witnesses((parts.graph, parts.simplified, parts.replayer), balls, deadline=deadline, seed=seed,
+                             ids=ids)
     log.info("attacks  %d inputs  %.2f s", len(balls), time.monotonic() - begin)
     known = [_from_above(nearest) for nearest in near]
     methods = PROVED_BY if method in ("auto", "milp") else () if method == "attack" else (method,)

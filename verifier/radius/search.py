@@ -18,6 +18,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from bounds.graph import Graph
 from verifier.branch_and_bound.leaves import Leaves
 from verifier.deadline import Deadline
@@ -33,6 +35,7 @@ from verifier.witness import Replayer
 
 log = logging.getLogger(__name__)
 
+ULPS = 2             # of the largest coordinate
 ASIDE = 0.9          # of the tolerance: so far inside the nearest witness the last ball ends
 GLANCE = 1 / 48       # of the time: the slice of the first ball, mostly far too large to be decided
 FIRST_SHARE = 1 / 12  # and of those after it
@@ -52,13 +55,19 @@ Progress = Callable[[RadiusInterval, float], None]  # (what is known, the radius
 
 @dataclass(frozen=True, eq=False)
 class Attempt:
-    """One ball: its radius, the engine's answer, and the margin's bound before and after the engine's own work."""
+    """One ball: its radius, the engine's answer, the margin's bound before and after the engine's own work, and whether
+    what is known of the radius is better for it (a verdict that clashes with better evidence changes nothing)."""
 
     radius: float
     engine: str
     result: Result
     before: float
     after: float
+    gained: bool
+
+    @property
+    def is_open(self) -> bool:
+        return not self.gained
 
 
 @dataclass(eq=False)
@@ -84,6 +93,10 @@ class RadiusSearch:
         self.leaves = Leaves()
         self.classes = math.prod(self.graph.output_shape)
         self.engines: list[Engine] = []
+        # Witnesses are float32 points of a box that is rounded to float32: nearer than that to the last one, it would
+        # only be found again.
+        reach = float(self.ball.x.abs().max()) + min(self.known.upper, float(self.ball.largest[0]))
+        self.resolution = ULPS * float(np.spacing(np.float32(reach))) if reach < math.inf else 0.0
         self.slice_s = max(LEAST_SLICE_S, GLANCE * self.deadline.left())
         self.later_s = max(LEAST_SLICE_S, FIRST_SHARE * self.deadline.left())
         self.start = self.known.lower
@@ -96,14 +109,11 @@ class RadiusSearch:
         """Search until the ends meet, time is up, or nothing can decide any more."""
         self._descend()
         radius: float | None = self._target()
-        while radius is not None and self.known.gap > self.tolerance and self.deadline.left() > END_S:
+        enough = max(self.tolerance, self.resolution)
+        while radius is not None and self.known.gap > enough and self.deadline.left() > END_S:
             if self.progress is not None:
                 self.progress(self.known, radius)
-            before = self.known
-            last = self._decide(radius)
-            if last is not None and not self._is_open(last) and self.known is before:
-                break  # what was decided clashes with better evidence: asked again it would be the same
-            radius = self._next(last, radius)
+            radius = self._next(self._decide(radius), radius)
         return self.known
 
     def _descend(self) -> None:
@@ -112,7 +122,7 @@ class RadiusSearch:
         until = self.deadline.left() * (1 - DESCENT_SHARE)
         while self.known.upper < math.inf and self.known.gap > self.tolerance and self.deadline.left() > until:
             radius = max(self.known.upper * (1 - DESCENT), (self.known.lower + self.known.upper) / 2)
-            if self._is_open(self._ask(ATTACK, self.question(radius), radius)):
+            if self._ask(ATTACK, self.question(radius), radius).is_open:
                 return
 
     # ------------------------------------------------------------------ one ball
@@ -137,7 +147,7 @@ class RadiusSearch:
                 break
             slice_s = min(self.slice_s, self.deadline.left())
             attempts.append(self._ask(engine, prop, radius))
-            if not self._is_open(attempts[-1]):
+            if not attempts[-1].is_open:
                 self.engines.sort(key=lambda e: e is not engine)
                 return attempts[-1]
             if attempts[-1].result.time_s < SPENT * slice_s:
@@ -158,34 +168,32 @@ class RadiusSearch:
                         deadline=Deadline.starting_now(slice_s),
                         method=lambda problem: engine.stages(problem, self.leaves))
         before = max((s.lower for s in result.stages if s.name in CHEAP_NAMES), default=-math.inf)
-        attempt = Attempt(radius, engine.name, result, before, result.lower)
+        known = self.known
+        self._take_over(radius, result)
+        attempt = Attempt(radius, engine.name, result, before, result.lower, self.known is not known)
         self.attempts.append(attempt)
         log.info("radius %.6g  %s  %s  margin %.4g -> %.4g  %.2f s  leaves %d", radius, engine.name, result.name,
                  before, attempt.after, result.time_s, len(self.leaves))
-        self._take_over(attempt)
         return attempt
 
-    def _take_over(self, attempt: Attempt) -> None:
-        verdict = attempt.result.verdict
+    def _take_over(self, radius: float, result: Result) -> None:
+        verdict = result.verdict
         if isinstance(verdict, Verified):
-            everything = attempt.radius >= float(self.ball.largest[0])
-            self.known = self.known.raised(math.inf if everything and self.known.upper == math.inf else attempt.radius,
-                                           verdict.evidence, attempt.result.method)
+            everything = radius >= float(self.ball.largest[0])
+            self.known = self.known.raised(math.inf if everything and self.known.upper == math.inf else radius,
+                                           verdict.evidence, result.method)
         elif isinstance(verdict, Falsified):
-            found = nearer((self.graph, self.simplified, self.replayer), self.ball, verdict.witness,
-                           attempt.result.method, self.deadline)
+            found = nearer((self.graph, self.simplified, self.replayer), self.ball, verdict.witness, result.method,
+                           self.deadline)
             self.known = self.known.lowered(found.distance, found.evidence, found.by, found.witness)
-
-    @staticmethod
-    def _is_open(attempt: Attempt) -> bool:
-        return not isinstance(attempt.result.verdict, Verified | Falsified)
 
     # ------------------------------------------------------------------ the next ball
 
     def _target(self) -> float:
         """The radius just below the nearest witness, or of the whole range."""
         if self.known.upper < math.inf:
-            return max(self.known.upper - ASIDE * self.tolerance, (self.known.lower + self.known.upper) / 2)
+            aside = max(ASIDE * self.tolerance, self.resolution)
+            return max(self.known.upper - aside, (self.known.lower + self.known.upper) / 2)
         largest = float(self.ball.largest[0])
         return largest if largest < math.inf else GROWTH * max(self.known.lower, self.tolerance)
 
@@ -194,7 +202,7 @@ class RadiusSearch:
         if last is None:
             self.undecided = min(self.undecided, radius)
             return (low + self.undecided) / 2 if self.undecided - low > self.tolerance else None
-        if not self._is_open(last):
+        if not last.is_open:
             if self.undecided == math.inf:
                 radius = low + self.step
                 self.step *= GROWTH

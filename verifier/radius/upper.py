@@ -80,7 +80,7 @@ NOTHING = Nearest(None, math.inf, "")
 
 def nearest_witnesses(network: Network | tuple[Graph, Graph, Replayer], balls: Balls, *, attacks: Attacks | None = None,
                       deadline: Deadline | None = None, seed: int = 0, device: torch.device | str | None = None,
-                      progress: Progress | None = None) -> list[Nearest]:
+                      ids: Tensor | None = None, progress: Progress | None = None) -> list[Nearest]:
     """The nearest confirmed unsafe point of every input that attacks find.
 
     network: read, or (graph, simplified, what replays the original). attacks: as `CHEAP` (the default) and
@@ -102,7 +102,7 @@ def nearest_witnesses(network: Network | tuple[Graph, Graph, Replayer], balls: B
             progress(done, len(sequence))
         if not i.numel() or deadline.passed():
             break
-        tried, success = asked.attack(name, settings, i, points, seed, deadline)
+        tried, success = asked.attack(name, settings, i, points, seed, i if ids is None else ids.to(i)[i], deadline)
         at = (success & (asked.distance(tried, i) < best)).nonzero().flatten()
         tried, far = asked.polished(tried[at], i[at], deadline)
         nearer = far < best[at]
@@ -154,13 +154,14 @@ class Asked:
         return cls(balls, x, torch.minimum(lower, x), torch.maximum(upper, x), ceil_to(lower, torch.float32),
                    floor_to(upper, torch.float32), attacked, real, as_model(real), replayer, goal, classes)
 
-    def attack(self, name: str, settings: Mapping[str, Any], i: Tensor, points: Tensor, seed: int, deadline: Deadline
-               ) -> tuple[Tensor, Tensor]:
-        """(points "P *shape" in float64, success "P") of an attack on inputs `i` "P", starting at `points`."""
+    def attack(self, name: str, settings: Mapping[str, Any], i: Tensor, points: Tensor, seed: int, ids: Tensor,
+               deadline: Deadline) -> tuple[Tensor, Tensor]:
+        """(points "P *shape" in float64, success "P") of an attack on inputs `i` "P" with the numbers `ids` "P",
+        starting at `points`."""
         mask, dtype = self.balls.mask, self.attacked.dtype
         threat = Threat(self.balls.norm, math.inf, self.balls.clip, None if mask is None else mask.to(self.x.device))
         result = attack_named(name, **settings).run(
-            self.attacked, self.x[i].to(dtype), self.criterion.index(i), threat, seed=seed, ids=i, deadline=deadline,
+            self.attacked, self.x[i].to(dtype), self.criterion.index(i), threat, seed=seed, ids=ids, deadline=deadline,
             starts=points.to(dtype))
         return result.x.double(), result.success
 

@@ -1,0 +1,1 @@
+"""What is asked of a network over one input set, one file a question: robust, reach, enclose, Lipschitz constant."""
