@@ -51,22 +51,38 @@ class Leaf:
         return sum(t.numel() * t.element_size() for t in (getattr(self, f.name) for f in fields(self)))
 
 
+@dataclass(frozen=True, eq=False)
+class Paused:
+    """What a search over one radius had not bounded yet, and what its pool held."""
+
+    radius: float
+    waiting: list[Domains]
+    pool: Domains | None
+
+    @property
+    def domains(self) -> list[Domains]:
+        return [*self.waiting, *([] if self.pool is None else [self.pool])]
+
+
 @dataclass(eq=False)
 class Leaves:
-    """The leaves of all trees so far over balls around one input. Those of a branch cover the whole space together, or
-    there are none of it.
+    """The leaves of all trees so far over balls around one input. Those of a branch cover the whole space together,
+    or there are none of it.
 
     A search over the ball of `radius` starts from `begin`, notes what it closes with `close`, what nothing decides with
     `keep`, and ends with `end`. Where that never comes, the leaves before count as they did. Above `budget` bytes all
-    are forgotten.
+    are forgotten. Where the next ball has the radius of the last one, the search goes on where it stopped, with all
+    that was proved in what it left open.
     """
 
     budget: int = BUDGET_BYTES
     kept: list[Leaf] = field(default_factory=list)
     radius: float = 0.0
     rounded: bool | None = None  # whether searches accounted for rounding when they closed what is closed here
+    paused: Paused | None = None
     _rest: list[Leaf] = field(default_factory=list)
     _new: list[Leaf] = field(default_factory=list)
+    _stuck: bool = False
 
     def __len__(self) -> int:
         return sum(len(leaf) for leaf in self.kept)
@@ -85,42 +101,52 @@ class Leaves:
         return out
 
     def begin(self, graph: Graph, layout: Layout, question: Question, roots: Domains,
-              intervals: Mapping[int, Interval]) -> list[Domains]:
-        """The domains from which a search starts: of each root (one branch of the only region) the leaves that are not
-        closed at `radius`, or itself where there are none. Parts differ in the slopes that they bring.
+              intervals: Mapping[int, Interval]) -> tuple[list[Domains], Domains | None]:
+        """The domains from which a search starts, and those that its pool starts with (None: nothing): of each root
+        (one branch of the only region) the leaves that are not closed at `radius`, or itself where there are none.
+        Parts differ in the slopes that they bring.
 
         intervals "1 *shape": proved over this ball, of all nodes of the layout."""
         assert question.tensors.sets.batch == 1, "one ball"
         slot = roots.open.long().argmax(1)
         branch = question.branches[0][slot].cpu()
-        self._rest, self._new = [], []
+        self._rest, self._new, self._stuck = [], [], False
         covered = torch.zeros(len(branch), dtype=torch.bool)
-        parts = []
+        asked: list[Leaf] = []
         for leaf in self.kept:
             covered |= torch.isin(branch, leaf.branch)
-            asked = torch.isin(leaf.branch, branch) & ~(leaf.closed_at >= self.radius)
-            self._rest.append(leaf.take(~asked))
-            if bool(asked.any()):
-                parts.append(_domains(leaf.take(asked), graph, layout, question, roots, intervals))
+            chosen = torch.isin(leaf.branch, branch) & ~(leaf.closed_at >= self.radius)
+            self._rest.append(leaf.take(~chosen))
+            asked.append(leaf.take(chosen))
         new = (~covered).nonzero().squeeze(1).to(roots.node.device)
-        return [roots.take(new), *parts] if len(new) else parts
+        paused, self.paused = self.paused, None
+        if paused is not None and paused.radius == self.radius and not len(new) \
+                and sum(map(len, asked)) == sum(map(len, paused.domains)):
+            return paused.waiting, paused.pool
+        parts = [_domains(leaf, graph, layout, question, roots, intervals) for leaf in asked if len(leaf)]
+        return [roots.take(new), *parts] if len(new) else parts, None
 
     def close(self, domains: Domains, question: Question) -> None:
         """These domains are closed at `radius`."""
         self._note(domains, question, self.radius)
 
     def keep(self, domains: Domains, question: Question) -> None:
-        """These domains are open."""
+        """These domains nothing decided."""
+        self._stuck = self._stuck or len(domains) > 0
         self._note(domains, question, -math.inf)
 
-    def end(self, question: Question, opened: list[Domains]) -> None:
-        """The search is over, and left `opened`."""
-        for domains in opened:
-            self.keep(domains, question)
+    def end(self, question: Question, waiting: list[Domains], pool: Domains | None) -> None:
+        """The search is over, and left open what was waiting and what its pool holds."""
+        paused = Paused(self.radius, waiting, pool)
+        for domains in paused.domains:
+            self._note(domains, question, -math.inf)
         self.kept = [leaf for leaf in (*self._rest, *self._new) if len(leaf)]
         self._rest, self._new = [], []
-        if self.bytes > self.budget:
+        room = self.budget - self.bytes
+        if room < 0:
             self.kept = []
+        fits = sum(domains.bytes for domains in paused.domains) <= room
+        self.paused = paused if fits and not self._stuck else None
 
     def _note(self, domains: Domains, question: Question, closed_at: float) -> None:
         if not len(domains):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -99,20 +99,25 @@ class Search:
         self._refused = 0
         self._least_refused = 0.0
 
-    def run(self, roots: Domains, *more: Domains) -> None:
-        """Search until nothing is open. What is still open when it stops lies in `pool` and `waiting`. more: roots with
-        other numbers of slopes."""
-        for part in (roots, *more):
+    def run(self, roots: Sequence[Domains], paused: Domains | None = None) -> None:
+        """Search until nothing is open. What is still open when it stops lies in `pool` and `waiting`.
+
+        roots: in parts that may differ in the number of their slopes; paused: what the pool of an earlier search of the
+        same question held."""
+        everything = [*roots, *([] if paused is None else [paused])]
+        for part in everything:
             self._cover(part)
             part.node = self.tree.nodes + torch.arange(len(part), device=part.node.device)
             self.tree.nodes += len(part)
         if self.recorder is not None:
-            self.recorder.begin(self.bounder, self.plan, roots)
-        self.waiting = [part.take(some) for part in (roots, *more)
+            self.recorder.begin(self.bounder, self.plan, roots[0])
+        self.waiting = [part.take(some) for part in roots
                         for some in torch.arange(len(part), device=part.node.device).split(self.batch)]
+        if paused is not None:
+            self.pool.push(paused)
         self._run()
         if self.leaves is not None and not self.moving:
-            self.leaves.end(self.bounder.question, self.open)
+            self.leaves.end(self.bounder.question, self.waiting, self.pool.all() if len(self.pool) else None)
         if self.recorder is not None:
             self.recorder.end(self.tree.nodes, self.complete and not self.found)
 

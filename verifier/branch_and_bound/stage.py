@@ -110,7 +110,7 @@ class BranchAndBoundStage:
             chosen = recorder.not_proved() if self.certify and recorder is not None else None
             roots = root_domains(problem, state, intervals, bounder, plan, chosen)
             if leaves is None:
-                search.run(roots)
+                search.run([roots])
             else:
                 search.run(*leaves.begin(problem.graph, layout, question, roots, intervals))
         finally:
@@ -127,7 +127,7 @@ class BranchAndBoundStage:
             return None
         rounded = self.is_rounded(problem)
         if self.leaves.rounded is not rounded:
-            self.leaves.kept, self.leaves.rounded = [], rounded
+            self.leaves.kept, self.leaves.paused, self.leaves.rounded = [], None, rounded
         return self.leaves
 
 

@@ -62,5 +62,5 @@ def engines_for(problem: Problem) -> tuple[Engine, ...]:
     loss tells best on convolutions, BaBSR on dense layers. Their trees share their leaves."""
     if plan_for(problem).inputs:
         return (TREE,)
-    trees = (TREE, BABSR) if is_convolutional(problem.graph) else (BABSR, TREE)
-    return (trees[0], PLANES, trees[1]) if problem.tensors.sets.is_box else trees
+    trees = (TREE,) if is_convolutional(problem.graph) else (BABSR, TREE)
+    return (*trees, PLANES) if problem.tensors.sets.is_box else trees

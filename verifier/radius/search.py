@@ -29,6 +29,7 @@ from verifier.radius.balls import Balls
 from verifier.radius.engines import ATTACK, CHEAP_NAMES, Engine, engines_for
 from verifier.radius.interval import RadiusInterval
 from verifier.radius.polish import nearer
+from verifier.radius.upper import THOROUGH, nearest_witnesses
 from verifier.strategy import Result, verify
 from verifier.verdict import Falsified, Reason, Verified
 from verifier.witness import Replayer
@@ -41,12 +42,14 @@ GLANCE = 1 / 48       # of the time: the slice of the first ball, mostly far too
 FIRST_SHARE = 1 / 12  # and of those after it
 LEAST_SLICE_S = 0.5
 DESCENT, DESCENT_SHARE = 0.02, 0.1  # steps of the attack, of the radius, and its share of the time
+THOROUGH_SHARE = 0.15  # of the time that is left, for the attacks that come later
 END_S = 0.1          # too little to begin anything
 CLOSE = 0.01         # of the radius: between a ball that is decided and one that is not, nothing more is tried
 LIKELY = 0.9         # of what a slice gained it is taken to gain again
 STAY = 0.4           # a slice that gained so much of what was lacking is doubled on the spot,
 STAY_SHARE = 0.25    # as long as it is no more than this of the time that is left
 INNER = (0.1, 0.8)   # shares of the bracket between which the next radius lies
+BEHIND = 3.0         # times what the best one lacks in the same slice: an engine that lacks more is not asked again
 SPENT = 0.5          # of a slice: an engine that stops before, by itself, gains nothing by more time
 GROWTH = 2.0         # of the steps upward, and of slices
 
@@ -125,6 +128,15 @@ class RadiusSearch:
             if self._ask(ATTACK, self.question(radius), radius).is_open:
                 return
 
+    def _attack(self) -> None:
+        """Attacks that look for the nearest witness once more, at length: where a ball could not be decided at a
+        glance, better witnesses bring the ends as near as better bounds do (seen: by 2 to 9 % on a convolutional
+        network)."""
+        limit = Deadline.starting_now(max(END_S, THOROUGH_SHARE * self.deadline.left()))
+        (found,) = nearest_witnesses((self.graph, self.simplified, self.replayer), self.ball, attacks=THOROUGH,
+                                     deadline=limit, seed=self.seed)
+        self.known = self.known.lowered(found.distance, found.evidence, found.by, found.witness)
+
     # ------------------------------------------------------------------ one ball
 
     def question(self, radius: float) -> Property:
@@ -140,7 +152,7 @@ class RadiusSearch:
             self.engines = list(engines_for(make_problem(
                 self.graph, prop, replayer=self.replayer, deadline=deadline, simplified=self.simplified)))
         able = [e for e in self.engines if radius < self.spent.get(e.name, math.inf)]
-        tried = able[:1] if self.beaten or self.undecided == math.inf else able
+        tried = able[:1] if self.beaten or self.step == math.inf else able
         attempts: list[Attempt] = []
         for engine in tried:
             if attempts and self.deadline.left() <= END_S:
@@ -154,15 +166,18 @@ class RadiusSearch:
                 self.spent[engine.name] = radius
         if not attempts:
             return None
-        self.beaten = self.beaten or len(tried) > 1
         best = max(attempts, key=lambda a: a.after)
+        if len(attempts) > 1:
+            self.beaten = True
+            behind = {a.engine for a in attempts if a.after < BEHIND * best.after}
+            self.engines = [e for e in self.engines if e.name not in behind]
         self.engines.sort(key=lambda e: e.name != best.engine)
         return best
 
     def _ask(self, engine: Engine, prop: Property, radius: float) -> Attempt:
         self.leaves.radius = radius
         if not self.reuses:
-            self.leaves.kept = []
+            self.leaves.kept, self.leaves.paused = [], None
         slice_s = min(self.slice_s, self.deadline.left())
         result = verify(self.graph, prop, replayer=self.replayer, simplified=self.simplified, seed=self.seed,
                         deadline=Deadline.starting_now(slice_s),
@@ -198,7 +213,12 @@ class RadiusSearch:
         return largest if largest < math.inf else GROWTH * max(self.known.lower, self.tolerance)
 
     def _next(self, last: Attempt | None, radius: float) -> float | None:
-        target, low = self._target(), self.known.lower
+        chosen = self._chosen(last, radius)
+        return None if chosen is None else min(chosen, self._target())
+
+    def _chosen(self, last: Attempt | None, radius: float) -> float | None:
+        """The radius that the last answer suggests."""
+        low = self.known.lower
         if last is None:
             self.undecided = min(self.undecided, radius)
             return (low + self.undecided) / 2 if self.undecided - low > self.tolerance else None
@@ -206,22 +226,24 @@ class RadiusSearch:
             if self.undecided == math.inf:
                 radius = low + self.step
                 self.step *= GROWTH
-                return min(target, radius)
+                return radius
             if self.undecided - low > self._near:
-                return min(target, (low + self.undecided) / 2)
+                return (low + self.undecided) / 2
         elif last.result.reason in (Reason.UNSUPPORTED, Reason.ERROR):
             return None
         elif self._is_promising(last):
             self.slice_s *= GROWTH
+            self.beaten = False
             return last.radius
         else:
             if self.step == math.inf:
                 self.slice_s, self.step = max(self.slice_s, self.later_s), 0.0
+                self._attack()
             self.undecided = min(self.undecided, last.radius)
             if self.undecided - low > self._near:
                 return self._within(last)
         # Nothing more is to be had from this slice.
-        radius, self.step = min(target, self.undecided), 2 * (self.undecided - low)
+        radius, self.step = self.undecided, 2 * (self.undecided - low)
         self.slice_s, self.undecided, self.beaten = GROWTH * self.slice_s, math.inf, False
         return radius
 

@@ -146,7 +146,8 @@ def test_leaves_of_another_kind_of_evidence_do_not_count(monkeypatch: pytest.Mon
     problem, state, _, _ = question(graph, low)
     leaves.radius = low
     seen = []
-    monkeypatch.setattr(Leaves, "begin", lambda self, g, l, q, roots, intervals: seen.append(len(self)) or [roots])
+    monkeypatch.setattr(Leaves, "begin",
+                        lambda self, g, l, q, roots, intervals: seen.append(len(self)) or ([roots], None))
     BranchAndBoundStage(plan_for(problem), leaves=leaves).run(problem, state)
     assert seen == [0] and leaves.rounded is False
 
@@ -161,3 +162,27 @@ def test_what_a_search_leaves_open_is_open_at_every_radius() -> None:
     for radius in (1.6 * least, 0.5 * least, 0.0):
         leaves.radius = radius
         assert not bool((leaves.closed(len(open_)) & open_.cpu()).any())
+
+
+def test_a_search_over_the_same_ball_goes_on_where_it_stopped() -> None:
+    graph = network("Relu", 0)
+    radius = 1.4 * crown_radius(graph)
+    leaves, forgetful = Leaves(), Leaves()
+    bounded, again = 0, 0
+    for _ in range(400):
+        problem, state = search(graph, radius, leaves, steps=12)
+        bounded += state.domains
+        assert leaves.paused is None or sum(map(len, leaves.paused.domains)) == sum(
+            int((leaf.closed_at < radius).sum()) for leaf in leaves.kept)
+        if not bool(state.open_branches(problem.tensors).any()) or state.witness is not None:
+            break
+    else:
+        pytest.fail("never ended")
+    for _ in range(400):
+        forgetful.paused = None
+        other, found = search(graph, radius, forgetful, steps=12)
+        again += found.domains
+        if not bool(found.open_branches(other.tensors).any()) or found.witness is not None:
+            break
+    assert (state.witness is None) == (found.witness is None)
+    assert bounded < again, "what was bounded in the ball is not bounded again"
