@@ -102,7 +102,9 @@ class BranchAndBoundStage:
         search = Search(bounder, rule_of(plan, affine), plan.batch, gate,
                         lambda: problem.deadline.left() < LAST_BATCH_S, progress, plan, self.exact, leaves)
         if leaves is not None:
-            state.branch_closed |= leaves.closed(problem.tensors.branches).to(state.branch_closed.device)
+            closed = leaves.closed(problem.tensors.branches).to(state.branch_closed.device)
+            state.branch_closed |= closed
+            state.branch_proved[closed] = state.branch_proved[closed].clamp(min=0)
             if not bool(state.open_branches(problem.tensors).any()):
                 return
         before = state.domains
