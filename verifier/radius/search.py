@@ -49,7 +49,7 @@ LIKELY = 0.9         # of what a slice gained it is taken to gain again
 STAY = 0.4           # a slice that gained so much of what was lacking is doubled on the spot,
 STAY_SHARE = 0.25    # as long as it is no more than this of the time that is left
 INNER = (0.1, 0.8)   # shares of the bracket between which the next radius lies
-BEHIND = 3.0         # times what the best one lacks in the same slice: an engine that lacks more is not asked again
+BEHIND = 2.5         # times what the best one lacks in the same slice: an engine that lacks more is not asked again
 SPENT = 0.5          # of a slice: an engine that stops before, by itself, gains nothing by more time
 GROWTH = 2.0         # of the steps upward, and of slices
 
