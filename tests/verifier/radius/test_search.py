@@ -13,6 +13,7 @@ import torch
 
 from bounds.graph import Graph
 from bounds.ops.linear import Linear
+from bounds.ops.relu import Relu
 from tests.bounds.networks import GraphBuilder
 from tests.verifier.radius.test_programmes import cases, truth
 from tests.verifier.test_oracle import ONE, GraphReplayer, Truth
@@ -138,3 +139,23 @@ def test_an_interval_only_shrinks() -> None:
 
 def test_each_slice_is_a_share_of_the_time() -> None:
     assert 0 < search.GLANCE < search.FIRST_SHARE < 0.5
+
+
+def test_inputs_of_thousands_are_searched_as_far_as_float32_tells_them_apart() -> None:
+    random = np.random.default_rng(0)
+    build = GraphBuilder((4,), torch.float64)
+    build.add(Linear(torch.from_numpy(random.normal(size=(8, 4)) / 1e4).float().double(),
+                     torch.from_numpy(random.normal(size=8)).float().double()))
+    build.add(Relu())
+    build.add(Linear(torch.from_numpy(random.normal(size=(3, 8))).float().double(),
+                     torch.from_numpy(random.normal(size=3)).float().double()))
+    graph = build.graph("large inputs")
+    replayer, met = GraphReplayer(graph), 0
+    for x in random.uniform(5000, 9000, (6, 4)).astype(np.float32):
+        label = int(replayer.run(x[None])[0].argmax())
+        found = safe_radius(graph, x, label, replayer=replayer, clip=(0.0, 10000.0), time_limit_s=10.0)
+        assert found.lower <= found.upper
+        if found.witness is not None:
+            met += 1
+            assert found.gap <= 4 * search.ULPS * float(np.spacing(np.float32(10000)))
+    assert met >= 3
