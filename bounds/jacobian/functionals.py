@@ -86,7 +86,8 @@ class Functionals:
         value = self.upper(found, start, torch.cat([L, -L]), row.repeat(2)) + paid.repeat(2)
         if self.question.rounded:
             value = value + (value.abs() + paid.repeat(2)) * (len(self._path) * torch.finfo(L.dtype).eps)
-        first, second = value.chunk(2)
+        # The prices of unbounded gradients are infinite, and no number where no coefficient meets them.
+        first, second = value.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).chunk(2)
         return first, second
 
     def _only_reader(self, i: int) -> int | None:

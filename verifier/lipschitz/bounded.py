@@ -19,7 +19,7 @@ from bounds.precision import full_precision
 from bounds.rounding import is_covered, is_priced
 from bounds.sets import InputSet
 from verifier.lipschitz.functions import OutputFunction
-from verifier.lipschitz.parts import linear_parts, values_at
+from verifier.lipschitz.parts import inner, linear_parts, values_at
 from verifier.lipschitz.range import Range
 from verifier.verdict import Evidence
 
@@ -42,7 +42,7 @@ def bounded_range(graph: Graph, sets: InputSet, function: OutputFunction, *, err
     C, c = (t.to(sets.lower) for t in function.rows(math.prod(graph.output_shape)))
     proved = function.enclosure(linear_parts(graph, sets, C, c, method)[0])
     rounded = method in PRICED_METHODS and is_priced(sets.dtype) and is_covered(graph)
-    points = _points(graph, sets, function, generator or torch.Generator(sets.device).manual_seed(0))
+    points = _points(graph, inner(sets), function, generator or torch.Generator(sets.device).manual_seed(0))
     value = _computed(graph, points, function)
     ends = points[[int(value.nan_to_num(nan=math.inf).argmin()), int(value.nan_to_num(nan=-math.inf).argmax())]]
     seen = values_at(graph, ends, function) if rounded else Interval(*2 * (_computed(graph, ends, function),))

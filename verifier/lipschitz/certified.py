@@ -61,6 +61,7 @@ def certified_constants(graph: Graph, sets: InputSet, functions: Sequence[Output
                                                   strict=True)):
         mine = parts[sum(sizes[:k]):sum(sizes[:k + 1])]
         worst, share = max(mine, key=lambda part: part.value), float(function.steepness(Interval(low, high))[0])
+        share = math.inf if math.isnan(share) else share  # of outputs that overflow nothing is known
         value = 0.0 if 0.0 in (worst.value, share) else worst.value if share == 1 else worst.value * share * UP
         found.append(Constant(value, min(part.evidence for part in mine), worst.method, time_s, worst.note))
     return found

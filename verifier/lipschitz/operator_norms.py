@@ -75,8 +75,19 @@ def matrix_norms(map: AffineMap) -> dict[tuple[float, float], float]:
     found[math.inf, 1.0] = float(rows.sum()) * up
     # Entries of W x are at most row sums, and |x|_2 <= sqrt(n) |x|_inf; from 2 to 1 the same of the transpose.
     for pair, sums, side in (((math.inf, 2.0), rows, map.shape[1]), ((2.0, 1.0), columns, map.shape[0])):
-        found[pair] = min(float(np.sqrt((sums ** 2).sum())), math.sqrt(side) * spectral) * up
+        found[pair] = min(_length(sums), math.sqrt(side) * spectral) * up
     return found
+
+
+def _length(v: Floats) -> float:
+    """The l_2 length of a vector >= 0, up to rounding; its squares neither overflow nor vanish."""
+    top = float(v.max(initial=0.0))
+    return top * float(np.sqrt(((v / top) ** 2).sum())) if 0 < top < math.inf else top
+
+
+def _product(a: float, b: float) -> float:
+    """a b of numbers >= 0, rounded up, also where it underflows."""
+    return max(a * b * UP, TINY) if a > 0 and b > 0 else 0.0
 
 
 def _lengths(size: sparse.csr_matrix, norm: float, axis: int) -> Floats:
@@ -156,12 +167,12 @@ def _forms(graph: Graph, norm_in: float, row: Tensor | None
             known = slopes(graph, node)
             exact = exact and known.exact
             steepest = float(known.steepest.max(initial=0.0))
-            own = {r: value * steepest * UP for r, value in below.items()}
+            own = {r: _product(value, steepest) for r, value in below.items()}
         elif isinstance(node.op, MaxPool):
             times = _overlap(graph, i)  # each input is the largest of at most so many windows
             own = {r: value * (1.0 if r == math.inf else times ** (1 / r) * UP) for r, value in below.items()}
         elif isinstance(node.op, Softmax):
-            own = {r: value * SOFTMAX for r, value in below.items()}
+            own = {r: _product(value, SOFTMAX) for r, value in below.items()}
         else:
             raise UnsupportedOperator(f"{graph.source}: {node.op.kind} ({node.name}) has no known Lipschitz constant")
         reach[i] = _embedded(own, math.prod(node.shape))
@@ -195,7 +206,7 @@ def _through(form: Mapping[int, AffineMap], reach: Mapping[int, Reach]) -> Reach
     """The constants of a sum of maps of nodes."""
     size = next(iter(form.values())).shape[0]
     norms = {s: matrix_norms(m) for s, m in form.items()}
-    each = {q: [min(reach[s][r] * norms[s][r, q] * UP for r in NORMS if reach[s][r] < math.inf) for s in form]
+    each = {q: [min(_product(reach[s][r], norms[s][r, q]) for r in NORMS if reach[s][r] < math.inf) for s in form]
             for q in NORMS}
     sums = {q: sum(values) * (1 + 4 * len(values) * 2.0 ** -53) for q, values in each.items()}
     if len(form) > 1:

@@ -13,6 +13,7 @@ from bounds.compute import compute_bounds
 from bounds.graph import Graph
 from bounds.ibp import propagate, rows_over
 from bounds.interval import Interval
+from bounds.ops.round_off import SPARE
 from bounds.sets import InputSet
 from verifier.lipschitz.functions import OutputFunction
 
@@ -36,3 +37,13 @@ def values_at(graph: Graph, x: Tensor, function: OutputFunction) -> Interval:
     C, c = (t.to(x) for t in function.rows(torch.Size(graph.output_shape).numel()))
     lower, upper = rows_over(graph, points, rows_of_every(points, C, c), propagate(graph, points))
     return function.enclosure(Interval(lower.view(x.shape[0], -1), upper.view(x.shape[0], -1)).uncrossed())
+
+
+def inner(sets: InputSet) -> InputSet:
+    """Balls smaller by so much that points which computing puts onto their edge lie inside the given ones, exactly."""
+    if sets.centre is None or sets.radius is None or sets.scale is not None:
+        return sets
+    centre = sets.centre.flatten(1)
+    size = centre.abs().amax(1) + sets.radius
+    lost = 2 * (centre.shape[1] + SPARE) * torch.finfo(size.dtype).eps * size  # of all coordinates and their sum
+    return InputSet(sets.lower, sets.upper, sets.centre, (sets.radius - lost).clamp(min=0), sets.p)

@@ -21,7 +21,7 @@ from bounds.precision import full_precision
 from bounds.rounding import is_covered, is_priced
 from bounds.sets import InputSet
 from verifier.lipschitz.functions import OutputFunction
-from verifier.lipschitz.parts import values_at
+from verifier.lipschitz.parts import inner, values_at
 from verifier.verdict import Evidence
 
 SAMPLES = 256
@@ -98,7 +98,7 @@ def steepest_pair(graph: Graph, sets: InputSet, function: OutputFunction, at: St
     halves = torch.arange(1, HALVINGS + 1, dtype=at.x.dtype, device=at.x.device)
     steps = (width * 0.5 ** halves).view(-1, *(1,) * at.x.dim()) * at.direction
     owner = torch.zeros(2 * HALVINGS, dtype=torch.long, device=at.x.device)
-    points = sets.project(torch.cat([at.x - steps, at.x + steps]), owner)
+    points = inner(sets).project(torch.cat([at.x - steps, at.x + steps]), owner)
     inside = sets.contains(points, owner)
     value = values_at(graph, points, function)
     first, second = points.chunk(2)

@@ -112,6 +112,15 @@ class Balls:
         length = torch.linalg.vector_norm(flat, ord=self.norm, dim=1)
         return length * (1 + (flat.shape[1] + 8) * 2.0**-52)
 
+    def inside(self, points: Tensor) -> Tensor:
+        """bool "N": which of the points "N *shape" lie in the clip range, exactly, and differ on free features only."""
+        here = points.to(self.x)
+        held = self.free | (here == self.x)
+        if self.clip is not None:
+            low, high = (fraction(float(end)) for end in self.clip)
+            held &= ~self.free | ((here >= round_up(low)) & (here <= round_down(high)))
+        return held.flatten(1).all(1)
+
     def rows(self, classes: int, dtype: torch.dtype = torch.float64) -> LinearRows:
         """`y_label - y_j` for every other class (or the target) of every input, one input's rows after the other: C
         "N*K m", owner "N*K". An input is safe where all its rows are > 0."""

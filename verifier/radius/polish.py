@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -25,8 +27,12 @@ def polished(network: tuple[Graph, Graph, Replayer], ball: Balls, point: Tensor,
 
 def nearer(network: tuple[Graph, Graph, Replayer], ball: Balls, witness: Witness, by: str, deadline: Deadline
            ) -> Nearest:
-    """The nearer of a witness of the only input and what polishing makes of it."""
+    """The nearer of a witness of the only input and what polishing makes of it.
+
+    A witness may lie where rounding put the ends of its set: outside the clip range it is none over the reals."""
     point = torch.from_numpy(witness.x).view_as(ball.x)
+    if not bool(ball.inside(point)):
+        witness = replace(witness, real_agrees=None)
     found = Nearest(witness, float(ball.distance(point)), by)
     moved = polished(network, ball, point, by, deadline)
     return moved if moved.distance < found.distance else found

@@ -35,11 +35,13 @@ from bounds.compute import PRICED_METHODS, compute_bounds
 from bounds.graph import Graph
 from bounds.rounding import is_covered
 from bounds.sets import InputSet
+from bounds.sets import round_down as floor_to
+from bounds.sets import round_up as ceil_to
 from verifier.attacks.criterion import Misclassified
 from verifier.attacks.registry import attack_named
 from verifier.attacks.threat import Threat
 from verifier.deadline import Deadline
-from verifier.exact import fraction
+from verifier.exact import fraction, round_down, round_up
 from verifier.logits import ranking_of
 from verifier.property import robustness
 from verifier.radius.balls import Balls
@@ -185,15 +187,22 @@ class _Search:
         return True
 
     def confirmed(self, point: NDArray[np.float64]) -> Witness | None:
-        """The point through the gate, on the whole range of the features that it changes, and no others."""
+        """The point through the gate, on the whole range of the features that it changes, and no others. Where rounding
+        takes it out of the range or moves other features, nothing is said of the reals."""
         assert self.balls.clip is not None
         x = self.x.numpy()
         low, high = (fraction(float(end)) for end in self.balls.clip)
+        first, last = (torch.tensor(end, dtype=torch.float64) for end in (round_up(low), round_down(high)))
+        kept = np.clip(point, float(ceil_to(first, torch.float32)), float(floor_to(last, torch.float32)))
+        point = np.where(point != x, kept, point)
         asked = robustness(x, int(self.balls.label[0]), high - low, classes=self.C.shape[1], clip=self.balls.clip,
                            mask=point.astype(np.float32) != x.astype(np.float32), target=self.balls.target)
         witness = confirm(point.reshape(self.balls.shape), asked, self.replayer,
                           real_check=lambda y, branch: real_agrees(self.graph, asked, y, branch))
-        return None if witness is None or witness.real_agrees is False else witness
+        if witness is None or witness.real_agrees is False:
+            return None
+        inside = bool(self.balls.inside(torch.from_numpy(witness.x).unsqueeze(0)))
+        return witness if inside else dataclasses.replace(witness, real_agrees=None)
 
     # ------------------------------------------------------------------ from below
 

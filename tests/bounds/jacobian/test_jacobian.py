@@ -357,3 +357,18 @@ def test_what_has_no_gradient_here_is_refused() -> None:
         jacobian_bounds(graph, sets, LinearRows(one.float()))
     with pytest.raises(ValueError, match="sets must have shape"):
         jacobian_bounds(graph, InputSet(-one[:, :1], one[:, :1]), LinearRows(one))
+
+
+@every_method
+def test_behind_a_jump_nothing_is_known_and_no_entry_is_no_number(method: str) -> None:
+    """The prices of affine operators before the jump are infinite, and meet coefficients that are zero."""
+    build = GraphBuilder((2,), torch.float64)
+    build.add(Linear(torch.eye(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)))
+    build.add(Softplus(1.0, 3.0))
+    build.add(Linear(torch.ones(1, 2, dtype=torch.float64), None))
+    at = torch.tensor([[2.0, -9.0]], dtype=torch.float64)
+    found = jacobian_bounds(build.graph(), InputSet(at, at + 2), LinearRows(torch.ones(1, 1, dtype=torch.float64)),
+                            method)
+    assert not bool((found.lower.isnan() | found.upper.isnan()).any())
+    assert float(found.lower[0, 0]) == -torch.inf
+    assert float(sup_norm(found, 1)) == torch.inf

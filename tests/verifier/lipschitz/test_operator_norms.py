@@ -182,3 +182,20 @@ def test_what_has_no_constant_is_refused_by_name() -> None:
 def test_evidence_says_that_a_drop_was_left_out() -> None:
     found = operator_norm_constant(random_dense(0, (2, 3, 1), Softplus(1.0, 20.0)))
     assert found.evidence is Evidence.FLOAT and "drop" in found.note
+
+
+@pytest.mark.parametrize("unit", [1e-160, 1e-300, 1e160])
+def test_squares_that_vanish_or_overflow_do_not_spoil_mixed_norms(unit: float) -> None:
+    """Sums of rows and of columns are squared."""
+    W = random(3, 4, seed=5).numpy()
+    true, found = matrix_norms(of_matrix(W)), matrix_norms(of_matrix(unit * W))
+    for pair, norm in true.items():
+        assert found[pair] == pytest.approx(unit * norm, rel=1e-9), pair
+    row = dense([torch.ones(1, 1), torch.tensor([[1.0], [1.0]]).double() * unit, torch.ones(1, 2)])
+    for norm_in in NORMS:
+        assert operator_norm_constant(row, norm_in=norm_in, norm_out=math.inf).value >= 2 * unit
+
+
+def test_constants_that_vanish_are_not_zero() -> None:
+    graph = dense([torch.full((2, 2), 1e-200, dtype=torch.float64), torch.full((1, 2), 1e-200, dtype=torch.float64)])
+    assert operator_norm_constant(graph).value > 0

@@ -151,3 +151,11 @@ def test_jumps_have_no_constant() -> None:
     graph = dense([torch.ones(2, 1), torch.ones(1, 2)], activation=Sign())
     with pytest.raises(UnsupportedOperator, match="Sign"):
         lipschitz_constant(graph, around(torch.zeros(1), 1.0))
+
+
+def test_of_outputs_that_overflow_nothing_is_known() -> None:
+    huge = torch.tensor([[1e160, 1.0], [1.0, -1e160]])
+    graph = dense([huge, huge])
+    box = InputSet(-torch.ones(1, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64))
+    for found in certified_constants(graph, box, [Confidence(0), Margin(0)], norm=2.0):
+        assert found.value == math.inf

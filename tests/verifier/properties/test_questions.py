@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from bounds.sets import InputSet, LpBall
 from tests.bounds.networks import random_graph
 from tests.verifier.lipschitz.networks import random_dense
 from verifier import Polytope, around, enclose, reach, reaches, robust
-from verifier.lipschitz.functions import Margin
+from verifier.lipschitz.bounded import bounded_range
+from verifier.lipschitz.functions import Logit, Margin
+from verifier.lipschitz.seen import steepest_pair, steepest_sample
 from verifier.verdict import Evidence
 
 
@@ -136,3 +139,19 @@ def test_many_features_are_bounded_without_a_search() -> None:
     found = reach(graph, around(torch.zeros(12), 0.5))
     assert found.method == "crown"
     assert all(r.boxes == 1 for r in found.ranges)
+
+
+@pytest.mark.parametrize("norm", [1.0, 2.0])
+def test_points_where_ends_are_seen_lie_in_the_ball_over_the_rationals(norm: float) -> None:
+    for seed in range(8):
+        graph = random_graph(seed, "dense", "Relu")
+        x = torch.randn(3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 10.0 ** (seed % 4)
+        ball = around(x, 0.3 + seed, norm=norm)
+        assert ball.centre is not None and ball.radius is not None
+        found = bounded_range(graph, ball, Logit(index=0))
+        at = steepest_sample(graph, ball, Logit(index=0), norm=norm)
+        pair = steepest_pair(graph, ball, Logit(index=0), at, norm=norm)
+        centre = [Fraction(v) for v in ball.centre.flatten().tolist()]
+        for point in (found.argmin, found.argmax, *(() if pair is None else (pair.first, pair.second))):
+            moved = [abs(Fraction(v) - c) ** int(norm) for v, c in zip(point.flatten().tolist(), centre, strict=True)]
+            assert sum(moved) <= Fraction(float(ball.radius)) ** int(norm), seed

@@ -84,3 +84,13 @@ def test_distances_are_never_too_small(norm: float, data: st.DataObject) -> None
 def test_wrong_use_is_told(change: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         balls([0.1, 0.2], **{"norm": math.inf, **change})  # type: ignore[arg-type]
+
+
+def test_inside_is_exact_at_the_ends_and_on_fixed_features() -> None:
+    x = torch.tensor([[0.05, 0.05]], dtype=torch.float64)
+    balls = Balls(x, torch.tensor([0]), clip=(0.0, 0.1), mask=torch.tensor([True, False]))
+    above = float(torch.tensor(0.1))  # as float32
+    below = float(torch.nextafter(torch.tensor(0.1), torch.tensor(0.0)))
+    for point, inside in (((below, 0.05), True), ((above, 0.05), False), ((0.0, 0.05), True), ((-1e-300, 0.05), False),
+                          ((0.0, 0.06), False)):
+        assert bool(balls.inside(torch.tensor([point], dtype=torch.float64))) is inside, point

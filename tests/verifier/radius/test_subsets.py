@@ -188,3 +188,24 @@ def test_wrong_use_is_told(change: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         l0_radius(graph, torch.tensor([0.25]), **{"label": 0, "clip": (0.0, 1.0), "replayer": GraphReplayer(graph),
                                                  **change})  # type: ignore[arg-type]
+
+
+def test_points_that_rounding_takes_out_of_the_range_are_none_over_the_reals() -> None:
+    """The float32 nearest to 0.1 lies above it; unsafe is what lies above 0.1 alone."""
+    end = float(np.float32(0.1))
+    build = GraphBuilder((1,), torch.float32)
+    build.add(Linear(torch.tensor([[0.0], [8.0]]), torch.tensor([-5e-9, -8 * end])))
+    graph = build.graph("edge")
+    ball = Balls(torch.tensor([[0.05]]), torch.tensor([0]), clip=(0.0, 0.1))
+    search = _Search(graph.to(dtype=torch.float64), ball, GraphReplayer(graph), "crown", Deadline(),
+                     lambda interval: None, RadiusInterval())
+    assert not search.propose(torch.tensor([0.1], dtype=torch.float64), "given")
+
+
+def test_a_fixed_feature_that_is_no_float32_proves_nothing_over_the_reals() -> None:
+    build = GraphBuilder((2,), torch.float32)
+    build.add(Linear(torch.eye(2), torch.zeros(2)))
+    graph = build.graph("eye")
+    found = l0_radius(graph, torch.tensor([0.7, 0.2], dtype=torch.float64), 0, clip=(0.0, 1.0),
+                      replayer=GraphReplayer(graph), mask=torch.tensor([True, False]))
+    assert found.upper == 1 and found.upper_evidence is Evidence.FLOAT

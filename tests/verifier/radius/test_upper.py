@@ -22,8 +22,10 @@ from tests.verifier.test_oracle import GraphReplayer
 from verifier.deadline import Deadline
 from verifier.exact import fraction
 from verifier.radius.balls import Balls
+from verifier.radius.polish import nearer
 from verifier.radius.upper import NOTHING, Attacks, Bracket, Nearest, nearest_witnesses
 from verifier.verdict import Evidence
+from verifier.witness import Witness
 
 NORMS = [math.inf, 2.0, 1.0]
 SLACK = 1e-9  # of closed forms in float64
@@ -269,3 +271,13 @@ def test_wrong_use_is_told(change: dict[str, object], says: str) -> None:
     given = {"x": torch.tensor([[0.75, 0.25]]), "label": torch.tensor([0]), **change}
     with pytest.raises(ValueError, match=says):
         nearest_witnesses(network(graph), Balls(**given))  # type: ignore[arg-type]
+
+
+def test_a_witness_that_rounding_took_out_of_the_range_proves_nothing_over_the_reals() -> None:
+    """Unsafe is what lies above 0.1 alone, as the float32 nearest to 0.1 does."""
+    above = np.array([0.1], np.float32)
+    graph = graph_of(torch.tensor([[0.0], [8.0]]), torch.tensor([-5e-9, -8 * float(above[0])]), (1,))
+    ball = Balls(torch.tensor([[0.05]]), torch.tensor([0]), clip=(0.0, 0.1))
+    witness = Witness(above, np.zeros(2, np.float32), 0, 0.0, 1.5e-9, True)
+    found = nearer(network(graph), ball, witness, "given", Deadline())
+    assert found.witness is not None and found.evidence is Evidence.FLOAT
