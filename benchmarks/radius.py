@@ -147,14 +147,11 @@ def by_clever(case: Case, balls: Balls) -> Entry:
 
 def by_milp(case: Case, balls: Balls) -> Entry:
     """Mixed-integer programmes."""
-    from verifier.milp_radius import milp_radius
-
-    from verifier.verdict import Evidence
-    norm: Any = next(name for name, p in NORMS.items() if p == case.norm)
-    found = milp_radius(case.network.graph, balls.x[0].float().numpy(), int(balls.label[0]),
-                        replayer=case.network.replayer, most=float(case.most(balls)), norm=norm, clip=CLIP,
-                        time_limit_s=case.limit_s, seed=case.seed)
-    return {**lower_end(found.lower, Evidence.FLOAT), **upper_end(found.upper, Evidence.FLOAT)}
+    from verifier.radius.interval import RadiusInterval
+    from verifier.radius.programmes import by_programmes
+    found = by_programmes(case.network.graph, case.network.simplified, case.network.replayer, balls, RadiusInterval(),
+                          most=float(case.most(balls)), deadline=case.deadline, seed=case.seed)
+    return {**lower_end(found.lower, found.lower_evidence), **upper_end(found.upper, found.upper_evidence)}
 
 
 def by_attacks(case: Case, balls: Balls) -> list[Entry]:

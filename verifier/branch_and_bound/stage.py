@@ -92,7 +92,7 @@ class BranchAndBoundStage:
                           contractor=contractor, recorder=recorder, confirmer=confirmer,
                           rounded=True if plan.inputs and problem.rounded else None)
         progress = _Progress(problem)
-        leaves = self._reused(plan, problem, recorder)
+        leaves = self._reused(plan, problem, recorder) if set(layout.nodes) <= set(intervals) else None
 
         def gate(x: Tensor) -> bool:
             if self.certify:
@@ -125,7 +125,8 @@ class BranchAndBoundStage:
         that became chains on what was proved there, and a proof file tells of one tree."""
         halved = plan.inputs or plan.joint or problem.tensors.sets.batch > 1
         pools = any(isinstance(node.op, MaxPool) for node in problem.graph.nodes)
-        if self.leaves is None or halved or pools or recorder is not None or self.certify:
+        other = recorder is not None or self.certify or self.exact is not None
+        if self.leaves is None or halved or pools or other:
             return None
         rounded = self.is_rounded(problem)
         if self.leaves.rounded is not rounded:

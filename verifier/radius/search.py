@@ -46,7 +46,7 @@ THOROUGH_SHARE = 0.15  # of the time that is left, for the attacks that come lat
 END_S = 0.1          # too little to begin anything
 CLOSE = 0.01         # of the radius: between a ball that is decided and one that is not, nothing more is tried
 LIKELY = 0.9         # of what a slice gained it is taken to gain again
-STAY = 0.4           # a slice that gained so much of what was lacking is doubled on the spot,
+STAY = 0.6           # a slice that gained so much of what was lacking is doubled on the spot,
 STAY_SHARE = 0.25    # as long as it is no more than this of the time that is left
 INNER = (0.1, 0.8)   # shares of the bracket between which the next radius lies
 BEHIND = 2.5         # times what the best one lacks in the same slice: an engine that lacks more is not asked again
@@ -98,7 +98,9 @@ class RadiusSearch:
         self.engines: list[Engine] = []
         # Witnesses are float32 points of a box that is rounded to float32: nearer than that to the last one, it would
         # only be found again.
-        reach = float(self.ball.x.abs().max()) + min(self.known.upper, float(self.ball.largest[0]))
+        largest = float(self.ball.x.abs().max())
+        self.furthest = float(np.finfo(np.float32).max) / 2 - largest  # inputs of balls beyond are no float32
+        reach = largest + min(self.known.upper, float(self.ball.largest[0]))
         self.resolution = ULPS * float(np.spacing(np.float32(reach))) if reach < math.inf else 0.0
         self.slice_s = max(LEAST_SLICE_S, GLANCE * self.deadline.left())
         self.later_s = max(LEAST_SLICE_S, FIRST_SHARE * self.deadline.left())
@@ -113,7 +115,8 @@ class RadiusSearch:
         self._descend()
         radius: float | None = self._target()
         enough = max(self.tolerance, self.resolution)
-        while radius is not None and self.known.gap > enough and self.deadline.left() > END_S:
+        while radius is not None and radius <= self.furthest and self.known.gap > enough \
+                and self.deadline.left() > END_S:
             if self.progress is not None:
                 self.progress(self.known, radius)
             radius = self._next(self._decide(radius), radius)

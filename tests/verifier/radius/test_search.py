@@ -159,3 +159,12 @@ def test_inputs_of_thousands_are_searched_as_far_as_float32_tells_them_apart() -
             met += 1
             assert found.gap <= 4 * search.ULPS * float(np.spacing(np.float32(10000)))
     assert met >= 3
+
+
+@pytest.mark.parametrize("norm", [math.inf, 2.0])
+def test_without_a_range_nothing_unsafe_ends_where_float32_does(norm: float) -> None:
+    build = GraphBuilder((2,), torch.float32)
+    build.add(Linear(torch.zeros(2, 2), torch.tensor([1.0, 0.0])))
+    graph = build.graph("constant")
+    found = safe_radius(graph, np.array([0.5, 0.5]), 0, replayer=GraphReplayer(graph), norm=norm, time_limit_s=10.0)
+    assert 1e30 < found.lower < math.inf and found.upper == math.inf
