@@ -12,6 +12,7 @@ from tests.bounds.networks import ACTIVATIONS, GraphBuilder
 from tests.verifier.branch_and_bound.cases import problem_of
 from tests.verifier.test_oracle import GraphReplayer
 from verifier import robustness
+from verifier.branch_and_bound.bounding import Question
 from verifier.branch_and_bound.domains import Layout, sets_lower, sets_upper
 from verifier.branch_and_bound.leaves import Leaves
 from verifier.branch_and_bound.plan import plan_for
@@ -186,3 +187,44 @@ def test_a_search_over_the_same_ball_goes_on_where_it_stopped() -> None:
             break
     assert (state.witness is None) == (found.witness is None)
     assert bounded < again, "what was bounded in the ball is not bounded again"
+
+
+def stopped(graph: Graph, radius: float) -> Leaves:
+    """A search that was stopped, with something in its pool."""
+    leaves = Leaves()
+    for steps in range(4, 40):
+        search(graph, radius, leaves, steps=steps)
+        if leaves.paused is not None and leaves.paused.pool is not None:
+            return leaves
+    raise AssertionError("no search was stopped in its middle")
+
+
+def test_what_a_search_left_open_in_one_ball_is_bounded_anew_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = network("Relu", 0)
+    radius = 1.4 * crown_radius(graph)
+    begin, pools = Leaves.begin, []
+
+    def seen(self: Leaves, *given: object) -> object:
+        answer = begin(self, *given)  # type: ignore[arg-type]
+        pools.append(answer[1])
+        return answer
+    for factor, kept in ((1.0, True), (1.1, False), (0.97, False)):
+        leaves = stopped(graph, radius)
+        with monkeypatch.context() as patch:
+            patch.setattr(Leaves, "begin", seen)
+            search(graph, factor * radius, leaves, steps=12)
+        assert (pools[-1] is not None) is kept
+
+
+def test_what_nothing_decided_is_open_and_asked_again() -> None:
+    graph = network("Relu", 0)
+    radius = 1.4 * crown_radius(graph)
+    paused = stopped(graph, radius).paused
+    assert paused is not None and paused.pool is not None
+    problem, _, _, _ = question(graph, radius)
+    asked = Question.of(problem.tensors)
+    leaves = Leaves(radius=radius)
+    leaves.keep(paused.pool, asked)
+    leaves.end(asked, [], None)
+    assert len(leaves) == len(paused.pool) and leaves.paused is None
+    assert not bool(leaves.closed(problem.tensors.branches).any())
