@@ -104,13 +104,14 @@ def test_steepness_covers_gradients_in_the_parts(seed: int, label: int, width: f
         assert bool((slope.abs().sum(1) <= steep * (1 + 1e-12)).all())
 
 
-def test_confidence_far_from_one_half_is_flat() -> None:
-    """2 outputs, z = y_1 - y_0 = x: dp/dx = p (1 - p), here at most that at x = -5 + 0.1."""
+@pytest.mark.parametrize(("centre", "radius", "steepest"), [
+    (-5.0, 0.1, -4.9), (5.0, 0.1, 4.9), (2.0, 1.0, 1.0), (-2.0, 1.0, -1.0), (0.5, 3.0, 0.0), (-0.5, 3.0, 0.0)])
+def test_confidence_is_steepest_where_it_is_nearest_to_one_half(centre: float, radius: float, steepest: float) -> None:
+    """2 outputs, z = y_1 - y_0 = x: dp/dx = p (1 - p)."""
     graph = dense([torch.tensor([[0.0], [1.0]])])
-    x = torch.full((1,), -5.0)
-    found = lipschitz_constant(graph, around(x, 0.1), functions=[Confidence(1)])
-    p = 1 / (1 + math.exp(4.9))
-    assert p * (1 - p) <= found.largest.value <= p * (1 - p) * (1 + 1e-6)
+    found = lipschitz_constant(graph, around(torch.full((1,), centre), radius), functions=[Confidence(1)])
+    p = 1 / (1 + math.exp(-steepest))
+    assert p * (1 - p) * (1 - 1e-12) <= found.largest.value <= p * (1 - p) * (1 + 1e-6)
 
 
 def test_features_that_stay_do_not_count() -> None:
