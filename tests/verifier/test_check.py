@@ -226,7 +226,8 @@ def drop_certificate(content: Blocks) -> None:
 
 
 def drop_block(content: Blocks) -> None:
-    content.pop(next(k for k, (head, _) in enumerate(content) if head["block"] == "nodes"))
+    """The last of those with nodes: what was found at the root, which comes first, the others need not rest on."""
+    content.pop(max(k for k, (head, _) in enumerate(content) if head["block"] == "nodes"))
 
 
 def drop_end(content: Blocks) -> None:

@@ -60,12 +60,9 @@ def test_input_splits_are_accepted(tmp_path: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize("cuts", [True, False])
-@pytest.mark.parametrize("refresh", [True, False])
 @pytest.mark.parametrize("seed", range(2))
-def test_neuron_splits_are_accepted(tmp_path: Path, seed: int, refresh: bool, cuts: bool,
-                                    monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neuron_splits_are_accepted(tmp_path: Path, seed: int, cuts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "CUT_ENTRIES", plan.CUT_ENTRIES * cuts)
-    monkeypatch.setattr(plan, "SMALL_NEURONS", plan.SMALL_NEURONS * refresh)
     net = random_network(tmp_path / "n.onnx", [24, 10, 8, 2], seed)
     proved(tmp_path, net, upper_spec(net, 24, 2, 0.35))
 

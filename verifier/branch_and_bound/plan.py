@@ -15,8 +15,6 @@ from verifier.branch_and_bound.domains import Layout, is_free
 from verifier.problem import Problem
 
 FEW_INPUTS = 20             # so few inputs that bisecting them narrows every neuron soon
-SMALL_NEURONS = 3_000       # below, bounding all neurons anew in every domain pays for itself
-REFRESH_COST = 3_000_000    # coefficients that one domain's neuron rows may touch on their way
 BATCH_ENTRIES = 1 << 25     # numbers that one batch of domains may hold
 LARGEST_BATCH = 2048
 CUT_ENTRIES = 1 << 17       # coefficients of the affine neurons up to which cutting each of them pays
