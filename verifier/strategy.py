@@ -149,7 +149,7 @@ def verify(
     deadline = deadline or Deadline.starting_now(time_limit_s)
     if isinstance(method, str):
         check_method(method, branching)
-        check_claim(claim, method, evidence, proof is not None)
+    check_claim(claim, method, evidence, proof is not None)
     problem: Problem | None = None
     state: State | None = None
     logs: list[StageLog] = []
@@ -220,10 +220,13 @@ def verify(
     )
 
 
-def check_claim(claim: Claim, method: str, evidence: Evidence | None, proof: bool) -> None:
+def check_claim(claim: Claim, method: str | Strategy, evidence: Evidence | None, proof: bool) -> None:
     """Refuse what cannot speak about float32."""
     if claim is Claim.REAL:
         return
+    if not isinstance(method, str):
+        raise ValueError("claim float32: nobody knows whether stages of the caller's own account for float32's "
+                         "rounding; name a method")
     known = ("auto", "attack", "bab", *PRICED_METHODS)
     if method not in known:
         raise ValueError(f"claim float32: method {method} knows nothing of float32's rounding; use one of "

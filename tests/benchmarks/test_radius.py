@@ -51,9 +51,9 @@ def test_what_is_not_certified_counts_as_zero() -> None:
 
 def test_the_table_measures_gaps_to_the_nearest_witness() -> None:
     text = table([entry("attacks", upper=0.5), entry("crown", lower=0.2), entry("milp", lower=0.3, upper=0.4)])
-    cells = {line.split("|")[2].strip(): [c.strip() for c in line.split("|")[5:9]] for line in text.splitlines()[2:]}
-    assert cells == {"attacks": ["", "0.5000", "", "1"], "crown": ["0.2000", "", "0.2000", "1"],
-                     "milp": ["0.3000", "0.4000", "0.1000", "1"]}
+    cells = {line.split("|")[2].strip(): [c.strip() for c in line.split("|")[5:10]] for line in text.splitlines()[2:]}
+    assert cells == {"attacks": ["", "0.5000", "", "", "1"], "crown": ["0.2000", "", "0.2000", "50.00%", "1"],
+                     "milp": ["0.3000", "0.4000", "0.1000", "25.00%", "1"]}
 
 
 def test_reuse_is_compared_where_both_know_both_ends() -> None:

@@ -213,6 +213,13 @@ def test_methods_that_know_nothing_of_it_are_refused(tmp_path: Path) -> None:
             ask(net, spec([(0.0, 1.0)], 1, "(<= Y_0 -1.0)"), Claim.FLOAT32, method)
 
 
+def test_stages_of_the_callers_own_are_refused(tmp_path: Path) -> None:
+    net = save_network(tmp_path / "net.onnx", [(np.array([[1.0]]), np.zeros(1))])
+    with pytest.raises(ValueError, match="name a method"):
+        verify(Graph.from_onnx(net), read_vnnlib(spec([(0.0, 1.0)], 1, "(<= Y_0 -1.0)").encode()), replayer=net,
+               method=lambda problem: (), claim=Claim.FLOAT32)
+
+
 def test_a_module_is_asked_about_in_float32_as_well() -> None:
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))

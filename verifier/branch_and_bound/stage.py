@@ -128,7 +128,7 @@ class BranchAndBoundStage:
         other = recorder is not None or self.certify or self.exact is not None
         if self.leaves is None or halved or pools or other:
             return None
-        rounded = self.is_rounded(problem)
+        rounded = problem.rounded and self.is_rounded(problem)
         if self.leaves.rounded is not rounded:
             self.leaves.kept, self.leaves.paused, self.leaves.rounded = [], None, rounded
         return self.leaves

@@ -123,8 +123,8 @@ class RadiusSearch:
         return self.known
 
     def _descend(self) -> None:
-        """Attack ever smaller balls: whatever is unsafe in one, polished, is a nearer witness than attacks find that
-        look for the nearest from the start (seen: by a tenth on convolutional networks)."""
+        """Attack ever smaller balls: whatever is unsafe in one, polished, is mostly a nearer witness than attacks find
+        that look for the nearest from the start."""
         until = self.deadline.left() * (1 - DESCENT_SHARE)
         while self.known.upper < math.inf and self.known.gap > self.tolerance and self.deadline.left() > until:
             radius = max(self.known.upper * (1 - DESCENT), (self.known.lower + self.known.upper) / 2)
@@ -133,14 +133,18 @@ class RadiusSearch:
 
     def _attack(self) -> None:
         """Attacks that look for the nearest witness once more, at length: where a ball could not be decided at a
-        glance, better witnesses bring the ends as near as better bounds do (seen: by 2 to 9 % on a convolutional
-        network)."""
+        glance, better witnesses bring the ends as near as better bounds do."""
         limit = Deadline.starting_now(max(END_S, THOROUGH_SHARE * self.deadline.left()))
         (found,) = nearest_witnesses((self.graph, self.simplified, self.replayer), self.ball, attacks=THOROUGH,
                                      deadline=limit, seed=self.seed)
         self.known = self.known.lowered(found.distance, found.evidence, found.by, found.witness)
 
     # ------------------------------------------------------------------ one ball
+
+    @property
+    def _slice(self) -> float:
+        """Seconds for one engine and ball. Time may run out between a check and here: never 0."""
+        return max(END_S, min(self.slice_s, self.deadline.left()))
 
     def question(self, radius: float) -> Property:
         """That no point within the radius is unsafe."""
@@ -151,7 +155,7 @@ class RadiusSearch:
         slices of this length. None: whatever could be tried has shown that more time changes nothing."""
         prop = self.question(radius)
         if not self.engines:
-            deadline = Deadline.starting_now(max(END_S, self.deadline.left()))
+            deadline = Deadline.starting_now(self._slice)
             self.engines = list(engines_for(make_problem(
                 self.graph, prop, replayer=self.replayer, deadline=deadline, simplified=self.simplified)))
         able = [e for e in self.engines if radius < self.spent.get(e.name, math.inf)]
@@ -160,7 +164,7 @@ class RadiusSearch:
         for engine in tried:
             if attempts and self.deadline.left() <= END_S:
                 break
-            slice_s = min(self.slice_s, self.deadline.left())
+            slice_s = self._slice
             attempts.append(self._ask(engine, prop, radius))
             if not attempts[-1].is_open:
                 self.engines.sort(key=lambda e: e is not engine)
@@ -172,7 +176,8 @@ class RadiusSearch:
         best = max(attempts, key=lambda a: a.after)
         if len(attempts) > 1:
             self.beaten = True
-            behind = {a.engine for a in attempts if a.after < BEHIND * best.after}
+            # A bound above 0 decides the ball; where better evidence denied that, it tells nothing about engines.
+            behind = {a.engine for a in attempts if a.after < BEHIND * min(best.after, 0.0)}
             self.engines = [e for e in self.engines if e.name not in behind]
         self.engines.sort(key=lambda e: e.name != best.engine)
         return best
@@ -181,9 +186,8 @@ class RadiusSearch:
         self.leaves.radius = radius
         if not self.reuses:
             self.leaves.kept, self.leaves.paused = [], None
-        slice_s = min(self.slice_s, self.deadline.left())
         result = verify(self.graph, prop, replayer=self.replayer, simplified=self.simplified, seed=self.seed,
-                        deadline=Deadline.starting_now(slice_s),
+                        deadline=Deadline.starting_now(self._slice),
                         method=lambda problem: engine.stages(problem, self.leaves))
         before = max((s.lower for s in result.stages if s.name in CHEAP_NAMES), default=-math.inf)
         known = self.known

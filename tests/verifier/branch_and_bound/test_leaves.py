@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -151,6 +153,16 @@ def test_leaves_of_another_kind_of_evidence_do_not_count(monkeypatch: pytest.Mon
                         lambda self, g, l, q, roots, intervals: seen.append(len(self)) or ([roots], None))
     BranchAndBoundStage(plan_for(problem), leaves=leaves).run(problem, state)
     assert seen == [0] and leaves.rounded is False
+
+
+def test_leaves_closed_without_a_price_do_not_count_where_rounding_does() -> None:
+    graph = network("Relu", 0)
+    problem, state, _, _ = question(graph, 0.5 * crown_radius(graph))
+    leaves = Leaves(radius=0.5 * crown_radius(graph))
+    BranchAndBoundStage(plan_for(problem), leaves=leaves).run(replace(problem, rounded=False), state)
+    assert leaves.rounded is False
+    BranchAndBoundStage(plan_for(problem), leaves=leaves).run(problem, state)
+    assert leaves.rounded is True
 
 
 def test_what_a_search_leaves_open_is_open_at_every_radius() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
@@ -20,11 +21,12 @@ from tests.verifier.test_oracle import ONE, GraphReplayer, Truth
 from verifier import Evidence, safe_radius
 from verifier.deadline import Deadline
 from verifier.demo import EXAMPLES
-from verifier.property import Region, Row
+from verifier.property import Property, Region, Row
 from verifier.radius import search
 from verifier.radius.balls import Balls
+from verifier.radius.engines import Engine
 from verifier.radius.interval import Contradiction, RadiusInterval
-from verifier.radius.search import RadiusSearch
+from verifier.radius.search import Attempt, RadiusSearch
 from verifier.witness import OnnxReplayer, Witness
 
 NORM = {"inf": math.inf, "2": 2.0, "1": 1.0}
@@ -139,6 +141,32 @@ def test_an_interval_only_shrinks() -> None:
 
 def test_each_slice_is_a_share_of_the_time() -> None:
     assert 0 < search.GLANCE < search.FIRST_SHARE < 0.5
+
+
+def test_time_that_runs_out_before_a_ball_ends_no_run() -> None:
+    finder, _ = searched(1, limit_s=1e-3)
+    finder.deadline = Deadline(1e-3, time.monotonic() - 1)
+    found = finder._decide(0.01)
+    assert found is not None and found.result.time_s < 5.0
+
+
+def test_an_engine_whose_verdict_clashed_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bound is above 0, but better evidence denied it: that removes no engine."""
+    finder, _ = searched(1, limit_s=1e-3)
+    finder._decide(0.01)
+    names = {engine.name for engine in finder.engines}
+
+    def answer(self: RadiusSearch, engine: Engine, prop: Property, radius: float) -> Attempt:
+        after = 1.0 if engine.name == "tilted" else -0.5
+        return Attempt(radius, engine.name, open_result, -1.0, after, gained=False)
+    open_result = finder.attempts[-1].result
+    finder.deadline, finder.slice_s, finder.beaten, finder.step = Deadline.starting_now(60.0), 0.0, False, 1.0
+    finder.spent.clear()
+    monkeypatch.setattr(RadiusSearch, "_ask", answer)
+    assert "tilted" in names
+    best = finder._decide(0.02)
+    assert best is not None and best.engine == "tilted"
+    assert finder.engines[0].name == "tilted"
 
 
 def test_inputs_of_thousands_are_searched_as_far_as_float32_tells_them_apart() -> None:
