@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bounds.backward import Backward
+from bounds.backward import Backward, Block
 from bounds.bounds import Bounds, LinearRows
 from bounds.final import output_rows, owner_of
 from bounds.graph.graph import Graph
@@ -36,13 +36,27 @@ def bounding_box(sets: InputSet) -> Interval:
     return ball.meet(Interval(sets.lower, sets.upper))
 
 
-def propagate(graph: Graph, sets: InputSet, *, given: Mapping[int, Interval] | None = None) -> list[Interval]:
-    """An enclosure "B *shape" of every node over each set, met with the `given` (proved) ones on the way."""
+def propagate(graph: Graph, sets: InputSet, *, given: Mapping[int, Interval] | None = None, rounded: bool = True
+              ) -> list[Interval]:
+    """An enclosure "B *shape" of every node over each set, met with the `given` (proved) ones on the way. Not
+    `rounded`: in ordinary floating point, at half the price (training needs no more)."""
     intervals: list[Interval] = []
     for i, node in enumerate(graph.nodes):
-        interval = image(graph, i, {j: intervals[j] for j in node.inputs}) if i else bounding_box(sets)
+        if not i:
+            interval = bounding_box(sets)
+        elif rounded:
+            interval = image(graph, i, {j: intervals[j] for j in node.inputs})
+        else:
+            interval = node.op.interval(*(intervals[j] for j in node.inputs))
         intervals.append(interval.meet(given[i]) if given and i in given else interval)
     return intervals
+
+
+def margin_bounds(graph: Graph, sets: InputSet, rows: LinearRows, intervals: Sequence[Interval]) -> Tensor:
+    """Lower bounds "N" of rows of outputs alone, joined with the last affine operators, in ordinary floating point."""
+    engine = Backward(graph, sets, rounded=False)
+    engine.enclosures.update(enumerate(intervals))
+    return engine.behind_affine(Block(graph.output, output_rows(engine, rows)))
 
 
 def rows_over(graph: Graph, sets: InputSet, rows: LinearRows, intervals: Sequence[Interval]) -> tuple[Tensor, Tensor]:

@@ -78,7 +78,7 @@ class Apgd(Attack):
         i = run.open_examples()
         if not i.numel():
             return
-        first = run.gradient(random_start(run, i), i, loss)
+        first = run.gradient(random_start(run.room, run.draws, i), i, loss)
         sparse = run.room.norm == 1.0
         none, rooms = torch.zeros_like(first.value), run.room
         s = _State(i, first.x, first.x, first.slope, first.x, first.slope, first.value, first.value,

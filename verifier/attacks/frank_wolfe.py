@@ -42,7 +42,7 @@ class FrankWolfe(Attack):
         loss = run.loss(self.loss)
         for restart in range(self.restarts):
             i = run.open_examples()
-            x = random_start(run, i) if self.random_start or restart else run.x0[i]
+            x = random_start(run.room, run.draws, i) if self.random_start or restart else run.x0[i]
             mean = torch.zeros_like(x)
             for k in range(self.steps):
                 if not i.numel() or run.deadline.passed():

@@ -49,7 +49,7 @@ class Pgd(Attack):
             if not i.numel():
                 return
             loss = run.loss(self.loss)
-            x = random_start(run, i) if self.random_start or restart else run.x0[i]
+            x = random_start(run.room, run.draws, i) if self.random_start or restart else run.x0[i]
             self._ascend(run, x, i, loss)
 
     def _ascend(self, run: Run, x: Tensor, i: Tensor, loss: Loss) -> None:

@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from verifier.attacks.draws import Draws
 from verifier.attacks.run import Run
+from verifier.attacks.threat import Room
 
 
 def steepest(slope: Tensor, norm: float, free: Tensor) -> Tensor:
@@ -21,20 +23,19 @@ def steepest(slope: Tensor, norm: float, free: Tensor) -> Tensor:
     return slope / length.view(-1, *(1,) * (slope.dim() - 1))
 
 
-def random_start(run: Run, owner: Tensor) -> Tensor:
+def random_start(room: Room, draws: Draws, owner: Tensor) -> Tensor:
     """A random point of each example's set: uniform in the box (inf), or in the ball and then into the box (2, 1)."""
-    room = run.room
     size, dtype = room.shape, room.x0.dtype
     if room.norm == math.inf:
         low, high = room.lower[owner], room.upper[owner]
-        return low + (high - low) * run.draws.uniform(owner, size, dtype)
+        return low + (high - low) * draws.uniform(owner, size, dtype)
     if room.norm == 2.0:
-        z = run.draws.normal(owner, size, dtype)
+        z = draws.normal(owner, size, dtype)
     else:
-        z = -run.draws.uniform(owner, size, dtype).log() * run.draws.sign(owner, size, dtype)
+        z = -draws.uniform(owner, size, dtype).log() * draws.sign(owner, size, dtype)
     z = (z * room.free[owner]).flatten(1)
     count = room.free[owner].flatten(1).sum(1).clamp(min=1)
-    share = run.draws.uniform(owner, (), dtype) ** (1 / count)
+    share = draws.uniform(owner, (), dtype) ** (1 / count)
     length = torch.linalg.vector_norm(z, ord=room.norm, dim=1).clamp(min=torch.finfo(dtype).tiny)
     z = z * (share * room.eps / length).unsqueeze(1)
     return room.project(room.x0[owner] + z.view(-1, *size), owner)

@@ -1,0 +1,1 @@
+"""Adversarial training: one file a method, each with its paper."""

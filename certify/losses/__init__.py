@@ -1,0 +1,1 @@
+"""Certified losses: one file a method, each with its paper."""

@@ -1,0 +1,1 @@
+"""Networks to train: one file a family, and one door, `build`."""
