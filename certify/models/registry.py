@@ -13,6 +13,15 @@ if TYPE_CHECKING:
 
 MODELS = {
     "mlp": "certify.models.mlp:mlp",
+    "wk-small": "certify.models.wong_kolter:wk_small",
+    "wk-large": "certify.models.wong_kolter:wk_large",
+    "wk-resnet": "certify.models.wong_kolter:wk_resnet",
+    "wang4": "certify.models.wang:wang4",
+    "wang8": "certify.models.wang:wang8",
+    "cnn5": "certify.models.cnn:cnn5",
+    "cnn7": "certify.models.cnn:cnn7",
+    "resnet": "certify.models.resnet:resnet",
+    "wrn": "certify.models.wide_resnet:wide_resnet",
 }
 
 
