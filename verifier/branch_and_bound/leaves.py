@@ -100,6 +100,14 @@ class Leaves:
             out[leaf.branch[~(leaf.closed_at >= self.radius)]] = False
         return out
 
+    def closed_below(self, radius: float) -> int:
+        """How many leaves were closed, but at smaller radii than this alone: they are to be bounded anew."""
+        return sum(int(((leaf.closed_at < radius) & (leaf.closed_at > -math.inf)).sum()) for leaf in self.kept)
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.kept, self.paused = [], None
+
     def begin(self, graph: Graph, layout: Layout, question: Question, roots: Domains,
               intervals: Mapping[int, Interval]) -> tuple[list[Domains], Domains | None]:
         """The domains from which a search starts, and those that its pool starts with (None: nothing): of each root

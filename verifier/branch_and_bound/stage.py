@@ -130,7 +130,8 @@ class BranchAndBoundStage:
             return None
         rounded = problem.rounded and self.is_rounded(problem)
         if self.leaves.rounded is not rounded:
-            self.leaves.kept, self.leaves.paused, self.leaves.rounded = [], None, rounded
+            self.leaves.forget()
+            self.leaves.rounded = rounded
         return self.leaves
 
 

@@ -31,10 +31,12 @@ CHEAP_NAMES = tuple(stage.name for stage in CHEAP)
 
 @dataclass(frozen=True)
 class Engine:
-    """A name, and the stages with which it decides a problem. leaves: of the trees over other balls."""
+    """A name, and the stages with which it decides a problem. leaves: of its trees over other balls (is_tree: it has
+    some)."""
 
     name: str
     stages: Callable[[Problem, Leaves], Sequence[Stage]]
+    is_tree: bool = False
 
 
 def _tree(branching: str) -> Callable[[Problem, Leaves], Sequence[Stage]]:
@@ -53,13 +55,14 @@ def _attack(problem: Problem, leaves: Leaves) -> Sequence[Stage]:
     return (AttackStage("pgd", DESCENT),)
 
 
-TREE, BABSR = Engine("branch-and-bound", _tree("realised-gap")), Engine("branch-and-bound-babsr", _tree("babsr"))
+TREE = Engine("branch-and-bound", _tree("realised-gap"), is_tree=True)
+BABSR = Engine("branch-and-bound-babsr", _tree("babsr"), is_tree=True)
 PLANES, ATTACK = Engine("tilted", _planes), Engine("pgd", _attack)
 
 
 def engines_for(problem: Problem) -> tuple[Engine, ...]:
     """Those that have something to say about a problem, the likely ones first: which neuron to split the relaxation's
-    loss tells best on convolutions, BaBSR on dense layers. Their trees share their leaves."""
+    loss tells best on convolutions, BaBSR on dense layers."""
     if plan_for(problem).inputs:
         return (TREE,)
     trees = (TREE,) if is_convolutional(problem.graph) else (BABSR, TREE)

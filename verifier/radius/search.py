@@ -6,9 +6,9 @@ search then looks for the largest ball that a slice does decide, doubles the sli
 
 - What a slice gained on a bound it is likely to gain elsewhere too. A ball that was not decided thus tells at which
   radius the bounds before the search are within reach.
-- The leaves of a tree over one ball are the roots of the next (`verifier.branch_and_bound.leaves`); of a ball that was
-  put off nothing is done twice.
-- Engines (`verifier.radius.engines`) take turns while none has shown to be better.
+- The leaves of a tree over one ball are the roots of the next (`verifier.branch_and_bound.leaves`), unless most of them
+  were closed for smaller balls alone; of a ball that was put off nothing is done twice.
+- Engines (`verifier.radius.engines`) take turns while none has shown to be better, each with trees of its own.
 """
 
 from __future__ import annotations
@@ -44,14 +44,17 @@ LEAST_SLICE_S = 0.5
 DESCENT, DESCENT_SHARE = 0.02, 0.1  # steps of the attack, of the radius, and its share of the time
 THOROUGH_SHARE = 0.15  # of the time that is left, for the attacks that come later
 END_S = 0.1          # too little to begin anything
-CLOSE = 0.01         # of the radius: between a ball that is decided and one that is not, nothing more is tried
+CLOSE = 0.005        # of the radius: between a ball that is decided and one that is not, nothing more is tried
 LIKELY = 0.9         # of what a slice gained it is taken to gain again
-STAY = 0.6           # a slice that gained so much of what was lacking is doubled on the spot,
-STAY_SHARE = 0.25    # as long as it is no more than this of the time that is left
-INNER = (0.1, 0.8)   # shares of the bracket between which the next radius lies
-BEHIND = 2.5         # times what the best one lacks in the same slice: an engine that lacks more is not asked again
+STAY = 0.8           # a slice that gained so much of what was lacking is followed by another one on the spot,
+CLOSING = 0.6        # and that by one of twice the length, if each leaves no more than this of what the last left lacking
+STAY_SHARE = 0.5     # as long as they are no more than this of the time that is left
+INNER = (0.3, 0.8)   # shares of the bracket between which the next radius lies
+BEHIND = 2.0         # times what the best one lacks in the same slice: an engine that lacks more is not asked again
 SPENT = 0.5          # of a slice: an engine that stops before, by itself, gains nothing by more time
 GROWTH = 2.0         # of the steps upward, and of slices
+FRESH = 0.99         # of the radius: a tree most of whose leaves were closed below is no better than a new one
+STRIDE = 0.25        # of the gap: the least first step upward (a ball that is barely larger costs as much as the last)
 
 Progress = Callable[[RadiusInterval, float], None]  # (what is known, the radius under way)
 
@@ -93,7 +96,7 @@ class RadiusSearch:
     attempts: list[Attempt] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.leaves = Leaves()
+        self.leaves: dict[str, Leaves] = {}  # of each engine's trees: what one split, another would have split elsewhere
         self.classes = math.prod(self.graph.output_shape)
         self.engines: list[Engine] = []
         # Witnesses are float32 points of a box that is rounded to float32: nearer than that to the last one, it would
@@ -178,24 +181,31 @@ class RadiusSearch:
             self.beaten = True
             # A bound above 0 decides the ball; where better evidence denied that, it tells nothing about engines.
             behind = {a.engine for a in attempts if a.after < BEHIND * min(best.after, 0.0)}
+            # Of trees one is enough: they take the same time to find out which splits better.
+            trees = sorted((a for a in attempts if self._is_tree(a)), key=lambda a: -a.after)
+            behind |= {a.engine for a in trees[1:]}
             self.engines = [e for e in self.engines if e.name not in behind]
         self.engines.sort(key=lambda e: e.name != best.engine)
         return best
 
+    def _is_tree(self, attempt: Attempt) -> bool:
+        return any(e.is_tree for e in self.engines if e.name == attempt.engine)
+
     def _ask(self, engine: Engine, prop: Property, radius: float) -> Attempt:
-        self.leaves.radius = radius
-        if not self.reuses:
-            self.leaves.kept, self.leaves.paused = [], None
+        leaves = self.leaves.setdefault(engine.name, Leaves())
+        leaves.radius = radius
+        if not self.reuses or leaves.closed_below(FRESH * radius) > len(leaves) / 2:
+            leaves.forget()
         result = verify(self.graph, prop, replayer=self.replayer, simplified=self.simplified, seed=self.seed,
                         deadline=Deadline.starting_now(self._slice),
-                        method=lambda problem: engine.stages(problem, self.leaves))
+                        method=lambda problem: engine.stages(problem, leaves))
         before = max((s.lower for s in result.stages if s.name in CHEAP_NAMES), default=-math.inf)
         known = self.known
         self._take_over(radius, result)
         attempt = Attempt(radius, engine.name, result, before, result.lower, self.known is not known)
         self.attempts.append(attempt)
         log.info("radius %.6g  %s  %s  margin %.4g -> %.4g  %.2f s  leaves %d", radius, engine.name, result.name,
-                 before, attempt.after, result.time_s, len(self.leaves))
+                 before, attempt.after, result.time_s, len(leaves))
         return attempt
 
     def _take_over(self, radius: float, result: Result) -> None:
@@ -239,8 +249,6 @@ class RadiusSearch:
         elif last.result.reason in (Reason.UNSUPPORTED, Reason.ERROR):
             return None
         elif self._is_promising(last):
-            self.slice_s *= GROWTH
-            self.beaten = False
             return last.radius
         else:
             if self.step == math.inf:
@@ -250,7 +258,7 @@ class RadiusSearch:
             if self.undecided - low > self._near:
                 return self._within(last)
         # Nothing more is to be had from this slice.
-        radius, self.step = self.undecided, 2 * (self.undecided - low)
+        radius, self.step = self.undecided, max(2 * (self.undecided - low), STRIDE * self.known.gap)
         self.slice_s, self.undecided, self.beaten = GROWTH * self.slice_s, math.inf, False
         return radius
 
@@ -269,6 +277,14 @@ class RadiusSearch:
         return low + share * (high - low)
 
     def _is_promising(self, attempt: Attempt) -> bool:
-        """Whether going on with this ball is better than turning to a smaller one."""
-        gained = attempt.after - attempt.before
-        return gained >= -STAY * attempt.before and GROWTH * self.slice_s <= STAY_SHARE * self.deadline.left()
+        """Whether going on with this ball is better than turning to a smaller one. (How much lacks says little: some
+        trees creep towards zero. What the last slice gained of it does.)"""
+        if not (attempt.before < 0 and math.isfinite(attempt.after)):
+            return False
+        earlier = [a.after for a in self.attempts[:-1] if (a.radius, a.engine) == (attempt.radius, attempt.engine)]
+        enough = CLOSING * earlier[-1] if earlier else (1 - STAY) * attempt.before
+        slice_s = self.slice_s * (GROWTH if earlier else 1.0)
+        if attempt.after < enough or slice_s > STAY_SHARE * self.deadline.left():
+            return False
+        self.slice_s, self.beaten = slice_s, True
+        return True
