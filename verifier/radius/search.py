@@ -47,7 +47,7 @@ END_S = 0.1          # too little to begin anything
 CLOSE = 0.005        # of the radius: between a ball that is decided and one that is not, nothing more is tried
 LIKELY = 0.9         # of what a slice gained it is taken to gain again
 STAY = 0.8           # a slice that gained so much of what was lacking is followed by another one on the spot,
-CLOSING = 0.6        # and that by one of twice the length, if each leaves no more than this of what the last left lacking
+CLOSING = 0.6        # and that by one of twice the length, if each leaves at most this of what the last left lacking
 STAY_SHARE = 0.5     # as long as they are no more than this of the time that is left
 INNER = (0.3, 0.8)   # shares of the bracket between which the next radius lies
 BEHIND = 2.0         # times what the best one lacks in the same slice: an engine that lacks more is not asked again
@@ -96,7 +96,7 @@ class RadiusSearch:
     attempts: list[Attempt] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.leaves: dict[str, Leaves] = {}  # of each engine's trees: what one split, another would have split elsewhere
+        self.leaves: dict[str, Leaves] = {}  # of each engine: what one split, another would have split elsewhere
         self.classes = math.prod(self.graph.output_shape)
         self.engines: list[Engine] = []
         # Witnesses are float32 points of a box that is rounded to float32: nearer than that to the last one, it would
