@@ -78,7 +78,9 @@ def _both(read: Callable[[str], bytes], folder: str, source: str) -> tuple[Image
             except ValueError as error:
                 raise ValueError(f"{source}: {name + ending}: {error}") from error
         x, y = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
-        return x.reshape(-1, *SHAPE).astype(np.float32) / np.float32(255), y.astype(np.int64)
+        scaled = x.reshape(-1, *SHAPE).astype(np.float32)
+        scaled /= np.float32(255)
+        return scaled, y.astype(np.int64)
 
     return part(*TRAIN), part(TEST)
 

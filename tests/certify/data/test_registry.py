@@ -72,6 +72,13 @@ def test_a_file_with_another_checksum_is_not_kept(tmp_path: Path, monkeypatch: p
     assert kept == {"train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"}, "those before it, whole"
 
 
+def test_a_source_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere = fetch.Source((tmp_path / "gone").as_uri() + "/", {"train-images-idx3-ubyte.gz": "0"})
+    monkeypatch.setitem(fetch.SOURCES, "mnist", nowhere)
+    with pytest.raises(OSError, match=r"train-images-idx3-ubyte.gz: cannot be fetched .* by hand"):
+        load("mnist", tmp_path, download=True)
+
+
 def test_a_description_says_what_a_reader_needs() -> None:
     x, y = torch.tensor([[[0.0]], [[0.5]], [[1.0]]]), torch.tensor([0, 1, 1])
     data = TrainingData("toy", Examples(x, y), Examples(x[:1], y[:1]), 3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,8 @@ MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
 
 def made(name: str, shape: tuple[int, ...], **settings: Any) -> nn.Module:
     """For ten classes, without memory for its weights."""
-    module, _, attribute = MODELS[name].partition(":")
     with torch.device("meta"):
-        net: nn.Module = getattr(importlib.import_module(module), attribute)(shape, 10, **settings)
+        net: nn.Module = MODELS[name].load()(shape, 10, **settings)
     return net
 
 
