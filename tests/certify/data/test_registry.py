@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+from certify.cli.train import command
 from certify.data import fetch
 from certify.data.dataset import Examples, TrainingData, describe
 from certify.data.registry import NAMES, load
@@ -77,6 +79,19 @@ def test_a_source_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(fetch.SOURCES, "mnist", nowhere)
     with pytest.raises(OSError, match=r"train-images-idx3-ubyte.gz: cannot be fetched .* by hand"):
         load("mnist", tmp_path, download=True)
+
+
+def test_the_train_command_tells_of_missing_files_and_fetches_them_when_asked(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published(tmp_path / "there", monkeypatch)
+    flags = ["--data", "mnist", "--data-dir", str(tmp_path / "here"), "--epochs", "1", "--batch-size", "10",
+             "--set", "model.hidden=[4]", "--set", "ramp_begin=0", "--set", "ramp_end=1", "--set", "milestones=[]",
+             "--out", str(tmp_path / "run")]
+    refused = CliRunner().invoke(command, flags)
+    assert refused.exit_code == 2 and "--download" in refused.output and not (tmp_path / "here").exists()
+    done = CliRunner().invoke(command, [*flags, "--download"])
+    assert done.exit_code == 0, done.output
+    assert "mnist: 30 training and 12 test inputs of shape 1 x 5 x 4" in done.output
 
 
 def test_a_description_says_what_a_reader_needs() -> None:
