@@ -61,8 +61,14 @@ def test_a_download_fetches_what_is_missing(tmp_path: Path, monkeypatch: pytest.
     data = load("mnist", here, download=True)
     assert len(data.train) == 30
     assert {path.name: path.read_bytes() for path in (here / "mnist").iterdir()} == files
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: pytest.fail("it is all there"))
-    assert torch.equal(load("mnist", here, download=True).train.x, data.train.x)
+    asked: list[str] = []
+    really = urllib.request.urlopen
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, **kw: asked.append(url) or really(url, **kw))
+    for gone in ([], ["t10k-labels-idx1-ubyte.gz"]):
+        for name in gone:
+            (here / "mnist" / name).unlink()
+        assert torch.equal(load("mnist", here, download=True).test.y, data.test.y)
+        assert [url.rpartition("/")[2] for url in asked] == gone
 
 
 def test_a_file_with_another_checksum_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
