@@ -24,7 +24,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import as_completed
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -117,18 +116,13 @@ def trained(shared: Path) -> Any:
     import torch
     from torch import nn
 
-    from benchmarks.golden import read_idx
     from benchmarks.make_examples import attack
-    folder = shared / "datasets" / "mnist"
-    x = torch.from_numpy(read_idx(folder / "train-images-idx3-ubyte")).float().unsqueeze(1) / 255
-    y = torch.from_numpy(read_idx(folder / "train-labels-idx1-ubyte")).long()
+    from certify.data.idx import read_images
+    from certify.models.mlp import mlp
+    x, y = (torch.from_numpy(t) for t in read_images(shared / "datasets" / "mnist", "train"))
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    sizes = (784, *MNIST_HIDDEN, 10)
-    layers: list[nn.Module] = [nn.Flatten()]
-    for a, b in pairwise(sizes):
-        layers += [nn.Linear(a, b), nn.ReLU()]
-    net = nn.Sequential(*layers[:-1])
+    net = mlp((1, 28, 28), 10, hidden=MNIST_HIDDEN)
     optimiser = torch.optim.Adam(net.parameters(), lr=2e-3)
     for epoch in range(MNIST_EPOCHS):
         for rows in torch.randperm(len(x), generator=generator).split(MNIST_BATCH):

@@ -68,23 +68,14 @@ LOUD = "!" * 20
 # ---------------------------------------------------------------------- data
 
 
-def read_idx(path: Path) -> NDArray[np.uint8]:
-    """An IDX file of bytes, plain or `.gz`: magic 2048 + number of axes, lengths, bytes."""
-    from bounds.files import read_bytes
-    data = read_bytes(path)
-    axes = int.from_bytes(data[:4], "big") - 2048
-    if not 1 <= axes <= 4:
-        raise SystemExit(f"{path}: not an IDX file of bytes")
-    shape = np.frombuffer(data, ">u4", axes, 4)
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
-
-
 def read_images(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """(x "N *shape" float32, label "N"): an .npz with x and y, or a folder with MNIST's test files (k / 255)."""
     if path.is_dir():
-        x = read_idx(path / "t10k-images-idx3-ubyte")
-        y = read_idx(path / "t10k-labels-idx1-ubyte")
-        return x.astype(np.float32)[:, None] / np.float32(255), y.astype(np.int64)
+        from certify.data import idx
+        try:
+            return idx.read_images(path, "test")
+        except ValueError as error:
+            raise SystemExit(str(error)) from error
     with np.load(path) as data:
         return data["x"].astype(np.float32), data["y"].astype(np.int64)
 

@@ -4,31 +4,34 @@
 
 Data: scikit-learn's digits (1,797 images, 8 x 8, scaled to [0, 1]). Training: cross entropy on PGD adversarial
 examples (arXiv:1706.06083) whose radius grows during the first half, so that the networks are robust enough to
-prove something and weak enough to attack. One fixed seed; some seconds on two cores. The ONNX files are
-written node by node with `onnx.helper`, which needs no exporter.
+prove something and weak enough to attack. One fixed seed; some seconds on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import sys
 import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
-import onnx
-import torch
-from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the checkout that this file lies in, installed or not
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from certify.data.digits import load_digits  # noqa: E402
+from certify.export import export_onnx  # noqa: E402
 
 SEED = 0
 EPOCHS = 60
 TRAIN_EPS = 0.12
 ATTACK_STEPS = 5
 BATCH = 64
-TEST_IMAGES = 360
 SHOWN = 6  # images shipped with the package
 EPS = {"small": "0.02", "middle": "0.06", "large": "0.2"}
 QUESTIONS = (("mlp", 0), ("mlp", 1), ("mlp", 2), ("cnn", 0), ("cnn", 3), ("cnn", 4))
@@ -37,13 +40,9 @@ IO_NAMES = ("image", "scores")
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(x, y) for training and (x, y) for testing, shuffled with the seed; x "N 1 8 8" in [0, 1]."""
-    from sklearn.datasets import load_digits
+    """(x, y) for training and (x, y) for testing; x "N 1 8 8" in [0, 1]."""
     data = load_digits()
-    order = np.random.default_rng(SEED).permutation(len(data.target))
-    x = torch.tensor(data.images[order] / 16.0, dtype=torch.float32).unsqueeze(1)
-    y = torch.tensor(data.target[order], dtype=torch.long)
-    return x[TEST_IMAGES:], y[TEST_IMAGES:], x[:TEST_IMAGES], y[:TEST_IMAGES]
+    return data.train.x, data.train.y, data.test.x, data.test.y
 
 
 def networks() -> dict[str, nn.Sequential]:
@@ -85,41 +84,6 @@ def accuracy(net: nn.Module, x: Tensor, y: Tensor) -> float:
         return float((net(x).argmax(1) == y).float().mean())
 
 
-def to_onnx(net: nn.Sequential, name: str, *, shape: tuple[int, ...] = (1, 8, 8), ends: tuple[str, str] = IO_NAMES,
-            producer: str = "benchmarks/make_examples.py") -> onnx.ModelProto:
-    """The module as ONNX: one node a layer, a named batch axis; `ends` names its input and its output of ten scores."""
-    nodes, weights, current = [], [], ends[0]
-
-    def stored(tensor: Tensor, label: str) -> str:
-        weights.append(numpy_helper.from_array(tensor.detach().numpy(), label))
-        return label
-
-    for i, layer in enumerate(net):
-        result = f"layer{i}" if i < len(net) - 1 else ends[1]
-        if isinstance(layer, nn.Linear):
-            inputs = [current, stored(layer.weight, f"weight{i}"), stored(layer.bias, f"bias{i}")]
-            nodes.append(helper.make_node("Gemm", inputs, [result], f"gemm{i}", transB=1))
-        elif isinstance(layer, nn.Conv2d):
-            inputs = [current, stored(layer.weight, f"weight{i}"), stored(layer.bias, f"bias{i}")]
-            nodes.append(helper.make_node("Conv", inputs, [result], f"conv{i}", kernel_shape=list(layer.kernel_size),
-                                          strides=list(layer.stride), pads=list(layer.padding) * 2))
-        elif isinstance(layer, nn.ReLU):
-            nodes.append(helper.make_node("Relu", [current], [result], f"relu{i}"))
-        elif isinstance(layer, nn.Flatten):
-            nodes.append(helper.make_node("Flatten", [current], [result], f"flatten{i}", axis=1))
-        else:
-            raise TypeError(f"no ONNX node for {layer}")
-        current = result
-    graph = helper.make_graph(
-        nodes, name,
-        [helper.make_tensor_value_info(ends[0], TensorProto.FLOAT, ["batch", *shape])],
-        [helper.make_tensor_value_info(ends[1], TensorProto.FLOAT, ["batch", 10])], weights)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8,
-                              producer_name=producer)
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
 def vnnlib_lines(image: np.ndarray, label: int, eps: str) -> Iterator[str]:
     """Unsafe: some other class scores at least as high, within eps of the image and within [0, 1]."""
     yield f"; digit with label {label}: no other class may win within l_inf distance {eps}, pixels in [0, 1]"
@@ -135,7 +99,7 @@ def vnnlib_lines(image: np.ndarray, label: int, eps: str) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train and write the bundled digit networks.")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "verifier" / "examples")
+    parser.add_argument("--out", type=Path, default=ROOT / "verifier" / "examples")
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
@@ -151,7 +115,8 @@ def main() -> None:
         print(f"digits_{name}: {sum(p.numel() for p in net.parameters())} parameters, trained in {seconds:.0f} s, "
               f"accuracy {accuracy(net, test_x, test_y):.3f}, under PGD at 0.06 {attacked:.3f} "
               f"on {len(test_y)} test images")
-        onnx.save(to_onnx(net, f"digits_{name}"), out / f"digits_{name}.onnx")
+        export_onnx(net, tuple(x.shape[1:]), out / f"digits_{name}.onnx", ends=IO_NAMES,
+                    producer="benchmarks/make_examples.py")
 
     right = torch.stack([net(test_x).argmax(1) == test_y for net in nets.values()]).all(0)
     chosen: list[int] = []

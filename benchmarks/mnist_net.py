@@ -26,8 +26,12 @@ import torch  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from benchmarks.golden import read_idx, read_images  # noqa: E402
-from benchmarks.make_examples import accuracy, to_onnx  # noqa: E402
+from benchmarks.golden import read_images  # noqa: E402
+from benchmarks.make_examples import accuracy  # noqa: E402
+from bounds.graph import Graph  # noqa: E402
+from certify.data import idx  # noqa: E402
+from certify.export import to_onnx  # noqa: E402
+from certify.models.wong_kolter import wk_small  # noqa: E402
 
 BATCH = 128
 LEARNING_RATE = 2e-3
@@ -37,14 +41,11 @@ AGREEMENT = 1e-4   # between onnxruntime and PyTorch, logits of size 10: float32
 
 def network() -> nn.Sequential:
     """The layers of the golden network: 166,406 parameters, 4,804 ReLUs; x "N 1 28 28" in [0, 1] to 10 logits."""
-    return nn.Sequential(nn.Conv2d(1, 16, 4, stride=2, padding=1), nn.ReLU(),
-                         nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.ReLU(), nn.Flatten(),
-                         nn.Linear(32 * 7 * 7, 100), nn.ReLU(), nn.Linear(100, 10))
+    return wk_small((1, 28, 28), 10)
 
 
 def training_images(folder: Path) -> tuple[Tensor, Tensor]:
-    x = read_idx(folder / "train-images-idx3-ubyte").astype(np.float32)[:, None] / np.float32(255)
-    y = read_idx(folder / "train-labels-idx1-ubyte").astype(np.int64)
+    x, y = idx.read_images(folder, "train")
     return torch.from_numpy(x), torch.from_numpy(y)
 
 
@@ -69,7 +70,7 @@ def train(net: nn.Module, x: Tensor, y: Tensor, epochs: int, generator: torch.Ge
 def write(net: nn.Sequential, path: Path, x: Tensor, y: Tensor, *, least: float, producer: str, words: str) -> None:
     """Write the network as ONNX and say how many of the test images it gets right. SystemExit, with nothing written,
     where that is less than `least`, or where the file and the module disagree."""
-    model = to_onnx(net, path.stem, shape=(1, 28, 28), ends=("x", "logits"), producer=producer)
+    model = to_onnx(Graph.from_torch(net, (1, 28, 28)), name=path.stem, ends=("x", "logits"), producer=producer)
     difference = disagreement(model, net, x.numpy())
     share = accuracy(net, x, y)
     print(f"{sum(p.numel() for p in net.parameters())} parameters, {words}: clean accuracy {share:.2%} on {len(y)} "

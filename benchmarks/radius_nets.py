@@ -36,6 +36,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval  # noqa
 from benchmarks.golden import read_images  # noqa: E402
 from benchmarks.make_examples import attack  # noqa: E402
 from benchmarks.mnist_net import BATCH, data_flag, network, train, training_images, write  # noqa: E402
+from certify.models.cnn import cnn7  # noqa: E402
+from certify.models.mlp import mlp  # noqa: E402
 
 EPS = 0.1
 STEPS = 5          # of the attack in training, each 2.5 * EPS / STEPS long
@@ -43,30 +45,13 @@ LEARNING_RATE = 1e-3
 LEAST = 0.9        # share of test images; less is a fault of the run
 
 
-def dense(*widths: int) -> nn.Sequential:
-    """x "N 1 28 28" to logits, ReLUs between dense layers."""
-    sizes = (28 * 28, *widths)
-    layers: list[nn.Module] = [nn.Flatten()]
-    for before, after in zip(sizes, widths, strict=False):
-        layers += [nn.Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
-def cnn7() -> nn.Sequential:
-    """Seven layers with weights."""
-    layers: list[nn.Module] = []
-    for before, after, stride in ((1, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 128, 1)):
-        layers += [nn.Conv2d(before, after, 3, stride, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(128 * 14 * 14, 512), nn.BatchNorm1d(512), nn.ReLU(),
-                         nn.Linear(512, 10))
-
-
+MNIST = ((1, 28, 28), 10)  # an image, and classes
 NETS: dict[str, tuple[Callable[[], nn.Sequential], int]] = {  # and the epochs
-    "2x20": (lambda: dense(20, 20, 10), 10),
-    "3x100": (lambda: dense(100, 100, 100, 10), 10),
-    "7x1024": (lambda: dense(*[1024] * 7, 10), 2),
+    "2x20": (lambda: mlp(*MNIST, hidden=(20, 20)), 10),
+    "3x100": (lambda: mlp(*MNIST, hidden=(100, 100, 100)), 10),
+    "7x1024": (lambda: mlp(*MNIST, hidden=(1024,) * 7), 2),
     "wk_small": (network, 6),
-    "cnn7": (cnn7, 5),
+    "cnn7": (lambda: cnn7(*MNIST), 5),
 }
 
 

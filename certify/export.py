@@ -118,6 +118,11 @@ class _Writer:
             self._stored[id(tensor)] = (name, tensor)  # the tensor too, so that its id stays its own
         return self._stored[id(tensor)][0]
 
+    def weighted(self, op: Linear | Conv) -> list[str]:
+        """The names of a layer's weight and bias."""
+        weight = self.stored(op.weight, "weight")
+        return [weight] if op.bias is None else [weight, self.stored(op.bias, "bias")]
+
     def unsupported(self, why: str) -> UnsupportedOperator:
         return UnsupportedOperator(f"{self.node.op.kind} (node {self.node.name}): {why}")
 
@@ -130,8 +135,7 @@ class _Writer:
     @write.register
     def _(self, op: Linear, x: str) -> None:
         if len(self.node.shape) == 1:
-            bias = [] if op.bias is None else [self.stored(op.bias, "bias")]
-            self.emit("Gemm", [x, self.stored(op.weight, "weight"), *bias], transB=1)
+            self.emit("Gemm", [x, *self.weighted(op)], transB=1)
             return
         product = self.name if op.bias is None else self.between("product")
         self.emit("MatMul", [x, self.stored(op.weight.t(), "weight")], result=product)
@@ -140,8 +144,7 @@ class _Writer:
 
     @write.register
     def _(self, op: Conv, x: str) -> None:
-        bias = [] if op.bias is None else [self.stored(op.bias, "bias")]
-        self.emit("Conv", [x, self.stored(op.weight, "weight"), *bias], kernel_shape=list(op.weight.shape[2:]),
+        self.emit("Conv", [x, *self.weighted(op)], kernel_shape=list(op.weight.shape[2:]),
                   strides=list(op.stride), pads=list(op.padding) * 2, dilations=list(op.dilation), group=op.groups)
 
     @write.register

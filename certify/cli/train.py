@@ -57,13 +57,14 @@ on with --resume and ends with the same weights.""")
 @click.option("--lr", type=float, metavar="L", help="The learning rate.")
 @click.option("--set", "others", multiple=True, metavar="KEY=VALUE", help="Any other setting; may be repeated.")
 @click.option("--data-dir", metavar="D", help="Where the files of a named data set lie.")
+@click.option("--download", is_flag=True, help="Fetch what is missing there from its publisher.")
 @click.option("--out", metavar="DIR", help="Folder of the run [out/train/METHOD-MODEL-DATA-eps].")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @click.option("--seed", type=SEED, help="Of everything random [0].")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where to compute [cpu].")
 @click.option("--json", "json_out", is_flag=True, help="Print the card as JSON on stdout, nothing else.")
-def command(config: str | None, others: tuple[str, ...], data_dir: str | None, out: str | None, resume: bool,
-            device: str | None, json_out: bool, **flags: Any) -> None:
+def command(config: str | None, others: tuple[str, ...], data_dir: str | None, download: bool,
+            out: str | None, resume: bool, device: str | None, json_out: bool, **flags: Any) -> None:
     """Train a network that provably holds, or withstands attacks."""
     from certify.settings import parsed, read_settings, resolve
     given: dict[str, Any] = {}
@@ -98,7 +99,7 @@ def command(config: str | None, others: tuple[str, ...], data_dir: str | None, o
     from certify.trainer import Diverged
     from certify.training import train
     try:
-        data = load(settings.data, data_dir)
+        data = load(settings.data, data_dir, download=download)
         if not json_out and is_first():
             from certify.data.dataset import describe
             click.echo(describe(data), err=True)
@@ -112,7 +113,7 @@ def command(config: str | None, others: tuple[str, ...], data_dir: str | None, o
     except Diverged as error:
         line.end()
         raise BadInput(str(error)) from error
-    except (ValueError, FileNotFoundError, UnsupportedOperator) as error:
+    except (ValueError, OSError, UnsupportedOperator) as error:
         line.end()
         raise BadInput(" ".join(str(error).split())) from error
     line.end()

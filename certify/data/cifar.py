@@ -6,11 +6,9 @@ stand-ins instead, which know one thing: an array of bytes.
 
 from __future__ import annotations
 
-import gzip
 import io
 import pickle
 import tarfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bounds.files import read_bytes
+from bounds.files import DamagedFile, read_bytes
 
 SHAPE, CLASSES = (3, 32, 32), 10
 BATCH = 10_000  # images in each of the six files: one that was cut off at an image's end must not pass for a whole one
@@ -51,10 +49,10 @@ def read_cifar(place: Path) -> tuple[Images, Images]:
     if place.is_dir():
         return _both(lambda name: read_bytes(place / name), place.name, str(place))
     folder = next(name for name, (archive, _) in VERSIONS.items() if archive == place.name)
-    try:
-        with tarfile.open(place) as archive:
+    try:  # unpacked as a whole first: only then is the checksum of gzip looked at
+        with tarfile.open(fileobj=io.BytesIO(read_bytes(place)), mode="r:") as archive:
             return _both(lambda name: _member(archive, f"{folder}/{name}"), folder, str(place))
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except (tarfile.TarError, DamagedFile) as error:
         raise ValueError(f"{place}: damaged archive ({error})") from error
 
 
@@ -80,7 +78,9 @@ def _both(read: Callable[[str], bytes], folder: str, source: str) -> tuple[Image
             except ValueError as error:
                 raise ValueError(f"{source}: {name + ending}: {error}") from error
         x, y = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
-        return x.reshape(-1, *SHAPE).astype(np.float32) / np.float32(255), y.astype(np.int64)
+        scaled = x.reshape(-1, *SHAPE).astype(np.float32)
+        scaled /= np.float32(255)
+        return scaled, y.astype(np.int64)
 
     return part(*TRAIN), part(TEST)
 
@@ -179,7 +179,8 @@ def _pickled(data: bytes) -> Batch:
     if not isinstance(pixels, _Array) or not isinstance(labels, list) or not all(isinstance(k, int) for k in labels):
         raise ValueError("not a batch of CIFAR-10: expected a dictionary with an array `data` and a list `labels`")
     if len(pixels.shape) != 2 or pixels.shape[1] != size or len(pixels.bytes_of_it) != pixels.shape[0] * size:
-        raise ValueError(f"holds pixels of shape {pixels.shape} in {len(pixels.bytes_of_it)} bytes, expected (N, {size})")
+        raise ValueError(f"holds {len(pixels.bytes_of_it)} bytes as pixels of shape {pixels.shape}, expected (N, "
+                         f"{size})")
     if not all(0 <= k < CLASSES for k in labels):
         raise ValueError(f"holds a label out of range, expected 0 to {CLASSES - 1}")
     return _checked(np.frombuffer(pixels.bytes_of_it, np.uint8).reshape(-1, size), np.array(labels, np.uint8))

@@ -58,11 +58,11 @@ def describe(data: TrainingData) -> str:
     text = (f"{data.name}: {len(data.train)} training and {len(data.test)} test inputs of shape {shape}, "
             f"{data.classes} classes with {int(counts.min())} to {int(counts.max())} training inputs each. ")
     low, high = float(data.train.x.min()), float(data.train.x.max())
-    text += f"Values lie between {low:g} and {high:g}, "
+    text += f"Values lie between {low:g} and {high:g}; "
     if data.clip is None:
-        text += "and no range is known, so that balls are not clipped. "
+        text += "no range is known, and perturbed inputs may lie anywhere. "
     else:
-        text += f"and inputs of any kind in [{data.clip[0]:g}, {data.clip[1]:g}]. "
+        text += f"perturbed inputs stay in [{data.clip[0]:g}, {data.clip[1]:g}]. "
     if data.mean:
         text += (f"The network normalises in its first layer: it subtracts {_listed(data.mean)} and divides by "
                  f"{_listed(data.std)}, channel by channel. ")
@@ -76,4 +76,4 @@ def _listed(numbers: tuple[float, ...]) -> str:
     if len(set(numbers)) == 1:
         return f"{numbers[0]:g}"
     shown = [f"{v:g}" for v in numbers[:MOST_SHOWN]]
-    return f"({', '.join(shown + ['...'] if len(numbers) > MOST_SHOWN else shown)})"
+    return f"({', '.join([*shown, '...'] if len(numbers) > MOST_SHOWN else shown)})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,10 @@ SOURCES = {
 
 
 def fetch(name: str, folder: Path) -> None:
-    """Download the files of a data set that are not in the folder. Raises OSError, or ValueError for a wrong checksum;
-    a file is there whole or not at all."""
+    """Download the files of a data set that are not in the folder; each is there whole or not at all.
+
+    Raises OSError with a sentence where one cannot be fetched, ValueError for a wrong checksum.
+    """
     source = SOURCES[name]
     folder.mkdir(parents=True, exist_ok=True)
     for file, expected in source.files.items():
@@ -56,5 +59,7 @@ def _one(url: str, path: Path, expected: str) -> None:
         if seen.hexdigest() != expected:
             raise ValueError(f"{url}: its MD5 is {seen.hexdigest()}, expected {expected}; nothing was kept")
         os.replace(draft, path)
+    except urllib.error.URLError as error:
+        raise OSError(f"{url}: cannot be fetched ({error.reason}); it may be put at {path} by hand") from error
     finally:
         draft.unlink(missing_ok=True)

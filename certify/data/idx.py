@@ -48,4 +48,6 @@ def read_images(folder: str | Path, part: str) -> tuple[NDArray[np.float32], NDA
     if x.ndim != 3 or not x.size or y.shape != x.shape[:1]:
         raise ValueError(f"{images} holds {' x '.join(map(str, x.shape))} bytes and {labels.name} "
                          f"{' x '.join(map(str, y.shape))}: expected N x H x W pixels and N labels")
-    return x.astype(np.float32)[:, None] / np.float32(255), y.astype(np.int64)
+    scaled = x.astype(np.float32)[:, None]
+    scaled /= np.float32(255)
+    return scaled, y.astype(np.int64)

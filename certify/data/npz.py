@@ -50,8 +50,9 @@ def _data(path: Path, arrays: dict[str, NDArray[Any]]) -> TrainingData:
         raise ValueError("holds one class only, expected at least two")
     clip = _clip(arrays, x, test_x)
     mean, std = _normalisation(arrays, x.shape[1])
-    return TrainingData(path.name, *(Examples(torch.from_numpy(np.ascontiguousarray(a)), torch.from_numpy(b))
-                                     for a, b in ((x, y), (test_x, test_y))), classes, clip, mean, std)
+    train, test = (Examples(torch.from_numpy(np.ascontiguousarray(a)), torch.from_numpy(b))
+                   for a, b in ((x, y), (test_x, test_y)))
+    return TrainingData(path.name, train, test, classes, clip, mean, std)
 
 
 def _clip(arrays: dict[str, NDArray[Any]], *inputs: NDArray[np.float32]) -> tuple[float, float] | None:

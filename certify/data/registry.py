@@ -98,4 +98,4 @@ def _missing(name: str, root: Path) -> str:
     else:
         files = ", ".join(file.removesuffix(".gz") for file in source.files) + " (plain or .gz)"
     return (f"data {name} needs {files}, not found in {', '.join(map(str, _folders(name, root)))}: get them from "
-            f"{source.url} or ask for a download")
+            f"{source.url} or let `rmax train --download` fetch them")

@@ -1,6 +1,6 @@
 """Wide residual networks (Zagoruyko and Komodakis, arXiv:1605.07146), the usual networks of adversarial training.
 
-Pre-activation blocks in three groups, the average over the map, one dense layer; WRN-34-10 is `depth` 34 and `width` 10.
+Pre-activation blocks in three groups, the average over the map, one dense layer; WRN-34-10 is `depth` 34, `width` 10.
 As in the code of TRADES and its successors, a block that changes the shape takes both of its branches from the
 activated input, and convolutions have no bias. Convolutions are drawn by He's rule over outputs, the bias of the dense
 layer is 0. Left out: dropout, which none of them uses.

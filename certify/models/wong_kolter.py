@@ -1,7 +1,8 @@
 """The networks of Wong and Kolter: small and large (arXiv:1711.00851, arXiv:1805.12514), and the residual one.
 
-Sizes are those of the second paper and its code (github.com/locuslab/convex_adversarial). Small and large keep PyTorch's
-initialisation, as there for MNIST; the residual network draws its convolutions by He's rule over outputs, as there.
+Sizes are those of the second paper and its code (github.com/locuslab/convex_adversarial). Small and large keep
+PyTorch's initialisation, as there for MNIST; the residual network draws its convolutions by He's rule over outputs, as
+there.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -62,38 +63,75 @@ def test_bounds_of_the_file_are_those_of_the_module(name: str, method: str, tmp_
                                    atol=1e-4 * scale)
 
 
-class Rest(nn.Module):
-    """The rows that no model of the registry uses."""
+class Of(nn.Module):
+    """A function of its input and of a layer."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function, self.input = function, nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.input(x))
+
+
+class Twice(nn.Module):
+    """Layers whose names are those of the file's ends."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.rows, self.plain = nn.Linear(4, 3), nn.Linear(3, 3, bias=False)
-        self.pool = nn.AvgPool2d(3, 2, 1, count_include_pad=False)
-        self.most = nn.MaxPool2d((3, 2), (2, 1), (1, 0), (1, 2), ceil_mode=True)
-        self.norm = nn.BatchNorm2d(2, affine=False)
-        self.grouped = nn.Conv2d(2, 4, (2, 3), (1, 2), (1, 1), (2, 1), groups=2, bias=False)
-        self.last = nn.Linear(16, 5)
-        nn.init.constant_(self.norm.running_mean, 0.3)
+        self.input, self.logits, self.last = nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = self.most(functional.leaky_relu(self.grouped(self.norm(self.pool(x))), 0.2)).mean((2, 3))
-        rows = torch.sigmoid(self.plain(torch.tanh(self.rows(x.reshape(-1, 2, 18, 4)))))
-        sums = (rows * 3.0 - 1.5).sum((1, 2, 3), keepdim=True) / 7.0
-        table = maps.reshape(-1, 1, 4, 1) - maps.reshape(-1, 1, 1, 4)
-        return self.last((table + sums).flatten(1))
+        return self.last(self.logits(self.input(x)))
 
 
-def test_every_other_row_computes_what_the_module_does(tmp_path: Path) -> None:
+def statistics(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
+    assert norm.running_mean is not None and norm.running_var is not None
+    nn.init.uniform_(norm.running_mean, -1, 1)
+    nn.init.uniform_(norm.running_var, 0.01, 0.1)
+    return norm
+
+
+MAPS = (2, 6, 4)
+ROWS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {  # for inputs of MAPS: a module, and nodes it needs
+    "pool of the whole map": (lambda: nn.AvgPool2d((6, 4)), {"GlobalAveragePool"}),
+    "pool of the whole map, padded": (lambda: nn.AvgPool2d((6, 4), 1, (1, 2)), {"AveragePool"}),
+    "pool that counts padding": (lambda: nn.AvgPool2d(3, 2, 1), {"AveragePool"}),
+    "pool that does not": (lambda: nn.AvgPool2d(3, 2, 1, count_include_pad=False), {"AveragePool"}),
+    "pool with a last partial window": (lambda: nn.AvgPool2d((4, 3), (3, 2), ceil_mode=True), {"AveragePool"}),
+    "largest of windows": (lambda: nn.MaxPool2d((3, 2), (2, 1), (1, 0), (1, 2), ceil_mode=True), {"MaxPool"}),
+    "grouped convolution": (lambda: nn.Conv2d(2, 4, (2, 3), (1, 2), (1, 1), (2, 1), groups=2, bias=False), {"Conv"}),
+    "norm without factors": (lambda: statistics(nn.BatchNorm2d(2, 0.03, affine=False)), {"BatchNormalization"}),
+    "dense layer on rows": (lambda: nn.Linear(4, 3), {"MatMul", "Add"}),
+    "dense layer without bias": (lambda: nn.Linear(4, 3, bias=False), {"MatMul"}),
+    "leaky": (lambda: Of(lambda x: functional.leaky_relu(x, 0.2)), {"LeakyRelu"}),
+    "sigmoid": (lambda: Of(torch.sigmoid), {"Sigmoid"}),
+    "tanh": (lambda: Of(torch.tanh), {"Tanh"}),
+    "factor and shift": (lambda: Of(lambda x: x * torch.tensor([1.0, 2.0, 3.0, 4.0]) - 0.25), {"Mul", "Add"}),
+    "quotient": (lambda: Of(lambda x: x / torch.tensor([[3.0], [7.0]]).view(2, 1, 1)), {"Div"}),
+    "difference": (lambda: Of(lambda x: torch.relu(x) - x.sum((1, 3), keepdim=True)), {"Sub", "ReduceSum"}),
+    "mean": (lambda: Of(lambda x: x.mean((1, 3))), {"ReduceMean"}),
+    "other shape": (lambda: Of(lambda x: torch.relu(x.reshape(-1, 3, 2, 8))), {"Reshape"}),
+}
+
+
+@pytest.mark.parametrize("what", ROWS)
+def test_every_row_computes_what_its_module_does(what: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    net = Rest().eval()
-    path = written(net, (2, 8, 9), tmp_path)
-    kinds = {node.op_type for node in onnx.load(path).graph.node}
-    assert kinds >= {"AveragePool", "MaxPool", "LeakyRelu", "Sigmoid", "Tanh", "ReduceMean", "ReduceSum", "MatMul",
-                     "Mul", "Div", "Sub", "Reshape"}
-    x = torch.rand(3, 2, 8, 9)
+    make, needed = ROWS[what]
+    net = make().eval()
+    path = written(net, MAPS, tmp_path)
+    assert needed <= {node.op_type for node in onnx.load(path).graph.node}
+    x = torch.rand(3, *MAPS) - 0.5
     with torch.no_grad():
-        same(replayed(path, x), net(x))
-        same(Graph.from_onnx(path)(x), net(x))
+        for found in (replayed(path, x), Graph.from_onnx(path)(x)):
+            torch.testing.assert_close(found, net(x), rtol=1e-5, atol=1e-6)
+
+
+def test_layers_that_are_named_like_the_ends_get_names_of_their_own(tmp_path: Path) -> None:
+    net = Twice()
+    x = torch.rand(3, 4)
+    same(replayed(written(net, (4,), tmp_path), x), net(x).detach())
 
 
 def test_a_parameter_used_twice_is_stored_once(tmp_path: Path) -> None:
