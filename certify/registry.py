@@ -12,6 +12,13 @@ if TYPE_CHECKING:
 METHODS = {
     "standard": "certify.method:Standard",
     "ibp": "certify.losses.ibp:Ibp",
+    "fast-ibp": "certify.losses.fast_ibp:FastIbp",
+    "sabr": "certify.losses.sabr:Sabr",
+    "taps": "certify.losses.taps:Taps",
+    "staps": "certify.losses.taps:Staps",
+    "cc-ibp": "certify.losses.expressive:CcIbp",
+    "mtl-ibp": "certify.losses.expressive:MtlIbp",
+    "exp-ibp": "certify.losses.expressive:ExpIbp",
 }
 
 
