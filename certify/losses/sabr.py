@@ -6,10 +6,10 @@ less than by `ibp`; what they bound is one part of the set, and nothing is certi
 with shrink 1, which is IBP. shrink 0 is adversarial training.
 
 Where inputs are clipped, the small box has `shrink` times the half width of the clipped one in every feature, and its
-centre is clamped to where it fits (as in the authors' code; the paper's text projects before it clips).
+centre is clamped to where it fits (as in the authors' code; the paper speaks of the ball alone).
 
-`relu_shrinkage` c below 1 scales the upper ends of ReLUs that are neither active nor inactive by c (the paper's
-"shrinking" of its runs on CIFAR-10 at 2/255, with 0.8): intervals are then not even bounds of the small box.
+`relu_shrinkage` c below 1 multiplies the upper ends of ReLUs that are neither active nor inactive by c (0.8 in the
+paper's runs on CIFAR-10 at 2/255): intervals are then not even bounds of the small box.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from certify.inner import ascend
 from certify.losses.expressive import CcIbp, ExpIbp, Expressive, MtlIbp
 from certify.losses.ibp import Ibp
 from certify.terms import LossTerms, Step
@@ -88,6 +89,15 @@ def test_the_loss_lies_between_its_ends_and_ibp_bounds_the_attack_at_every_step(
         assert bool((step.model(step.x).argmax(1) == step.y)[terms.margins > 0].all())
     done = short_run(method(coefficient=0.3, steps=3), network("conv"), natural=0.0, look=look)
     assert float(done[-1].total.detach()) < float(done[0].total.detach())
+
+
+def test_the_attack_is_the_one_that_the_settings_name() -> None:
+    net = network("conv")
+    settings = {"steps": 2, "restarts": 3, "step_size": 0.4}
+    found = MtlIbp(**settings).adversarial(step_of(net), 0.08)
+    assert torch.equal(found, ascend(step_of(net), eps=0.08, **settings))
+    for name, value in {"steps": 3, "restarts": 1, "step_size": 0.3}.items():
+        assert not torch.equal(found, ascend(step_of(net), eps=0.08, **{**settings, name: value}))
 
 
 def test_a_wider_attack_leaves_the_set() -> None:

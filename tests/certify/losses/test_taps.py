@@ -83,7 +83,7 @@ def test_the_connector_passes_gradients_to_the_nearer_end(threshold: float) -> N
     to_lower, to_upper = torch.zeros(1, 5, dtype=torch.float64), torch.zeros(1, 5, dtype=torch.float64)
     for k in range(2):
         for i in range(5):
-            low, high, z = float(lower[0, i]), float(upper[0, i]), float(points[0, k, i])
+            low, high, z = (float(t.detach()) for t in (lower[0, i], upper[0, i], points[0, k, i]))
             width = high - low
             up = max(0.0, 1 - (high - z) / (threshold * width)) if width else 0.5
             down = max(0.0, 1 - (z - low) / (threshold * width)) if width else 0.5
@@ -163,6 +163,20 @@ def test_points_stay_in_the_box_and_beat_random_ones() -> None:
             share = torch.rand(points.shape, generator=generator)
             z = box.lower.unsqueeze(1) + share * (box.upper - box.lower).unsqueeze(1)
             assert bool((margins_at(graph, cut, z, step.y) >= found - 1e-4).all())
+
+
+def test_more_restarts_find_smaller_margins() -> None:
+    net = network("conv")
+    found = []
+    for restarts in (1, 4):
+        step = step_of(net, eps=0.1)
+        graph = step.model.graph
+        cut = split_node(graph, 2)
+        box = propagate(graph, step.sets(), rounded=False)[cut]
+        points = Taps(steps=1, restarts=restarts)._worst(step, graph, cut, box)
+        with torch.no_grad():
+            found.append(margins_at(graph, cut, points, step.y))
+    assert bool((found[1] <= found[0] + 1e-6).all()) and bool((found[1] < found[0] - 1e-4).any())
 
 
 def test_margins_at_points_are_those_of_their_class() -> None:
