@@ -18,4 +18,6 @@ def test_a_recipe_makes_its_method(name: str, data: str) -> None:
     recipe: Recipe = RECIPES[name][data]
     method = method_named(name, **recipe.settings)
     assert all(getattr(method, key) == value for key, value in recipe.settings.items())
-    assert 0 <= recipe.natural < 1 and recipe.train_eps >= 1 and recipe.l1 >= 0 and 0 < recipe.average_from <= 1
+    assert 0 <= recipe.natural < 1 and recipe.train_eps >= 1 and recipe.l1 >= 0
+    assert recipe.learning_rate > 0 and 0 < recipe.ramp < recipe.epochs
+    assert recipe.average_from is None or recipe.ramp < recipe.average_from < recipe.epochs
