@@ -1,72 +1,74 @@
-"""Settings with which methods train well: where a run starts that says nothing else.
+"""Sensible defaults for a method on a data set: what `TrainSettings` does not say, and anybody may override.
 
-For MNIST they are those of CTBench (Mao et al., arXiv:2406.04848, its example scripts for CNN7), with the splits of
-TAPS for networks of three activation layers; with ours they have not been run. For digits (dense layers 64-128-64-10,
-radius 0.05) they are the best of a few short runs, on 360 test images and one seed: a difference of one or two per cent
-there means nothing.
+For MNIST the methods on interval bounds have the settings of CTBench (Mao et al., arXiv:2406.04848, its example scripts
+for CNN7; schedules apart), with the splits of TAPS for networks of three activation layers; with ours they have not
+been run. For digits (dense layers 64-128-64-10, radius 0.05) settings are the best of a few short runs, on 360 test
+images and one seed: a difference of one or two per cent there means nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """settings: of the method. natural: the weight of the natural loss. train_eps: the radius of training, as a
-    multiple of the one that is wanted. l1: the weight of `certify.weights.l1`. ramp: epochs, from the first on, in
-    which the radius grows. average_from: the epoch from which weights are averaged (None: never)."""
-
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    natural: float = 0.0
-    train_eps: float = 1.0
-    l1: float = 0.0
-    learning_rate: float = 5e-4
-    epochs: int = 70
-    ramp: int = 20
-    average_from: int | None = None
-
-
-WARM = {"warmup_regulariser": 0.5, "ibp_initialisation": True}
-ONE_STEP = {"steps": 1, "step_size": 10.0}  # to a corner of the set, whatever the start (arXiv:2305.13991)
-
-
-def _digits(**settings: Any) -> Recipe:
-    return Recipe({**WARM, **settings}, train_eps=1.2, learning_rate=5e-3, epochs=60, ramp=30)
-
-
-EXPRESSIVE = {
-    "digits": _digits(coefficient=0.5, steps=4),
-    "mnist 0.1": Recipe({**WARM, "coefficient": 0.02, "steps": 10, "restarts": 3}, natural=0.3, train_eps=2.0, l1=1e-5,
-                        average_from=65),
-    "mnist 0.3": Recipe({**WARM, "coefficient": 0.5, **ONE_STEP}, l1=1e-6, average_from=65),
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "digits": {"epochs": 60, "batch_size": 100, "milestones": [45, 55]},
+}
+BOUNDED: dict[str, dict[str, Any]] = {
+    "digits": {"ramp_begin": 2, "ramp_end": 30, "lr": 2e-3, "validate_with": "ibp"},
 }
 
-RECIPES: dict[str, dict[str, Recipe]] = {
+
+def _own(natural: float = 0.0, train_eps: float = 1.0, l1: float = 0.0, **settings: Any) -> dict[str, Any]:
+    """natural: the weight of the natural loss, from first to last; settings: of the method."""
+    return {"natural_first": natural, "natural_last": natural, "train_eps": train_eps, "l1": l1,
+            **{f"method.{name}": value for name, value in settings.items()}}
+
+
+def _digits(**settings: Any) -> dict[float, dict[str, Any]]:
+    return {0.05: {"lr": 5e-3, "validate_with": "crown", **_own(train_eps=1.2, **settings)}}
+
+
+ONE_STEP = {"steps": 1, "step_size": 10.0}  # to a corner of the set, whatever the start (arXiv:2305.13991)
+AVERAGED = {"average": "swa", "average_from": 65}  # of 70 epochs
+EXPRESSIVE = {
+    "digits": _digits(coefficient=0.5, steps=4),
+    "mnist": {0.1: {**_own(0.3, 2.0, 1e-5, coefficient=0.02, steps=10, restarts=3), **AVERAGED},
+              0.3: {**_own(l1=1e-6, coefficient=0.5, **ONE_STEP), **AVERAGED}},
+}
+
+RECIPES: dict[str, dict[str, dict[float, dict[str, Any]]]] = {
     "fast-ibp": {
         "digits": _digits(),
-        "mnist 0.1": Recipe(WARM, natural=0.3, train_eps=2.0, l1=2e-6),
-        "mnist 0.3": Recipe(WARM, natural=0.3, l1=2e-6),
+        "mnist": {0.1: _own(0.3, 2.0, 2e-6), 0.3: _own(0.3, l1=2e-6)},
     },
     "sabr": {
         "digits": _digits(shrink=0.8, steps=4),
-        "mnist 0.1": Recipe({**WARM, "shrink": 0.4, "steps": 10, "restarts": 3}, natural=0.3, train_eps=2.0, l1=1e-6),
-        "mnist 0.3": Recipe({**WARM, "shrink": 0.9, "steps": 5, "restarts": 3}, l1=2e-6),
+        "mnist": {0.1: _own(0.3, 2.0, 1e-6, shrink=0.4, steps=10, restarts=3),
+                  0.3: _own(l1=2e-6, shrink=0.9, steps=5, restarts=3)},
     },
     "taps": {
         "digits": _digits(split=1, steps=5),
-        "mnist 0.1": Recipe({**WARM, "split": 2, "gradient_scale": 4.0}, natural=0.3, train_eps=2.0, l1=2e-6),
-        "mnist 0.3": Recipe({**WARM, "split": 1, "gradient_scale": 4.0}, train_eps=4 / 3),
+        "mnist": {0.1: _own(0.3, 2.0, 2e-6, split=2, gradient_scale=4.0),
+                  0.3: _own(train_eps=4 / 3, split=1, gradient_scale=4.0)},
     },
     "staps": {
         "digits": _digits(split=1, shrink=0.8, steps=4),
-        "mnist 0.1": Recipe({**WARM, "split": 1, "shrink": 0.4, "gradient_scale": 4.0}, natural=0.3, train_eps=2.0,
-                            l1=5e-6),
-        "mnist 0.3": Recipe({**WARM, "split": 1, "shrink": 0.6, "gradient_scale": 4.0}, l1=1e-5),
+        "mnist": {0.1: _own(0.3, 2.0, 5e-6, split=1, shrink=0.4, gradient_scale=4.0),
+                  0.3: _own(l1=1e-5, split=1, shrink=0.6, gradient_scale=4.0)},
     },
     "cc-ibp": EXPRESSIVE,
     "mtl-ibp": EXPRESSIVE,
     "exp-ibp": EXPRESSIVE,
 }
+"""By method, data set and the radius for which they were found."""
+
+
+def recipe(method: str, data: str, model: str, eps: float) -> Mapping[str, Any]:
+    """Settings by name, for the nearest radius that is known; empty where nothing is known."""
+    from certify.registry import bounds_sets
+    found = dict(SCHEDULES.get(data, {}))
+    if bounds_sets(method):
+        found |= {"ramp": "smooth", "clip_gradient": 10.0, **BOUNDED.get(data, {})}
+    rows = RECIPES.get(method, {}).get(data)
+    return found if rows is None else found | rows[min(rows, key=lambda known: abs(known - eps))]

@@ -3,33 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from certify.entry import Entry
 
 if TYPE_CHECKING:
     from certify.method import Method
 
 METHODS = {
-    "standard": "certify.method:Standard",
-    "ibp": "certify.losses.ibp:Ibp",
-    "fast-ibp": "certify.losses.fast_ibp:FastIbp",
-    "sabr": "certify.losses.sabr:Sabr",
-    "taps": "certify.losses.taps:Taps",
-    "staps": "certify.losses.taps:Staps",
-    "cc-ibp": "certify.losses.expressive:CcIbp",
-    "mtl-ibp": "certify.losses.expressive:MtlIbp",
-    "exp-ibp": "certify.losses.expressive:ExpIbp",
+    "standard": Entry("certify.method:Standard", "cross-entropy on clean inputs"),
+    "ibp": Entry("certify.losses.ibp:Ibp", "interval bounds", "arXiv:1810.12715"),
+    "fast-ibp": Entry("certify.losses.fast_ibp:FastIbp", "interval bounds with a short warm-up", "arXiv:2103.17268"),
+    "sabr": Entry("certify.losses.sabr:Sabr", "interval bounds of a small box around an attack", "arXiv:2210.04871"),
+    "taps": Entry("certify.losses.taps:Taps", "intervals, and an attack behind them", "arXiv:2305.04574"),
+    "staps": Entry("certify.losses.taps:Staps", "TAPS over SABR's small box", "arXiv:2305.04574"),
+    "cc-ibp": Entry("certify.losses.expressive:CcIbp", "attacked and bounded margins, mixed", "arXiv:2305.13991"),
+    "mtl-ibp": Entry("certify.losses.expressive:MtlIbp", "attacked and bounded loss, mixed", "arXiv:2305.13991"),
+    "exp-ibp": Entry("certify.losses.expressive:ExpIbp", "attacked and bounded loss, mixed as powers",
+                     "arXiv:2305.13991"),
 }
 
 
 def method_named(name: str, **settings: Any) -> Method:
     """The method object. Raises ValueError for an unknown name or setting."""
-    if name not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
-    module, _, attribute = METHODS[name].partition(":")
-    kind: type[Method] = getattr(importlib.import_module(module), attribute)
+    kind = _class_of(name)
     known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := set(settings) - known:
         raise ValueError(f"method {name} has no setting {', '.join(sorted(unknown))}; it has "
                          f"{', '.join(sorted(known)) or 'none'}")
     return kind(**settings)
+
+
+def bounds_sets(name: str) -> bool:
+    """Whether a method's loss needs bounds."""
+    return _class_of(name).bounds_sets
+
+
+def _class_of(name: str) -> type[Method]:
+    if name not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
+    found: type[Method] = METHODS[name].load()
+    return found
