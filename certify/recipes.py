@@ -26,7 +26,8 @@ def _own(natural: float = 0.0, train_eps: float = 1.0, l1: float = 0.0, **settin
 
 
 def _digits(**settings: Any) -> dict[float, dict[str, Any]]:
-    return {0.05: {"lr": 5e-3, "validate_with": "crown", **_own(train_eps=1.2, **settings)}}
+    # So few images are held out that early epochs tie with the last, which is better on others.
+    return {0.05: {"lr": 5e-3, "keep": "last", **_own(train_eps=1.2, **settings)}}
 
 
 ONE_STEP = {"steps": 1, "step_size": 10.0}  # to a corner of the set, whatever the start (arXiv:2305.13991)
