@@ -8,6 +8,8 @@ that a cross-entropy may see (Wong and Kolter, arXiv:1711.00851; Gowal et al., a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -15,6 +17,7 @@ from torch.nn import functional
 from bounds.bounds import LinearRows
 from bounds.graph import Graph
 from bounds.ibp import margin_bounds, propagate
+from bounds.interval import Interval
 from bounds.sets import InputSet
 
 
@@ -55,7 +58,11 @@ def least(margins: Tensor, y: Tensor) -> Tensor:
 
 def ibp_margins(graph: Graph, sets: InputSet, y: Tensor) -> Tensor:
     """Interval bounds "B m" of the margins, the last affine layers joined with the differences (arXiv:1810.12715)."""
+    return interval_margins(graph, sets, y, propagate(graph, sets, rounded=False))
+
+
+def interval_margins(graph: Graph, sets: InputSet, y: Tensor, intervals: Sequence[Interval]) -> Tensor:
+    """As `ibp_margins`, given an interval of every node."""
     classes = int(torch.Size(graph.output_shape).numel())
-    intervals = propagate(graph, sets, rounded=False)
     rows = margin_rows(y, classes, sets.lower)
     return by_class(margin_bounds(graph, sets, rows, intervals), y, classes)

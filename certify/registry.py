@@ -13,6 +13,14 @@ if TYPE_CHECKING:
 METHODS = {
     "standard": Entry("certify.method:Standard", "cross-entropy on clean inputs"),
     "ibp": Entry("certify.losses.ibp:Ibp", "interval bounds", "arXiv:1810.12715"),
+    "fast-ibp": Entry("certify.losses.fast_ibp:FastIbp", "interval bounds with a short warm-up", "arXiv:2103.17268"),
+    "sabr": Entry("certify.losses.sabr:Sabr", "interval bounds of a small box around an attack", "arXiv:2210.04871"),
+    "taps": Entry("certify.losses.taps:Taps", "intervals, and an attack behind them", "arXiv:2305.04574"),
+    "staps": Entry("certify.losses.taps:Staps", "TAPS over SABR's small box", "arXiv:2305.04574"),
+    "cc-ibp": Entry("certify.losses.expressive:CcIbp", "attacked and bounded margins, mixed", "arXiv:2305.13991"),
+    "mtl-ibp": Entry("certify.losses.expressive:MtlIbp", "attacked and bounded loss, mixed", "arXiv:2305.13991"),
+    "exp-ibp": Entry("certify.losses.expressive:ExpIbp", "attacked and bounded loss, mixed as powers",
+                     "arXiv:2305.13991"),
 }
 
 

@@ -130,7 +130,7 @@ def resolve(*sources: Mapping[str, Any]) -> TrainSettings:
         _merge(given, source)
     named = {key: given.get(key, FIELDS[key].default) for key in ("method", "data", "model")}
     whole: dict[str, Any] = {}
-    _merge(whole, recipe(**named))
+    _merge(whole, recipe(**named, eps=_fitted("eps", given.get("eps", FIELDS["eps"].default))))
     _merge(whole, given)
     return TrainSettings(**{key: _fitted(key, value) for key, value in whole.items()})
 
