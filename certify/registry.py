@@ -12,6 +12,18 @@ if TYPE_CHECKING:
 METHODS = {
     "standard": "certify.method:Standard",
     "ibp": "certify.losses.ibp:Ibp",
+    "pgd": "certify.adversarial.pgd:Pgd",
+    "fgsm": "certify.adversarial.fgsm:Fgsm",
+    "fgsm-rs": "certify.adversarial.fgsm_rs:FgsmRs",
+    "n-fgsm": "certify.adversarial.n_fgsm:NFgsm",
+    "free": "certify.adversarial.free:Free",
+    "yopo": "certify.adversarial.yopo:Yopo",
+    "trades": "certify.adversarial.trades:Trades",
+    "mart": "certify.adversarial.mart:Mart",
+    "curriculum": "certify.adversarial.curriculum:Curriculum",
+    "dynamic": "certify.adversarial.dynamic:Dynamic",
+    "guided": "certify.adversarial.guided:Guided",
+    "distillation": "certify.adversarial.distillation:Distillation",
 }
 
 
