@@ -79,10 +79,9 @@ class Jpeg(Transform):
         if not 1 <= quality <= 95:
             raise ValueError(f"quality must be from 1 to 95, got {quality}")
         try:
-            from PIL import Image
+            import PIL  # noqa: F401
         except ImportError as error:
             raise ValueError("the defence jpeg needs Pillow: pip install pillow") from error
-        self._image = Image
         self.low, self.high = _range(clip)
         self.quality = quality
 
@@ -97,10 +96,11 @@ class Jpeg(Transform):
     def _once(self, image: Tensor) -> Tensor:
         """uint8 "C H W" to the same."""
         import numpy as np
+        from PIL import Image
         rows = image.permute(1, 2, 0).numpy()
         file = io.BytesIO()
-        self._image.fromarray(rows[:, :, 0] if len(image) == 1 else rows).save(file, "JPEG", quality=self.quality)
-        decoded = torch.from_numpy(np.array(self._image.open(file)))
+        Image.fromarray(rows[:, :, 0] if len(image) == 1 else rows).save(file, "JPEG", quality=self.quality)
+        decoded = torch.from_numpy(np.array(Image.open(file)))
         return decoded.view(*image.shape[1:], len(image)).permute(2, 0, 1)
 
 
