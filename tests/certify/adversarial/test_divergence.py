@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from certify.adversarial.mart import Mart, boosted_cross_entropy
 from certify.adversarial.trades import Trades, divergence
-from certify.inner import nearby
+from certify.inner import moved, nearby
 from tests.certify.cases import network, step_of
 
 
@@ -47,6 +47,21 @@ def test_trades_attacks_the_divergence_not_the_label() -> None:
     wrong.y.copy_((wrong.y + 1) % 4)
     assert torch.equal(Trades().points(wrong), Trades().points(step_of(network("mlp", dtype=torch.float64), eps=0.1)))
     assert step.y.ne(wrong.y).all()
+
+
+@pytest.mark.parametrize("norm", [math.inf, 2.0])
+def test_trades_points_equal_a_plain_ascent_of_the_divergence(norm: float) -> None:
+    net, eps = network("mlp", dtype=torch.float64), 0.1 if norm == math.inf else 0.5
+    with torch.no_grad():
+        for p in net.parameters():
+            p *= 2.5  # so that the two directions of the divergence differ
+    again = step_of(net, eps=eps, norm=norm)
+    x = nearby(again, 1e-3)
+    for _ in range(3):
+        x = x.detach().requires_grad_(True)
+        functional.kl_div(net(x).log_softmax(1), net(again.x).softmax(1), reduction="sum").backward(inputs=[x])
+        x = moved(again.room(), x.detach(), x.grad, 0.25 * eps, again.everyone)
+    torch.testing.assert_close(Trades(steps=3).points(step_of(net, eps=eps, norm=norm)), x, rtol=0, atol=1e-9)
 
 
 def test_the_clean_side_of_the_divergence_is_differentiated_too() -> None:
