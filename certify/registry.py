@@ -3,38 +3,54 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from certify.entry import Entry
 
 if TYPE_CHECKING:
     from certify.method import Method
 
+
+
+def _attacked(where: str, summary: str, source: str) -> Entry:
+    return Entry(f"certify.adversarial.{where}", summary, source)
+
+
 METHODS = {
-    "standard": "certify.method:Standard",
-    "ibp": "certify.losses.ibp:Ibp",
-    "pgd": "certify.adversarial.pgd:Pgd",
-    "fgsm": "certify.adversarial.fgsm:Fgsm",
-    "fgsm-rs": "certify.adversarial.fgsm_rs:FgsmRs",
-    "n-fgsm": "certify.adversarial.n_fgsm:NFgsm",
-    "free": "certify.adversarial.free:Free",
-    "yopo": "certify.adversarial.yopo:Yopo",
-    "trades": "certify.adversarial.trades:Trades",
-    "mart": "certify.adversarial.mart:Mart",
-    "curriculum": "certify.adversarial.curriculum:Curriculum",
-    "dynamic": "certify.adversarial.dynamic:Dynamic",
-    "guided": "certify.adversarial.guided:Guided",
-    "distillation": "certify.adversarial.distillation:Distillation",
+    "standard": Entry("certify.method:Standard", "cross-entropy on clean inputs"),
+    "ibp": Entry("certify.losses.ibp:Ibp", "interval bounds", "arXiv:1810.12715"),
+    "pgd": _attacked("pgd:Pgd", "projected gradient ascent", "arXiv:1706.06083"),
+    "fgsm": _attacked("fgsm:Fgsm", "one step from the input", "arXiv:1412.6572"),
+    "fgsm-rs": _attacked("fgsm_rs:FgsmRs", "fast: one step from a random start, guarded", "arXiv:2001.03994"),
+    "n-fgsm": _attacked("n_fgsm:NFgsm", "one step after strong noise", "arXiv:2202.01181"),
+    "free": _attacked("free:Free", "one pass for weights and perturbation, replayed", "arXiv:1904.12843"),
+    "yopo": _attacked("yopo:Yopo", "inner steps through the first layer alone", "arXiv:1905.00877"),
+    "trades": _attacked("trades:Trades", "clean loss and divergence", "arXiv:1901.08573"),
+    "mart": _attacked("mart:Mart", "misclassified examples count more", "ICLR 2020"),
+    "curriculum": _attacked("curriculum:Curriculum", "more steps, lesson by lesson", "arXiv:1805.04807"),
+    "dynamic": _attacked("dynamic:Dynamic", "as many steps as stationarity asks for", "arXiv:2112.08304"),
+    "guided": _attacked("guided:Guided", "more steps as gradients grow", "arXiv:2103.03076"),
+    "distillation": _attacked("distillation:Distillation", "soft labels of a teacher", "arXiv:1511.04508"),
 }
 
 
 def method_named(name: str, **settings: Any) -> Method:
     """The method object. Raises ValueError for an unknown name or setting."""
-    if name not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
-    module, _, attribute = METHODS[name].partition(":")
-    kind: type[Method] = getattr(importlib.import_module(module), attribute)
+    kind = _class_of(name)
     known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := set(settings) - known:
         raise ValueError(f"method {name} has no setting {', '.join(sorted(unknown))}; it has "
                          f"{', '.join(sorted(known)) or 'none'}")
     return kind(**settings)
+
+
+def bounds_sets(name: str) -> bool:
+    """Whether a method's loss needs bounds."""
+    return _class_of(name).bounds_sets
+
+
+def _class_of(name: str) -> type[Method]:
+    if name not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
+    found: type[Method] = METHODS[name].load()
+    return found

@@ -100,7 +100,6 @@ class Yopo(Method):
 
     name: ClassVar[str] = "yopo"
     paper: ClassVar[str] = "arXiv:1905.00877"
-    bounds_sets: ClassVar[bool] = True
 
     outer: int = 5
     inner: int = 3

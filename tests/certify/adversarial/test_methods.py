@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 from certify.adversarial.attacked import accuracy
 from certify.classifier import Classifier
+from certify.data.dataset import Examples, TrainingData
 from certify.inner import ascend
 from certify.method import EpochEnd, Method
 from certify.registry import METHODS, method_named
+from certify.settings import TrainSettings
 from certify.terms import LossTerms, Progress, Step
-from tests.certify.cases import SHAPE, assert_gradients_agree, examples, network, step_of
+from certify.trainer import CHECKPOINT, Told, Trainer
+from tests.certify.cases import CLASSES, SHAPE, assert_gradients_agree, examples, network, step_of
 
 QUICK: dict[str, dict[str, Any]] = {
     "pgd": {"steps": 4}, "fgsm": {"guard": 0.5}, "fgsm-rs": {}, "n-fgsm": {}, "free": {"replays": 2},
@@ -34,9 +37,11 @@ def quick(name: str) -> Method:
 
 
 def test_every_adversarial_method_is_registered_and_tested() -> None:
-    rows = {name for name, where in METHODS.items() if where.startswith("certify.adversarial.")}
+    rows = {name for name, entry in METHODS.items() if entry.where.startswith("certify.adversarial.")}
     assert rows == set(QUICK)
-    assert all(quick(name).name == name and quick(name).paper for name in rows)
+    for name in rows:
+        assert quick(name).name == name and quick(name).paper.startswith(METHODS[name].source)
+        assert not quick(name).bounds_sets
 
 
 @pytest.mark.parametrize("norm", [math.inf, 2.0])
@@ -95,53 +100,45 @@ def test_an_attack_leaves_mode_statistics_and_gradients_alone(name: str) -> None
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in before.items())
 
 
-def run(method: Method, net: nn.Module, optimiser: torch.optim.Optimizer, memory: dict[str, Any],
-        updates: range) -> list[str]:
-    """Minibatches of 16 out of 64, the last of every epoch smaller."""
-    x, y = examples(60, 5)
-    held_x, held_y = examples(32, 6)
-    model = Classifier(net, SHAPE)
-    notes: list[str] = []
-    for k in updates:
-        part = torch.arange(16 * (k % 4), min(60, 16 * (k % 4) + 16))
-        progress = Progress(k / 4, 4, k)
-        step = Step(model, x[part], y[part], part, 0.1, 0.1, 0.0, math.inf, (0.0, 1.0), progress, 0, memory)
-        for update in method.updates(step):
-            optimiser.zero_grad()
-            update().total.backward()
-            optimiser.step()
-        if k % 4 == 3:
-            held = replace(step, x=held_x, y=held_y, number=torch.arange(32))
-            method.after_epoch(EpochEnd(held, memory, notes))
-    return notes
+class Killed(Exception):
+    pass
+
+
+def killed_after(updates: int) -> Any:
+    seen: list[Told] = []
+
+    def tell(told: Told) -> None:
+        seen.append(told)
+        if len(seen) == updates:
+            raise Killed
+    return tell
 
 
 @pytest.mark.parametrize("name", list(QUICK))
-def test_a_resumed_run_makes_the_same_updates(name: str) -> None:
-    method, ends = quick(name), []
-    for broken in (False, True):
-        net = network("norm")
-        optimiser = torch.optim.Adam(net.parameters(), 1e-2)
-        memory: dict[str, Any] = {}
-        x, y = examples(60, 5)
-        method.prepare(Classifier(net, SHAPE), x, y, memory, 0)
-        run(method, net, optimiser, memory, range(7))
-        if broken:
-            file = io.BytesIO()
-            torch.save({"net": net.state_dict(), "optimiser": optimiser.state_dict(), "memory": memory}, file)
-            file.seek(0)
-            state = torch.load(file, weights_only=True)
-            net = network("norm", seed=1)
-            optimiser = torch.optim.Adam(net.parameters(), 1e-2)
-            net.load_state_dict(state["net"])
-            optimiser.load_state_dict(state["optimiser"])
-            memory = state["memory"]
-        run(method, net, optimiser, memory, range(7, 16))
-        ends.append((net.state_dict(), memory))
-    (one, kept), (other, read) = ends
+def test_a_killed_run_that_goes_on_makes_the_same_updates(name: str, tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minibatches of 16, 16, 16 and 12, and a method's own look at every epoch's end."""
+    monkeypatch.setattr("certify.trainer.CHECKPOINT_S", -1.0)  # after every step
+    x, y = examples(76, 5)
+    data = TrainingData("made", Examples(x, y), Examples(*examples(20, 4)), CLASSES)
+    settings = TrainSettings(method=name, model="mlp", eps=0.1, epochs=5, batch_size=16, lr=5e-3, validation=16,
+                             method_settings=QUICK[name], model_settings={"hidden": [12]})
+    whole = Trainer(settings, data)
+    whole.run()
+    broken = Trainer(settings, data, tmp_path, tell=killed_after(14))
+    with pytest.raises(Killed):
+        broken.run()
+    again = Trainer(settings, data, tmp_path)
+    again.restore(tmp_path / CHECKPOINT)
+    assert again.update == 14
+    again.run()
+    one, other = whole.module.state_dict(), again.module.state_dict()
     assert all(torch.equal(one[k], other[k]) for k in one)
-    assert kept.keys() == read.keys()
-    assert all(torch.equal(torch.as_tensor(kept[k]), torch.as_tensor(read[k])) for k in kept)
+    assert whole.memory.keys() == again.memory.keys()
+    assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(again.memory[k])) for k, v in whole.memory.items())
+    assert [row["note"] for row in whole.rows] == [row["note"] for row in again.rows]
+    if name in ("curriculum", "guided"):
+        assert any(row["note"] for row in whole.rows)
 
 
 def attacked(net: nn.Module) -> float:

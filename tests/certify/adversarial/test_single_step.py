@@ -106,9 +106,13 @@ def test_without_a_collapse_or_a_guard_nothing_changes() -> None:
         assert "steps" not in memory and not end.notes
 
 
-def test_an_untrained_network_is_no_collapse() -> None:
-    """No accuracy under either attack."""
+@pytest.mark.parametrize(("single", "several", "collapsed"), [
+    (0.05, 0.0, False), (0.3, 0.14, True), (0.3, 0.16, False)])
+def test_a_collapse_is_a_share_and_a_gap(single: float, several: float, collapsed: bool,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """An untrained network, right about nearly nothing under either attack, has not collapsed."""
+    reached = [single, several]
+    monkeypatch.setattr("certify.adversarial.single_step.accuracy", lambda step, x: reached.pop(0))
     memory: dict[str, Any] = {}
-    end = end_of_epoch(Trapped(), torch.full((16, 1), 0.5), torch.ones(16, dtype=torch.long), memory)
-    FgsmRs().after_epoch(end)
-    assert not end.notes
+    FgsmRs().after_epoch(end_of_epoch(Trapped(), torch.full((16, 1), 0.5), torch.zeros(16, dtype=torch.long), memory))
+    assert ("steps" in memory) == collapsed
