@@ -44,6 +44,13 @@ def accuracy(step: Step, x: Tensor) -> float:
         return float(share_right(step.model(x), step.y))
 
 
+def looked_after(step: Step, name: str, mark: str) -> None:
+    """Raises ValueError where epochs go by without `after_epoch`, which leaves `mark` in memory: a method that grows by
+    it would train on its weakest attack for ever."""
+    if step.progress.epoch >= 1 and mark not in step.memory:
+        raise ValueError(f"{name} needs a look at held-out examples after every epoch: hold out some (validation > 0)")
+
+
 def at_least(name: str, value: float, least: float) -> None:
     """A check of settings."""
     if not value >= least:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from certify.adversarial.attacked import AttackedMethod, above_zero, accuracy, at_least
+from certify.adversarial.attacked import AttackedMethod, above_zero, accuracy, at_least, looked_after
 from certify.inner import ascend, cross_entropy_of, input_gradient, moved
 from certify.method import EpochEnd
 from certify.terms import Step
@@ -45,6 +45,8 @@ class Curriculum(AttackedMethod):
         at_least("patience", self.patience, 1)
 
     def points(self, step: Step) -> Tensor:
+        if self.last > 0:
+            looked_after(step, self.name, "best")
         lesson = _lesson(step.memory)
         if self.mixing:
             steps = step.draws.integers(step.everyone, (), lesson + 1)

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from certify.adversarial.attacked import AttackedMethod, above_zero, at_least
+from certify.adversarial.attacked import AttackedMethod, above_zero, at_least, looked_after
 from certify.inner import cross_entropy_of, input_gradient, moved
 from certify.method import EpochEnd
 from certify.terms import Step
@@ -43,6 +43,7 @@ class Guided(AttackedMethod):
         above_zero("step_size", self.step_size)
 
     def points(self, step: Step) -> Tensor:
+        looked_after(step, self.name, "steps")
         room, objective = step.room(), cross_entropy_of(step)
         x = random_start(room, step.draws, step.everyone)
         slope = None

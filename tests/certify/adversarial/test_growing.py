@@ -13,6 +13,7 @@ from certify.adversarial.guided import Guided
 from certify.adversarial.pgd import Pgd
 from certify.inner import ascend
 from certify.method import EpochEnd
+from certify.terms import Progress
 from tests.certify.cases import network, step_of
 
 
@@ -125,3 +126,12 @@ def test_the_first_epoch_trains_on_random_points() -> None:
     step = step_of(network("mlp"))
     assert torch.equal(Guided().points(step), ascend(step_of(network("mlp")), steps=0))
     assert "magnitude" not in step.memory
+
+
+@pytest.mark.parametrize("method", [Curriculum(), Guided()])
+def test_epochs_without_a_look_are_refused(method: Curriculum | Guided) -> None:
+    with pytest.raises(ValueError, match="validation > 0"):
+        method.points(step_of(network("mlp"), progress=Progress(1.0, 5, 4)))
+    memory: dict[str, Any] = {}
+    method.after_epoch(EpochEnd(step_of(network("mlp"), memory=memory), memory, []))
+    method.points(step_of(network("mlp"), progress=Progress(1.0, 5, 4), memory=memory))

@@ -58,6 +58,14 @@ def test_points_stay_in_ball_and_range_and_move(name: str, norm: float) -> None:
     assert not points.requires_grad
 
 
+def test_pgd_attacks_as_its_settings_say() -> None:
+    net = network("mlp", dtype=torch.float64)
+    for settings in ({"steps": 3, "step_size": 0.1}, {"steps": 2, "restarts": 3}, {"steps": 2, "random": False}):
+        points = method_named("pgd", **settings).points(step_of(net))  # type: ignore[attr-defined]
+        assert torch.equal(points, ascend(step_of(net), **settings))
+        assert not torch.equal(points, ascend(step_of(net)))
+
+
 @pytest.mark.parametrize("norm", [math.inf, 2.0])
 def test_points_of_free_and_yopo_stay_in_ball_and_range(norm: float, monkeypatch: pytest.MonkeyPatch) -> None:
     eps = 0.1 if norm == math.inf else 0.5
