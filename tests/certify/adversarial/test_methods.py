@@ -58,6 +58,21 @@ def test_points_stay_in_ball_and_range_and_move(name: str, norm: float) -> None:
     assert not points.requires_grad
 
 
+def test_accuracy_is_that_of_the_network_in_use() -> None:
+    """With running statistics, which a network in training mode does not use."""
+    net, other = network("norm"), network("norm").eval()
+    with torch.no_grad():
+        for p in (*net.parameters(), *other.parameters()):
+            p *= 3
+        for n in (net, other):
+            n[1].running_mean.fill_(1.0)  # type: ignore[operator, union-attr]
+    step = step_of(net, count=64)
+    step.y.copy_(other(step.x).argmax(1))
+    assert accuracy(step, step.x) == 1.0
+    assert float((net(step.x).argmax(1) == step.y).float().mean()) < 0.9
+    assert net.training
+
+
 def test_pgd_attacks_as_its_settings_say() -> None:
     net = network("mlp", dtype=torch.float64)
     for settings in ({"steps": 3, "step_size": 0.1}, {"steps": 2, "restarts": 3}, {"steps": 2, "random": False}):
