@@ -5,7 +5,7 @@
 The network that comes out is used at temperature 1, where its logits are about T times what they would be. That hides
 gradients and does not resist attacks that allow for it (Carlini and Wagner, arXiv:1608.04644): here so that it can be
 measured. On digits at eps 0.1 (dense network) accuracy was 0.80 under PGD on the cross-entropy and 0.28 under the same
-steps on the margin, where standard training keeps 0.31 under the former.
+steps on the margin.
 
 The teacher is made before the first step: the same network, from the same initial weights, trained by Adam on the
 examples that the run hands over, and kept in memory as numbers, so that a resumed run has the very same. The student
