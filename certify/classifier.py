@@ -57,15 +57,20 @@ class Classifier:
         running ones move towards them, as in a pass of the module."""
         if not (self.module.training and self._norm_of):
             return self.graph(x), self.graph
+        values, graph = self.values(x)
+        return values[graph.output], graph
+
+    def values(self, x: Tensor) -> tuple[list[Tensor], Graph]:
+        """What every node of the graph gives in the same pass, and that graph."""
         nodes, values = list(self.graph.nodes), [x]
         for i, node in enumerate(self.graph.nodes[1:], 1):
             inputs = [values[j] for j in node.inputs]
-            if isinstance(node.op, BatchNorm) and self._norm_of[i].training:
+            if self.module.training and isinstance(node.op, BatchNorm) and self._norm_of[i].training:
                 op = node.op.with_batch_statistics(inputs[0])
                 self._move_statistics(self._norm_of[i], inputs[0], op)
                 nodes[i] = node = dataclasses.replace(node, op=op)
             values.append(node.op.forward(*inputs))
-        return values[self.graph.output], dataclasses.replace(self.graph, nodes=tuple(nodes))
+        return values, dataclasses.replace(self.graph, nodes=tuple(nodes))
 
     @staticmethod
     @torch.no_grad()

@@ -33,15 +33,17 @@ def input_gradient(step: Step, x: Tensor, owner: Tensor, objective: Objective) -
 
 
 def ascend(step: Step, *, eps: float | None = None, steps: int = 10, step_size: float = 0.25, restarts: int = 1,
-           random: bool = True, objective: Objective | None = None) -> Tensor:
+           random: bool = True, start: Tensor | None = None, objective: Objective | None = None) -> Tensor:
     """Adversarial points "B *shape" of a minibatch, detached: the last point of each run, of several runs the one with
-    the largest value. step_size: as a share of eps."""
+    the largest value. step_size: as a share of eps. start: where every run begins, instead of a random point or the
+    input itself."""
     room = step.room(eps)
     objective = objective or cross_entropy_of(step)
     best, best_value = step.x, step.x.new_full((len(step.x),), -torch.inf)
+    begin = step.x if start is None else start
     with step.model.attacked():
         for _ in range(restarts):
-            x = random_start(room, step.draws, step.everyone) if random else step.x
+            x = random_start(room, step.draws, step.everyone) if random and start is None else begin
             for _ in range(steps):
                 _, slope = input_gradient(step, x, step.everyone, objective)
                 x = moved(room, x, slope, step_size * room.eps, step.everyone)
@@ -58,3 +60,9 @@ def ascend(step: Step, *, eps: float | None = None, steps: int = 10, step_size: 
 def moved(room: Room, x: Tensor, slope: Tensor, length: float, owner: Tensor) -> Tensor:
     """One projected step of ascent."""
     return room.project(x + length * steepest(slope, room.norm, room.free[owner]), owner)
+
+
+def nearby(step: Step, noise: float) -> Tensor:
+    """Starts "B *shape" so close to the inputs that only ties are broken: normal noise of that size, inside the set."""
+    shake = noise * step.draws.normal(step.everyone, step.x.shape[1:], step.x.dtype)
+    return step.room().project(step.x + shake, step.everyone)

@@ -67,9 +67,12 @@ RECIPES: dict[str, dict[str, dict[float, dict[str, Any]]]] = {
 
 def recipe(method: str, data: str, model: str, eps: float) -> Mapping[str, Any]:
     """Settings by name, for the nearest radius that is known; empty where nothing is known."""
+    from certify.adversarial.recipes import RECIPES as ADVERSARIAL
     from certify.registry import bounds_sets
     found = dict(SCHEDULES.get(data, {}))
     if bounds_sets(method):
         found |= {"ramp": "smooth", "clip_gradient": 10.0, **BOUNDED.get(data, {})}
-    rows = RECIPES.get(method, {}).get(data)
-    return found if rows is None else found | rows[min(rows, key=lambda known: abs(known - eps))]
+    known = RECIPES.get(method, {}).get(data)
+    if known is not None:
+        found |= known[min(known, key=lambda radius: abs(radius - eps))]
+    return found | ADVERSARIAL.get(data, {}).get(method, {})

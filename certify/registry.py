@@ -10,6 +10,12 @@ from certify.entry import Entry
 if TYPE_CHECKING:
     from certify.method import Method
 
+
+
+def _attacked(where: str, summary: str, source: str) -> Entry:
+    return Entry(f"certify.adversarial.{where}", summary, source)
+
+
 METHODS = {
     "standard": Entry("certify.method:Standard", "cross-entropy on clean inputs"),
     "ibp": Entry("certify.losses.ibp:Ibp", "interval bounds", "arXiv:1810.12715"),
@@ -21,6 +27,18 @@ METHODS = {
     "mtl-ibp": Entry("certify.losses.expressive:MtlIbp", "attacked and bounded loss, mixed", "arXiv:2305.13991"),
     "exp-ibp": Entry("certify.losses.expressive:ExpIbp", "attacked and bounded loss, mixed as powers",
                      "arXiv:2305.13991"),
+    "pgd": _attacked("pgd:Pgd", "projected gradient ascent", "arXiv:1706.06083"),
+    "fgsm": _attacked("fgsm:Fgsm", "one step from the input", "arXiv:1412.6572"),
+    "fgsm-rs": _attacked("fgsm_rs:FgsmRs", "fast: one step from a random start, guarded", "arXiv:2001.03994"),
+    "n-fgsm": _attacked("n_fgsm:NFgsm", "one step after strong noise", "arXiv:2202.01181"),
+    "free": _attacked("free:Free", "one pass for weights and perturbation, replayed", "arXiv:1904.12843"),
+    "yopo": _attacked("yopo:Yopo", "inner steps through the first layer alone", "arXiv:1905.00877"),
+    "trades": _attacked("trades:Trades", "clean loss and divergence", "arXiv:1901.08573"),
+    "mart": _attacked("mart:Mart", "misclassified examples count more", "ICLR 2020"),
+    "curriculum": _attacked("curriculum:Curriculum", "more steps, lesson by lesson", "arXiv:1805.04807"),
+    "dynamic": _attacked("dynamic:Dynamic", "as many steps as stationarity asks for", "arXiv:2112.08304"),
+    "guided": _attacked("guided:Guided", "more steps as gradients grow", "arXiv:2103.03076"),
+    "distillation": _attacked("distillation:Distillation", "soft labels of a teacher", "arXiv:1511.04508"),
 }
 
 
