@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 METHODS = {
     "standard": "certify.method:Standard",
     "ibp": "certify.losses.ibp:Ibp",
+    "crown-ibp": "certify.losses.crown_ibp:CrownIbp",
+    "zonotope": "certify.losses.zonotope:ZonotopeLoss",
+    "wong-kolter": "certify.losses.wong_kolter:WongKolter",
+    "lipschitz-margin": "certify.losses.lipschitz_margin:LipschitzMargin",
+    "parseval": "certify.losses.parseval:Parseval",
 }
 
 
