@@ -20,7 +20,8 @@ KINDS = ["mlp", "conv", "norm", "residual"]
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_agree_with_differences(kind: str) -> None:
     net = network(kind, dtype=torch.float64)
-    assert_gradients_agree(lambda: ZonotopeLoss().loss(step_of(net, natural=0.3, count=4)).total, net, entries=3)
+    step = step_of(net, natural=0.3, count=4)
+    assert_gradients_agree(lambda: ZonotopeLoss().loss(step).total, net, entries=2)
 
 
 @pytest.mark.parametrize("norm", [math.inf, 2.0])
@@ -30,7 +31,7 @@ def test_the_loss_lies_above_the_attacked_one_at_every_step(kind: str, norm: flo
         assert float(terms.parts["robust"]) >= float(attacked_loss(step).mean()) - 1e-5
         assert terms.margins is not None
         assert bool((step.model(step.x).argmax(1) == step.y)[terms.margins > 0].all())
-    done = short_run(ZonotopeLoss(), network(kind), norm=norm, natural=0.0, look=look, updates=10)
+    done = short_run(ZonotopeLoss(), network(kind), norm=norm, natural=0.0, look=look, updates=20)
     assert float(done[-1].total.detach()) < float(done[0].total.detach())
 
 
