@@ -1,8 +1,8 @@
 """Cascades of certified classifiers (Wong et al., arXiv:1805.12514, section 3.4).
 
 The first network is trained on all examples; each next one on those that the one before does not certify: an example
-leaves as soon as its own prediction is proved constant over its set, right or wrong. At test time a stage that certifies
-its own prediction answers; an uncertified example passes on. The prediction of the whole is that of the
+leaves as soon as its own prediction is proved constant over its set, right or wrong. At test time a stage that
+certifies its own prediction answers; an uncertified example passes on. The prediction of the whole is that of the
 stage that answers, or of the last one; an example counts as certified if the stage that answers predicts its label.
 
 What a cascade does not promise: near a certified example an earlier stage may certify another label of another point,

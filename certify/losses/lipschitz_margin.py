@@ -1,8 +1,8 @@
 """Lipschitz-margin training (Tsuzuku, Sato and Sugiyama, arXiv:1802.04034).
 
 With L the network's Lipschitz constant in l_2, differences of two logits move by at most `sqrt(2) L c` over a ball of
-radius c. The loss is the cross-entropy after `sqrt(2) c L` has been added to every logit but the label's; gradients pass
-through L. Over an l_inf ball of radius eps in n features, c is `sqrt(n) eps`: valid, and loose.
+radius c. The loss is the cross-entropy after `sqrt(2) c L` has been added to every logit but the label's; gradients
+pass through L. Over an l_inf ball of radius eps in n features, c is `sqrt(n) eps`: valid, and loose.
 
 L is the product of operator norms along a path and their sum where paths meet. The norm of an affine operator between
 nodes comes from power iteration (`iterations` of them a step), whose vector is kept in `Step.memory` from step to step;
@@ -81,7 +81,7 @@ def lipschitz_constant(graph: Graph, memory: dict[str, Any], iterations: int) ->
         elif isinstance(node.op, Elementwise):
             constants.append(below[0] * _steepest(node.op, node.shape, like))
         else:
-            raise UnsupportedOperator(f"{node.op.kind} ({node.name}): Lipschitz-margin training knows no constant of it")
+            raise UnsupportedOperator(f"{node.op.kind} ({node.name}): Lipschitz-margin training has no constant of it")
     return constants[graph.output]
 
 

@@ -29,7 +29,7 @@ from certify.terms import LossTerms, Step, Update
 
 @dataclass(frozen=True)
 class Parseval(Method):
-    """beta: of the retraction. The paper's is 0.0003 with steps of stochastic gradients, many more than a short run's."""
+    """beta: of the retraction. The paper's is smaller, over many more steps."""
 
     beta: float = 0.01
 

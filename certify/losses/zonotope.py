@@ -1,8 +1,9 @@
 """Training on zonotopes (DiffAI: Mirman, Gehr and Vechev, ICML 2018), with the transformers of `bounds.zonotope`.
 
 A zonotope is pushed through the network, each undecided neuron adding a symbol, and the margins are read off its
-image: `<c_label - c_j, centre> - sum_k |<c_label - c_j, generator_k>|`. Where the run asks for the robust loss, `abstract`
-is its share beside the natural one; the paper weighs them lambda to 1, so its lambda = 0.1 is 0.1 / 1.1.
+image: `<c_label - c_j, centre> - sum_k |<c_label - c_j, generator_k>|`. Where the run asks for the robust loss,
+`abstract` is its share beside the natural one; weights lambda to 1, as in the authors' code, are lambda / (1 + lambda):
+lambda = 0.1 is 0.1 / 1.1.
 
 What is done differently: lines are DeepZ's (least area; the paper's hybrid zonotopes replace some neurons by boxes and
 never add symbols), every neuron's interval is met with interval arithmetic, and the loss is the cross-entropy of

@@ -105,5 +105,5 @@ def test_the_published_cascade_has_its_published_error(shared: Path) -> None:
     """33.64 % over all images (stored with the weights), 14.77 % the clean error of the first stage alone."""
     answers = golden_cascade(shared, 100)
     assert abs(answers.robust_error - 0.3364) < 0.12  # two and a half standard deviations of 100 images
-    assert answers.clean_error < answers.robust_error
+    assert answers.clean_error <= answers.robust_error
     assert len(set(answers.stage.tolist()) - {-1}) == 3, "every stage answers somewhere"

@@ -17,7 +17,15 @@ from certify.losses.wong_kolter import WongKolter, dual_engine
 from certify.margins import by_class, linear_margins, margin_rows
 from certify.projections import Sketch, estimate_neurons, median, shared_draws
 from certify.terms import LossTerms, Step
-from tests.certify.cases import CLASSES, SHAPE, assert_gradients_agree, attacked_loss, network, short_run, step_of
+from tests.certify.cases import (
+    CLASSES,
+    SHAPE,
+    assert_gradients_agree,
+    attacked_bounded_loss,
+    network,
+    short_run,
+    step_of,
+)
 from verifier.attacks.draws import Draws
 
 KINDS = ["mlp", "conv", "norm", "residual"]
@@ -36,8 +44,7 @@ def test_gradients_agree_with_differences(kind: str, norm: float, projections: i
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_lies_above_the_attacked_one_at_every_step(kind: str, norm: float) -> None:
     def look(step: Step, terms: LossTerms) -> None:
-        if kind != "norm":  # attacks meet other statistics than the bounds
-            assert float(terms.parts["robust"]) >= float(attacked_loss(step).mean()) - 1e-5
+        assert float(terms.parts["robust"]) >= float(attacked_bounded_loss(step).mean()) - 1e-5
         assert terms.margins is not None and terms.logits is not None
         assert bool((terms.logits.argmax(1) == step.y)[terms.margins > 0].all())
     done = short_run(WongKolter(), network(kind), eps=0.05 if norm == math.inf else 0.3, norm=norm, natural=0.0,
@@ -88,7 +95,7 @@ def _dual_value(layers: list[tuple[Tensor, Tensor]], bounds: list[tuple[Tensor, 
 def test_margins_and_neurons_are_those_of_the_dual_recursion(kind: str) -> None:
     net = network(kind, seed=3, dtype=torch.float64)
     assert isinstance(net, nn.Sequential)
-    step = step_of(net, eps=0.1, count=2)
+    step = step_of(net, eps=0.12, count=2)
     sets = step.sets()
     with torch.no_grad():
         engine = dual_engine(step.model.graph, sets)
@@ -115,7 +122,7 @@ def test_margins_and_neurons_are_those_of_the_dual_recursion(kind: str) -> None:
             for j in range(CLASSES):
                 value = _dual_value(layers, bounds, eye[step.y[b]] - eye[j], low, high)
                 torch.testing.assert_close(margins[b, j], value)
-    assert seen > 10
+    assert seen > 5
 
 
 @pytest.mark.parametrize("norm", [math.inf, 2.0])
@@ -210,7 +217,7 @@ def test_a_layers_error_is_the_stated_one() -> None:
             estimate_neurons(engine, k, shared_draws(replace(step, seed=seed)))
             x = engine.intervals[second]
             torch.testing.assert_close(x.centre, centre)
-            errors.append((x.radius / radius - 1))
+            errors.append(x.radius / radius - 1)
         error = torch.stack(errors)
     stated = math.pi / (2 * math.sqrt(k))
     assert abs(float(error.mean())) < 0.25 * stated
