@@ -36,6 +36,8 @@ from certify.margins import by_class, least, linear_margins, lower_bounds, margi
 from certify.method import Method
 from certify.terms import LossTerms, Step
 
+SMALL_WIDTH = 1e-4  # below it the series is exact to 1e-12, and its gradient finite
+
 
 @dataclass(frozen=True)
 class CrownIbp(Method):
@@ -115,9 +117,3 @@ def chord_slope(width: Tensor) -> Tensor:
     small = width < SMALL_WIDTH
     safe = torch.where(small, torch.ones_like(width), width)
     return torch.where(small, 1 - width / 2 + width.square() / 6, -torch.expm1(-safe) / safe)
-
-
-SMALL_WIDTH = 1e-4  # below it the series is exact to rounding, and its gradient finite
-
-
-__all__ = ["CrownIbp"]

@@ -30,7 +30,7 @@ from certify.margins import by_class, least, margin_rows, robust_cross_entropy
 from certify.method import Method
 from certify.terms import LossTerms, Step
 
-SAVED = 3  # tensors of the size of the generators that a backward pass needs beside each: measured
+SAVED = 3  # copies of each node's generators that gradients keep: as read, as scaled, as padded
 
 
 @dataclass(frozen=True)
