@@ -1,0 +1,1 @@
+"""The commands of training and evaluation: thin layers over `certify.training` and `certify.evaluation`."""
