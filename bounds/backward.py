@@ -22,7 +22,7 @@ from bounds.footprint import footprint
 from bounds.graph.graph import Graph
 from bounds.interval import Interval
 from bounds.journal import Journal
-from bounds.lines import dot, gather_lines, pull_back_lines
+from bounds.lines import dot, gather_lines, pull_back_band, pull_back_lines
 from bounds.ops.base import Affine, Elementwise, Relaxed
 from bounds.ops.linear import Linear
 from bounds.ops.round_off import MORE
@@ -196,6 +196,41 @@ class Backward:
             self._advance(sweep, params)
         return self._concretise(sweep)
 
+    def both_sides(self, start: int, rows: Rows) -> tuple[Tensor, Tensor]:
+        """(lower, upper) bounds "N" of rows over node `start`, from one pass where all lines come in parallel pairs.
+        For engines with such lines that do not account for rounding."""
+        assert not self.rounded, "the rounding of both sides at once is not accounted for"
+        if any(isinstance(node.op, Relaxed) for node in self.graph.nodes[1:start + 1]):
+            return self.lower(start, rows), -self.lower(start, rows.negated())
+        parts = [self._band(block) for block in self.blocks(start, rows)]
+        lower, upper = zip(*parts, strict=True)
+        return torch.cat(lower), torch.cat(upper)
+
+    def _band(self, block: Block) -> tuple[Tensor, Tensor]:
+        """`both_sides` of a block."""
+        sweep = self._sweep(block)
+        sweep.halves = []
+        while sweep.next_node > self.first:
+            self._advance(sweep, None)
+        rows = sweep.pending.get(self.first)
+        middle = sweep.total()
+        half = self.prices.sum(torch.zeros_like(middle), *sweep.halves)
+        if rows is None:
+            return middle - half, middle + half
+        if self.first == 0 and not self.sets.is_box:
+            A = rows.as_full(self.graph.input_shape).A
+            assert A is not None
+            return (middle - half + self.minimise(A, rows.owner), middle + half - self.minimise(-A, rows.owner))
+        if self.first == 0:
+            rows = rows.as_full(self.graph.input_shape)
+            assert rows.A is not None
+            centre, radius = rows.gather(self._centre), rows.gather(self._radius)
+            middle, half = middle + dot(rows.A, centre), half + dot(rows.A.abs(), radius)
+        else:
+            at_centre, spread = self._at_first(sweep, rows)
+            middle, half = middle + at_centre, half + spread
+        return middle - half, middle + half
+
     def decide(self, block: Block, threshold: float) -> Tensor:
         """Lower bounds "N" of a block; a row stops on its way as soon as the enclosures of the nodes
         reached show it to be at least `threshold`, with the bound that they give."""
@@ -331,7 +366,11 @@ class Backward:
         assert rows.A is not None
         if sweep.trace is not None:
             sweep.trace[i] = (rows, relaxation)
-        A, constant = pull_back_lines(rows.A, relaxation)
+        if sweep.halves is not None:
+            A, constant, half = pull_back_band(rows.A, relaxation)
+            sweep.halves.append(half)
+        else:
+            A, constant = pull_back_lines(rows.A, relaxation)
         constants.append(constant)
         return replace(rows, A=A, clean=True, fresh=not torch.is_grad_enabled())
 
@@ -467,6 +506,11 @@ class Backward:
             return sweep.total()
         if self.first == 0:
             return self.prices.sum(sweep.total(), *self._minimum(sweep.block, rows))
+        middle, half = self._at_first(sweep, rows)
+        return self.prices.sum(sweep.total(), middle, -half)
+
+    def _at_first(self, sweep: Sweep, rows: Rows) -> tuple[Tensor, Tensor]:
+        """(middle, half) "N" of the values over boxes of rows that wait at the first operator."""
         rows = self._with_multipliers(sweep, self.first, rows)
         shape = self.graph.nodes[self.first].shape
         if rows.index is not None:
@@ -476,7 +520,7 @@ class Backward:
         layout = replace(rows, A=None)
         centre = sweep.block.keep(self.first, "centre", lambda: layout.gather(self._first_centre))
         spread, radius = self._spread(sweep.block, rows)
-        return self.prices.sum(sweep.total(), dot(rows.A, centre), -dot(spread.abs(), radius))
+        return dot(rows.A, centre), dot(spread.abs(), radius)
 
     def _spread(self, block: Block, rows: Rows) -> tuple[Tensor, Tensor]:
         """Rows over the first operator pulled back to the input, in whatever order is cheapest, and the sets'

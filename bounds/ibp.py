@@ -19,6 +19,9 @@ from bounds.bounds import Bounds, LinearRows
 from bounds.final import output_rows, owner_of
 from bounds.graph.graph import Graph
 from bounds.interval import Interval
+from bounds.ops.base import Affine
+from bounds.ops.batch_norm import BatchNorm
+from bounds.ops.scale import Scale
 from bounds.rounding import image, sum_down
 from bounds.sets import InputSet
 
@@ -34,6 +37,23 @@ def bounding_box(sets: InputSet) -> Interval:
     reach = reach + 2 * torch.finfo(sets.dtype).eps * (reach + sets.centre.abs())
     ball = Interval(torch.nextafter(sets.centre - reach, -infinity), torch.nextafter(sets.centre + reach, infinity))
     return ball.meet(Interval(sets.lower, sets.upper))
+
+
+def exact_over_boxes(graph: Graph) -> frozenset[int]:
+    """Nodes whose interval arithmetic over boxes gives the range of every neuron: one affine operator behind the input,
+    or several that keep neurons apart from each other."""
+    boxes, exact = {0}, {0}
+    for i, node in enumerate(graph.nodes):
+        if not isinstance(node.op, Affine) or len(node.inputs) != 1:
+            continue
+        (j,) = node.inputs
+        apart = isinstance(node.op, Scale | BatchNorm) \
+            or node.op.passes_rows((graph.nodes[j].shape,), node.shape) is not None
+        if j in boxes or (apart and j in exact):
+            exact.add(i)
+        if j in boxes and apart:
+            boxes.add(i)
+    return frozenset(exact)
 
 
 def propagate(graph: Graph, sets: InputSet, *, given: Mapping[int, Interval] | None = None, rounded: bool = True

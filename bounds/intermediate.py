@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from bounds.backward import Backward
+from bounds.ibp import exact_over_boxes
 from bounds.interval import Interval
-from bounds.ops.base import Affine, Elementwise, Relaxed
-from bounds.ops.scale import Scale
+from bounds.ops.base import Elementwise, Relaxed
 from bounds.proved import prove, rounded_out
 from bounds.rows import Rows
 from bounds.window import Owner
@@ -53,17 +53,11 @@ def refine(engine: Backward, *, given: Mapping[int, Interval] | None = None,
         engine.prover.prices.clear()
         engine.prover.enclosures[0] = Interval(engine.prover.sets.lower, engine.prover.sets.upper)
     intervals[0] = Interval(sets.lower, sets.upper)
-    boxes = {0} if sets.is_box else set()
-    for i, node in enumerate(graph.nodes[:graph.output + 1]):
-        exact = sets.is_box and i == 0
+    ranges = exact_over_boxes(graph) if sets.is_box else frozenset()
+    for i in range(graph.output + 1):
+        exact = i in ranges
         if i:
-            interval = engine.prices.image(i)
-            if isinstance(node.op, Affine):
-                exact = len(node.inputs) == 1 and node.inputs[0] in boxes
-                if exact and (isinstance(node.op, Scale) or node.op.passes_rows(
-                        (graph.nodes[node.inputs[0]].shape,), node.shape) is not None):
-                    boxes.add(i)
-            intervals[i] = interval
+            intervals[i] = engine.prices.image(i)
         if i in known:
             intervals[i] = intervals[i].meet(known[i])
         if i in given:

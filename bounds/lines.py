@@ -79,14 +79,60 @@ def _pull_back_lines(A: Tensor, lower_slope: Tensor, lower_intercept: Tensor | N
     return out, A.new_zeros(A.shape[0]) if constant is None else constant
 
 
+def pull_back_band(A: Tensor, lines: Relaxation) -> tuple[Tensor, Tensor, Tensor]:
+    """Through parallel lines aligned with A: (A' "N ...", middle "N", half "N"), where `<A, f(z)>` lies within half of
+    `<A', z> + middle`."""
+    assert lines.upper_slope is lines.lower_slope and lines.upper_intercept is not None, "lines of one slope"
+    low, high = lines.lower_intercept, lines.upper_intercept
+    middle, half = (high / 2, high / 2) if low is None else ((high + low) / 2, (high - low) / 2)
+    result: tuple[Tensor, Tensor, Tensor] = _PullBackBand.apply(A, lines.lower_slope, middle, half)
+    return result
+
+
+class _PullBackBand(torch.autograd.Function):
+    """(A, slope, middle, half) -> (A * slope, <A, middle>, <|A|, half>) in few passes over A, and few back."""
+
+    @staticmethod
+    def forward(ctx: Any, A: Tensor, slope: Tensor, middle: Tensor, half: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(A, slope, middle, half)
+        return A * slope, dot(A, middle), dot(A.abs(), half)
+
+    @staticmethod
+    def backward(ctx: Any, grad_A: Tensor, grad_middle: Tensor, grad_half: Tensor) -> tuple[Tensor | None, ...]:
+        A, slope, middle, half = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        result: list[Tensor | None] = [None] * 4
+        if needs[0]:
+            column = (-1, *(1,) * (A.dim() - 1))
+            sides = grad_half.view(column) * half
+            result[0] = torch.addcmul(torch.addcmul(grad_A * slope, grad_middle.view(column), middle), A.sign(), sides)
+        if needs[1]:
+            result[1] = (A * grad_A).sum_to_size(slope.shape)
+        if needs[2]:
+            result[2] = _outer(grad_middle, A, middle.shape)
+        if needs[3]:
+            result[3] = _outer(grad_half, A.abs(), half.shape)
+        return tuple(result)
+
+
+def _outer(grad: Tensor, A: Tensor, shape: torch.Size) -> Tensor:
+    """The gradient of `dot(A, t)` by t, where t has this shape: grad "N", A "N ..."."""
+    if shape[0] != 1 or A.dim() not in (2, 4) or shape[1:] != A.shape[1:]:
+        return (A * grad.view(-1, *(1,) * (A.dim() - 1))).sum_to_size(shape)
+    total = grad @ _flat(A)
+    return total.view(1, *A.shape[2:], A.shape[1]).permute(0, 3, 1, 2) if A.dim() == 4 else total.view(1, -1)
+
+
+def _flat(A: Tensor) -> Tensor:
+    """"N ..." -> "N F". Maps lie channels-last in memory: flattened without copying."""
+    return (A.permute(0, 2, 3, 1) if A.dim() == 4 else A).flatten(1)
+
+
 def dot(A: Tensor, t: Tensor) -> Tensor:
     """<A_n, t_n>: A "N ...", t "N ..." or "1 ..." -> "N"."""
-    if A.dim() == 4:  # maps lie channels-last in memory: flatten without copying
-        A, t = A.permute(0, 2, 3, 1), t.expand(-1, *A.shape[1:]).permute(0, 2, 3, 1)
-    flat = A.flatten(1)
-    if t.shape[0] == 1:
-        return flat @ t.expand(1, *A.shape[1:]).reshape(-1)
-    return torch.linalg.vecdot(flat, t.flatten(1))
+    t = t.expand(-1, *A.shape[1:])
+    flat = _flat(A)
+    return flat @ _flat(t).view(-1) if t.shape[0] == 1 else torch.linalg.vecdot(flat, _flat(t))
 
 
 def gather_lines(relaxation: Relaxation, rows: Rows) -> Relaxation:

@@ -77,6 +77,10 @@ class Rows:
     def with_values(self, A: Tensor, *, clean: bool | None = None) -> Rows:
         return replace(self, A=A, clean=self.clean if clean is None else clean)
 
+    def negated(self) -> Rows:
+        """The rows `-A`."""
+        return replace(self, A=None if self.A is None else -self.A, sign=None if self.sign is None else -self.sign)
+
     def take(self, chosen: slice | Tensor) -> Rows:
         """Some of the rows."""
         def part(t: Tensor | None) -> Tensor | None:

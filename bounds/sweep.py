@@ -48,6 +48,8 @@ class Sweep:
         self.trace = trace
         self.pending: dict[int, Rows] = {block.start: block.rows}
         self.constants: list[Tensor] = []
+        self.halves: list[Tensor] | None = None
+        """Half the widths "N" of bands collected on the way, where both sides of rows are bounded at once."""
 
     @property
     def next_node(self) -> int:

@@ -82,7 +82,7 @@ def _of_box(box: Interval) -> Zonotope:
     return start.with_noise(radius, 0)
 
 
-def _parallel(node: Node, inputs: tuple[Interval, ...], z: tuple[Zonotope, ...]) -> tuple[Zonotope, Tensor]:
+def through_parallel(node: Node, inputs: tuple[Interval, ...], z: tuple[Zonotope, ...]) -> tuple[Zonotope, Tensor]:
     """A non-affine operator: its linear part applied to the zonotope, and the noise "B *shape" that remains."""
     op = node.op
     if isinstance(op, Elementwise):
@@ -103,7 +103,7 @@ def _parallel(node: Node, inputs: tuple[Interval, ...], z: tuple[Zonotope, ...])
     return Zonotope(centre, none), torch.maximum(centre - box.lower, box.upper - centre)
 
 
-def _affine(op: Affine, z: tuple[Zonotope, ...]) -> Zonotope:
+def through_affine(op: Affine, z: tuple[Zonotope, ...]) -> Zonotope:
     """Exact: generators are folded into the batch axis and pushed through the linear part."""
     symbols = max(one.symbols for one in z)
     centre = op.forward(*(one.centre for one in z))
@@ -127,9 +127,9 @@ def push(graph: Graph, box: Interval, *, given: Mapping[int, Interval] | None = 
         if i == 0:
             z, interval = _of_box(box), box
         elif isinstance(node.op, Affine):
-            z, interval = _affine(node.op, sources), node.op.interval(*inputs)
+            z, interval = through_affine(node.op, sources), node.op.interval(*inputs)
         else:
-            z, noise = _parallel(node, inputs, sources)
+            z, noise = through_parallel(node, inputs, sources)
             z, interval = z.with_noise(noise, symbols), node.op.interval(*inputs)
         symbols = max(symbols, z.symbols)
         interval = _meet(interval, z.interval()) if i else interval
@@ -149,7 +149,8 @@ def _meet(first: Interval, second: Interval) -> Interval:
 
 def estimate_bytes(graph: Graph, intervals: list[Interval], *, keep: tuple[int, ...] = ()) -> int:
     """Peak memory of the generators of all given domains together, from interval bounds (never too small a
-    count of symbols: an interval that is decided stays decided when it shrinks)."""
+    count of symbols: an interval that is decided stays decided when it shrinks). With gradients nothing is dropped
+    after its last use: `keep` all nodes then."""
     kept = {graph.output, *keep}
     last_use = {j: i for i, node in enumerate(graph.nodes) for j in node.inputs}
     live: dict[int, int] = {}
@@ -175,15 +176,15 @@ def estimate_bytes(graph: Graph, intervals: list[Interval], *, keep: tuple[int, 
 
 def _new_symbols(node: Node, inputs: tuple[Interval, ...]) -> int:
     flat = tuple(Zonotope(x.centre, x.centre.new_zeros(x.centre.shape[0], 0, *x.centre.shape[1:])) for x in inputs)
-    return int(_parallel(node, inputs, flat)[1].flatten(1).any(0).sum())
+    return int(through_parallel(node, inputs, flat)[1].flatten(1).any(0).sum())
 
 
 def _slice(interval: Interval, chosen: slice) -> Interval:
     return interval.map(lambda t: t[chosen])
 
 
-def _group_size(graph: Graph, intervals: list[Interval], keep: tuple[int, ...], memory_bytes: int) -> int:
-    """The largest halved batch whose groups all fit the budget."""
+def group_size(graph: Graph, intervals: list[Interval], keep: tuple[int, ...], memory_bytes: int) -> int:
+    """The largest halved batch whose groups all fit the budget. Raises ZonotopeTooLarge where one domain does not."""
     batch = intervals[0].lower.shape[0]
     size = batch
     while True:
@@ -227,7 +228,7 @@ def bound(graph: Graph, sets: InputSet, rows: LinearRows, *, given: Mapping[int,
     """
     boxes = propagate(graph, sets, given=given)
     keep = (0,)
-    size = _group_size(graph, boxes, keep, memory_bytes)
+    size = group_size(graph, boxes, keep, memory_bytes)
     owner = owner_of(rows, sets.batch).domains(rows.C.shape[0], rows.C)
     lower, upper = rows.C.new_empty(rows.C.shape[0]), rows.C.new_empty(rows.C.shape[0])
     groups: list[list[Interval]] = []

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bounds.backward import Backward, Block
 from bounds.bounds import LinearRows
+from bounds.final import output_rows
 from bounds.graph import Graph
 from bounds.ibp import margin_bounds, propagate
 from bounds.interval import Interval
@@ -66,3 +68,17 @@ def interval_margins(graph: Graph, sets: InputSet, y: Tensor, intervals: Sequenc
     classes = int(torch.Size(graph.output_shape).numel())
     rows = margin_rows(y, classes, sets.lower)
     return by_class(margin_bounds(graph, sets, rows, intervals), y, classes)
+
+
+def linear_margins(engine: Backward, y: Tensor) -> Tensor:
+    """Lower bounds "B m" of the margins with the lines of an engine that knows its neurons' bounds."""
+    classes = int(torch.Size(engine.graph.output_shape).numel())
+    return by_class(lower_bounds(engine, margin_rows(y, classes, engine.sets.lower)), y, classes)
+
+
+def lower_bounds(engine: Backward, rows: LinearRows) -> Tensor:
+    """Lower bounds "N" of rows of outputs. Blocks are cut for a processor's cache; elsewhere there is but one."""
+    start = output_rows(engine, rows)
+    if engine.sets.device.type == "cpu":
+        return engine.lower(engine.graph.output, start)
+    return engine.value(Block(engine.graph.output, start))

@@ -39,6 +39,14 @@ METHODS = {
     "dynamic": _attacked("dynamic:Dynamic", "as many steps as stationarity asks for", "arXiv:2112.08304"),
     "guided": _attacked("guided:Guided", "more steps as gradients grow", "arXiv:2103.03076"),
     "distillation": _attacked("distillation:Distillation", "soft labels of a teacher", "arXiv:1511.04508"),
+    "crown-ibp": Entry("certify.losses.crown_ibp:CrownIbp", "one backward pass on interval bounds, loss fusion",
+                       "arXiv:1906.06316"),
+    "zonotope": Entry("certify.losses.zonotope:ZonotopeLoss", "zonotopes (DiffAI)", "ICML 2018"),
+    "wong-kolter": Entry("certify.losses.wong_kolter:WongKolter", "the dual bound, random projections",
+                         "arXiv:1711.00851, arXiv:1805.12514"),
+    "lipschitz-margin": Entry("certify.losses.lipschitz_margin:LipschitzMargin", "operator norms against the margin",
+                              "arXiv:1802.04034"),
+    "parseval": Entry("certify.losses.parseval:Parseval", "layers kept close to tight frames", "arXiv:1704.08847"),
 }
 
 

@@ -8,6 +8,7 @@ import itertools
 import pytest
 import torch
 from hypothesis import given, settings
+from torch import nn
 
 from bounds import ibp
 from bounds.bounds import LinearRows
@@ -130,3 +131,28 @@ def test_a_single_set_takes_all_rows() -> None:
     C = torch.eye(graph.output_shape[0], dtype=torch.float64)
     answer = ibp.bound(graph, Box(box.lower, box.upper), LinearRows(C))
     torch.testing.assert_close(answer.lower, answer.intervals[graph.output].lower[0])
+
+
+def test_nodes_called_exact_have_their_range_and_no_others() -> None:
+    """Of affine chains: a second mixing operator loses what the first one's neurons share."""
+    torch.manual_seed(0)
+    chains = [
+        ([nn.Flatten(), nn.Linear(8, 5), nn.Linear(5, 4)], 1),
+        ([nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), nn.ReLU()], 0),
+    ]
+    for layers, lost in chains:
+        net = nn.Sequential(*layers).double().eval()
+        graph = Graph.from_torch(net, (2, 2, 2))
+        exact = ibp.exact_over_boxes(graph)
+        affine = [i for i, n in enumerate(graph.nodes) if i and n.op.kind != "Relu"]
+        assert len([i for i in affine if i not in exact]) == lost
+        sets = Box(torch.full((1, 2, 2, 2), -0.5, dtype=torch.float64), torch.ones(1, 2, 2, 2, dtype=torch.float64))
+        with torch.no_grad():
+            found = ibp.propagate(graph, sets, rounded=False)
+            zero = graph.values(torch.zeros(1, 2, 2, 2, dtype=torch.float64))
+            units = graph.values(torch.eye(8, dtype=torch.float64).view(8, 2, 2, 2))
+        for i in affine:
+            W = (units[i] - zero[i]).flatten(1)
+            low = zero[i].flatten() + W.clamp(max=0).sum(0) - 0.5 * W.clamp(min=0).sum(0)
+            tight = torch.allclose(found[i].lower.flatten(), low, atol=1e-12)
+            assert tight == (i in exact)

@@ -97,6 +97,14 @@ def attacked_loss(step: Step) -> Tensor:
         return functional.cross_entropy(step.model(x), step.y, reduction="none")
 
 
+def attacked_bounded_loss(step: Step) -> Tensor:
+    """The same of the function that is bounded: batch normalisation with the statistics of the clean minibatch."""
+    x = ascend(step, steps=10, step_size=0.25)
+    with torch.no_grad():
+        _, graph = step.model.clean(step.x)
+        return functional.cross_entropy(graph(x), step.y, reduction="none")
+
+
 def assert_gradients_agree(total: Callable[[], Tensor], net: nn.Module, *, entries: int = 6, h: float = 1e-6,
                            rtol: float = 1e-4, atol: float = 1e-7) -> None:
     """Gradients of a loss (float64) by every parameter against central differences, at some entries of each."""
