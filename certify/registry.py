@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 METHODS = {
     "standard": "certify.method:Standard",
     "ibp": "certify.losses.ibp:Ibp",
+    "smoothing": "certify.losses.noise:Noise",
 }
 
 
