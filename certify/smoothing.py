@@ -2,13 +2,14 @@
 
 The smoothed classifier g answers with the class that f gives most often to `x + sigma N(0, I)`. Where the share of that
 class is at least p > 1/2, g keeps it for every x' with `|x' - x|_2 < sigma Phi^-1(p)`. The share is known by sampling
-alone: of `samples` answers a Clopper-Pearson bound holds with confidence 1 - alpha, for each example by itself. So every
-answer is an ESTIMATE: it speaks about g over the reals, which no file holds; true normal numbers are assumed (for what
-floating point may do to them see arXiv:2207.07209), and one example in 1/alpha may be wrong.
+alone: of `samples` answers a Clopper-Pearson bound holds with confidence 1 - alpha, for each example by itself. So
+every answer is an ESTIMATE: it speaks about g over the reals, which no file holds; true normal numbers are assumed (for
+what floating point may do to them see arXiv:2207.07209), and one example in 1/alpha may be wrong.
 
 Asked only whether radii exceed a `target`, sampling ends early. Bounds are taken at LOOKS sizes, each with its part of
-alpha, so that all of them hold together and the best may be used; and what will hardly ever come to exceed the target is
-given up, which claims nothing. Without a target it is the paper's procedure. Noise comes from a stream of each example, so that answers do not depend on the batch.
+alpha, so that all of them hold together and the best may be used; and what will hardly ever come to exceed the target
+is given up, which claims nothing. Without a target it is the paper's procedure. Noise comes from a stream of each
+example, so that answers do not depend on the batch.
 
 Axis legend: B examples, K those still open, R noises of one round, m classes.
 """

@@ -39,7 +39,8 @@ def test_certified_radii_of_a_linear_classifier_stay_within_its_distance_to_the_
     """The true radius is the distance. Far more often than 1 - alpha the certified one must stay below it."""
     x, alpha = points(400), 0.05
     found = Smoothed(linear, 0.5).certify(x, samples=1000, alpha=alpha)
-    wrong = (found.radius > distance(x)) | ((found.label != ABSTAINED) & (found.label != (linear(x)[:, 0] <= 0).numpy()))
+    other = (found.label != ABSTAINED) & (found.label != (linear(x)[:, 0] <= 0).numpy())
+    wrong = (found.radius > distance(x)) | other
     most = int(stats.binom.ppf(1 - 1e-6, len(x), alpha))
     assert 0 < int(wrong.sum()) <= most, "as often as stated, and a bound that is never wrong would be a loose one"
     assert found.evidence is Evidence.ESTIMATE and found.confidence == 0.95
@@ -99,12 +100,12 @@ def test_answers_do_not_depend_on_the_batch() -> None:
 def test_stopping_early_answers_as_all_samples_do_where_that_is_clear(target: float) -> None:
     x = points(80)
     smoothed = Smoothed(linear, 0.5)
-    early = smoothed.certify(x, samples=10_000, target=target)
+    early = smoothed.certify(x, samples=10_000, guesses=2000, target=target)
     clear = np.abs(distance(x) - target) > 0.07
     assert clear.sum() > 50
     assert ((early.radius > target) == (distance(x) > target))[clear].all()
     assert (early.radius <= distance(x)).all()
-    assert (early.label != ABSTAINED)[distance(x) > 0.25].all()  # nearer, few guesses may choose the other
+    assert (early.label != ABSTAINED)[distance(x) > 0.07].all()
     assert early.used.sum() < 0.5 * 10_000 * len(x)
 
 
@@ -146,7 +147,7 @@ def test_answers_that_are_no_numbers_count_for_no_class() -> None:
 
 @pytest.mark.parametrize("wrong", [{"samples": 0}, {"alpha": 0.0}, {"alpha": 1.0}, {"guesses": 0}])
 def test_bad_settings_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="expected samples|guesses"):
+    with pytest.raises(ValueError, match=r"expected samples|guesses"):
         Smoothed(linear, 0.5).certify(points(1), **wrong)
     with pytest.raises(ValueError, match="sigma must be > 0"):
         Smoothed(linear, 0.0)

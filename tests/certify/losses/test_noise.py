@@ -34,7 +34,8 @@ def test_the_noise_has_the_stated_size_and_is_fresh_in_every_step() -> None:
         Noise(sigma=0.3, noises=8).loss(step)
     noise = [points.view(40, 8, -1) - step.x.flatten(1).unsqueeze(1) for points in seen]
     assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
-    assert float(noise[0].mean()) == pytest.approx(0, abs=0.01) and float(noise[0].std()) == pytest.approx(0.3, rel=0.02)
+    assert float(noise[0].mean()) == pytest.approx(0, abs=0.01)
+    assert float(noise[0].std()) == pytest.approx(0.3, rel=0.02)
     assert float(noise[0][0, 0] @ noise[0][1, 0]) ** 2 < 0.25 * float(noise[0][0, 0].square().sum()) ** 2, "independent"
 
 

@@ -1,0 +1,1 @@
+"""Commands that this package adds to `rmax` (entry points `rmax.commands`)."""
