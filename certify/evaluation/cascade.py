@@ -47,7 +47,7 @@ BOUNDS = {
     IBP: BoundStage(IBP),
     CROWN: BoundStage(CROWN, keep=True),
     ROWS: BoundStage(ROWS, {"neuron_iterations": 0}, method=ALPHA, inherit=True),
-    ALPHA: BoundStage(ALPHA),
+    ALPHA: BoundStage(ALPHA, keep=True),
 }
 VERIFIED, FALSIFIED, OPEN = "verified", "falsified", "open"
 LEAST_S = 1e-3
