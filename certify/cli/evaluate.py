@@ -202,8 +202,8 @@ class _Work(DataWork):
 
     def row(self, record: dict[str, Any]) -> str:
         """Only what a person should look at: the others are counted."""
-        from certify.evaluation.records import ABSTAINED, COUNTEREXAMPLE, MISCLASSIFIED, SMALL_RADIUS
-        if record["reason"] in (None, MISCLASSIFIED, COUNTEREXAMPLE, ABSTAINED, SMALL_RADIUS):
+        from certify.evaluation.records import CONTRADICTION, FLOAT32_ONLY, TROUBLE
+        if record["reason"] not in ("time limit", CONTRADICTION, FLOAT32_ONLY, *TROUBLE):
             return ""
         detail = f"  {record['detail']}" if record.get("detail") else ""
         return f"{record['index']:6d}  {record['reason']}{detail}  {record['time_s']:.1f} s"
