@@ -9,6 +9,10 @@ import importlib
 from typing import Any
 
 _WHERE = {
+    "train": "certify.training", "Trained": "certify.training",
+    "TrainSettings": "certify.settings", "resolve": "certify.settings",
+    "TrainingData": "certify.data.dataset", "Examples": "certify.data.dataset",
+    "Method": "certify.method",
     "evaluate": "certify.evaluation.evaluate", "Evaluation": "certify.evaluation.evaluate",
     "Smoothed": "certify.smoothing",
 }

@@ -57,37 +57,46 @@ def read_data(path: str | Path, shape: tuple[int, ...], classes: int) -> DataSet
 
     Raises OSError, or ValueError with a sentence: what is wrong, and what was expected.
     """
-    arrays = _arrays(Path(path))
-    missing = [name for name in ("x", "y") if name not in arrays]
-    if missing:
-        raise ValueError(f"holds {', '.join(sorted(arrays)) or 'nothing'}, expected x (N, *input shape) and y (N,)")
-    x, y = arrays["x"], arrays["y"]
-    if x.dtype.kind not in "fiub" or (y.dtype.kind not in "iu"):
-        raise ValueError(f"expected numbers x and integer labels y, got {x.dtype} and {y.dtype}")
-    if x.ndim == 0 or x.shape[1:] != shape:
+    x, y = checked_examples(read_arrays(path))
+    if x.shape[1:] != shape:
         flat = int(np.prod(shape))
         if x.ndim < 2 or int(np.prod(x.shape[1:])) != flat:
             raise ValueError(f"x has shape {x.shape}, the network expects (N, {', '.join(map(str, shape))})")
         x = x.reshape(-1, *shape)
-    if not len(x):
-        raise ValueError("holds no examples")
-    if y.shape != x.shape[:1]:
-        raise ValueError(f"{x.shape[0]} inputs and labels of shape {y.shape}: expected one label an input")
-    wrong = np.flatnonzero((y < 0) | (y >= classes))
+    wrong = np.flatnonzero(y >= classes)
     if wrong.size:
         raise ValueError(f"label {int(y[wrong[0]])} of example {int(wrong[0])} is out of range: the network has "
                          f"{classes} outputs")
+    return DataSet(x, y, np.arange(len(x)), x[:POOL])
+
+
+def checked_examples(arrays: dict[str, NDArray[Any]], inputs: str = "x", labels: str = "y"
+                     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Two of the arrays as inputs "N *shape" and labels "N". Raises ValueError: what is wrong, what was expected."""
+    if missing := [name for name in (inputs, labels) if name not in arrays]:
+        raise ValueError(f"holds {', '.join(sorted(arrays)) or 'nothing'} and no {missing[0]}, expected {inputs} "
+                         f"(N, *input shape) and {labels} (N,)")
+    x, y = arrays[inputs], arrays[labels]
+    if x.dtype.kind not in "fiub" or (y.dtype.kind not in "iu"):
+        raise ValueError(f"expected numbers {inputs} and integer labels {labels}, got {x.dtype} and {y.dtype}")
+    if not x.size:
+        raise ValueError("holds no examples")
+    if not x.ndim or y.shape != x.shape[:1]:
+        raise ValueError(f"{inputs} of shape {x.shape} and {labels} of shape {y.shape}: expected one label an input")
+    if (wrong := np.flatnonzero(y < 0)).size:
+        raise ValueError(f"label {int(y[wrong[0]])} of example {int(wrong[0])} is out of range: labels are 0 or more")
     with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite and is told here
         x = x.astype(np.float32)
     strange = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))
     if strange.size:
         raise ValueError(f"example {int(strange[0])} has values that are NaN, infinite, or beyond float32")
-    return DataSet(x, y.astype(np.int64), np.arange(len(x)), x[:POOL])
+    return x, y.astype(np.int64)
 
 
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+def read_arrays(path: str | Path) -> dict[str, NDArray[Any]]:
+    """All arrays of an .npz by name. Raises OSError or ValueError; pickled objects are refused."""
     try:
-        with path.open("rb") as file:
+        with Path(path).open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
                 raise ValueError("holds one array (.npy), expected an .npz with x and y")

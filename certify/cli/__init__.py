@@ -1,1 +1,1 @@
-"""Commands that this package adds to `rmax` (entry points `rmax.commands`)."""
+"""The commands of training and evaluation: thin layers over `certify.training` and `certify.evaluation`."""

@@ -1,1 +1,1 @@
-"""Data sets for training and evaluation: one file a format, and one door, `load`."""
+"""Data sets for training and evaluation: one file a format, and one door, `registry.load`."""

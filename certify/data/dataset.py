@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MOST_SHOWN = 4  # channels
+
 
 @dataclass(frozen=True, eq=False)
 class Examples:
@@ -47,3 +49,31 @@ class TrainingData:
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.train.x.shape[1:])
+
+
+def describe(data: TrainingData) -> str:
+    """One paragraph on a data set: sizes, range, normalisation, and what an eps means."""
+    counts = torch.bincount(data.train.y, minlength=data.classes)
+    shape = " x ".join(map(str, data.shape))
+    text = (f"{data.name}: {len(data.train)} training and {len(data.test)} test inputs of shape {shape}, "
+            f"{data.classes} classes with {int(counts.min())} to {int(counts.max())} training inputs each. ")
+    low, high = float(data.train.x.min()), float(data.train.x.max())
+    text += f"Values lie between {low:g} and {high:g}, "
+    if data.clip is None:
+        text += "and no range is known, so that balls are not clipped. "
+    else:
+        text += f"and inputs of any kind in [{data.clip[0]:g}, {data.clip[1]:g}]. "
+    if data.mean:
+        text += (f"The network normalises in its first layer: it subtracts {_listed(data.mean)} and divides by "
+                 f"{_listed(data.std)}, channel by channel. ")
+    else:
+        text += "The network takes them as they are, without normalisation. "
+    return text + (f"eps is in units of the inputs, before any normalisation. Augmentation in training: "
+                   f"{data.augmentation}.")
+
+
+def _listed(numbers: tuple[float, ...]) -> str:
+    if len(set(numbers)) == 1:
+        return f"{numbers[0]:g}"
+    shown = [f"{v:g}" for v in numbers[:MOST_SHOWN]]
+    return f"({', '.join(shown + ['...'] if len(numbers) > MOST_SHOWN else shown)})"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from typing import TYPE_CHECKING, Any
+
+from certify.entry import Entry
 
 if TYPE_CHECKING:
     from torch import nn
@@ -12,7 +13,16 @@ if TYPE_CHECKING:
     from certify.data.dataset import TrainingData
 
 MODELS = {
-    "mlp": "certify.models.mlp:mlp",
+    "mlp": Entry("certify.models.mlp:mlp", "fully connected; hidden: widths of the layers"),
+    "wk-small": Entry("certify.models.wong_kolter:wk_small", "two strided convolutions", "arXiv:1711.00851"),
+    "wk-large": Entry("certify.models.wong_kolter:wk_large", "four convolutions", "arXiv:1805.12514"),
+    "wk-resnet": Entry("certify.models.wong_kolter:wk_resnet", "residual", "arXiv:1805.12514"),
+    "wang4": Entry("certify.models.wang:wang4", "four layers, for MNIST", "arXiv:2112.08304"),
+    "wang8": Entry("certify.models.wang:wang8", "eight layers, for CIFAR-10", "arXiv:2112.08304"),
+    "cnn5": Entry("certify.models.cnn:cnn5", "three convolutions with batch normalisation"),
+    "cnn7": Entry("certify.models.cnn:cnn7", "five convolutions with batch normalisation; width", "arXiv:2406.04848"),
+    "resnet": Entry("certify.models.resnet:resnet", "residual, readable by every bound method"),
+    "wrn": Entry("certify.models.wide_resnet:wide_resnet", "wide residual; depth, width", "arXiv:1605.07146"),
 }
 
 
@@ -26,8 +36,7 @@ def build(name: str, data: TrainingData, **settings: Any) -> nn.Module:
     from certify.models.normalise import Normalise
     if name not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}, got {name!r}")
-    module, _, attribute = MODELS[name].partition(":")
-    make = getattr(importlib.import_module(module), attribute)
+    make = MODELS[name].load()
     known = [p for p in inspect.signature(make).parameters if p not in ("shape", "classes")]
     if unknown := set(settings) - set(known):
         raise ValueError(f"model {name} has no setting {', '.join(sorted(unknown))}; it has "

@@ -84,11 +84,15 @@ class ProgressLine:
     def elapsed(self) -> float:
         return time.monotonic() - self.begin
 
+    @property
+    def is_due(self) -> bool:
+        """Whether `tell` would show anything now."""
+        return time.monotonic() - self.told >= (RENEWED_EVERY_S if self.live else TOLD_EVERY_S)
+
     def tell(self, line: str) -> None:
-        now = time.monotonic()
-        if now - self.told < (RENEWED_EVERY_S if self.live else TOLD_EVERY_S):
+        if not self.is_due:
             return
-        self.told = now
+        self.told = time.monotonic()
         click.echo(f"\r\033[K{line}  elapsed {self.elapsed:.0f} s" if self.live else
                    f"{line}  elapsed {self.elapsed:.0f} s", err=True, nl=not self.live)
 

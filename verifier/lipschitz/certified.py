@@ -32,17 +32,20 @@ from verifier.lipschitz.parts import linear_parts, rows_of_every
 GLOBAL = ("norms", "eclipse-fast", "eclipse", "lipsdp", "lipsdp-layer")
 METHODS = (*LOCAL, "exact", *GLOBAL)
 UP = 1 + 2.0**-50  # a product of two rounded numbers
+Kept = dict[tuple[str, float, tuple[float, ...]], Constant]
+"""Constants that hold everywhere, of one graph: by method, norm and row."""
 LEAST_S = 1e-3     # for a row whose time has passed: searches stop with what they have
 
 
 @torch.no_grad()
 def certified_constants(graph: Graph, sets: InputSet, functions: Sequence[OutputFunction], *, norm: float,
-                        methods: Sequence[str] = ("jacobian",), deadline: Deadline | None = None) -> list[Constant]:
+                        methods: Sequence[str] = ("jacobian",), deadline: Deadline | None = None,
+                        kept: Kept | None = None) -> list[Constant]:
     """`|F(x) - F(y)| <= value ||x - y||_norm` for all x, y of one set, for every function: of every linear part the
     least that any of the methods proves. graph and sets in float64. time_s: of all together.
 
-    A method that does not take the network or the set is left out where others do. Raises UnsupportedOperator or
-    ValueError where none does.
+    kept: constants of rows that hold everywhere, for further questions about the same graph. A method that does not
+    take the network or the set is left out where others do. Raises UnsupportedOperator or ValueError where none does.
     """
     begin = time.monotonic()
     dual(norm)
@@ -53,7 +56,8 @@ def certified_constants(graph: Graph, sets: InputSet, functions: Sequence[Output
     rows = [tuple(t.to(sets.lower) for t in function.rows(outputs)) for function in functions]
     sizes = [len(C) for C, _ in rows]
     C, c = (torch.cat([row[i] for row in rows]) for i in (0, 1))
-    parts = _best_of_rows(graph, sets, C, norm, methods, deadline or Deadline.starting_now())
+    parts = _best_of_rows(graph, sets, C, norm, methods, deadline or Deadline.starting_now(),
+                          {} if kept is None else kept)
     z, _ = linear_parts(graph, sets, C, c, "crown")
     time_s = time.monotonic() - begin
     found = []
@@ -67,13 +71,13 @@ def certified_constants(graph: Graph, sets: InputSet, functions: Sequence[Output
     return found
 
 
-def _best_of_rows(graph: Graph, sets: InputSet, C: Tensor, norm: float, methods: Sequence[str], deadline: Deadline
-                  ) -> list[Constant]:
+def _best_of_rows(graph: Graph, sets: InputSet, C: Tensor, norm: float, methods: Sequence[str], deadline: Deadline,
+                  kept: Kept) -> list[Constant]:
     best: list[Constant] = []
     refused: list[Exception] = []
     for name in methods:
         try:
-            found = _by(name)(graph, sets, C, norm, deadline)
+            found = _by(name, kept)(graph, sets, C, norm, deadline)
         except (UnsupportedOperator, ValueError) as error:
             refused.append(error)
             continue
@@ -86,8 +90,10 @@ def _best_of_rows(graph: Graph, sets: InputSet, C: Tensor, norm: float, methods:
 _Method = Callable[[Graph, InputSet, Tensor, float, Deadline], list[Constant]]
 
 
-def _by(name: str) -> _Method:
-    return {"exact": _exact, "norms": _norms}.get(name) or partial(_local if name in LOCAL else _euclidean, name)
+def _by(name: str, kept: Kept) -> _Method:
+    if name == "exact":
+        return _exact
+    return partial(_local, name) if name in LOCAL else partial(_global, name, kept)
 
 
 def _local(name: str, graph: Graph, sets: InputSet, C: Tensor, norm: float, deadline: Deadline) -> list[Constant]:
@@ -107,16 +113,23 @@ def _exact(graph: Graph, sets: InputSet, C: Tensor, norm: float, deadline: Deadl
     return found
 
 
-def _norms(graph: Graph, sets: InputSet, C: Tensor, norm: float, deadline: Deadline) -> list[Constant]:
-    from verifier.lipschitz.operator_norms import operator_norm_constant
-    return [operator_norm_constant(graph, norm_in=norm, norm_out=math.inf, row=row) for row in C]
-
-
-def _euclidean(name: str, graph: Graph, sets: InputSet, C: Tensor, norm: float, deadline: Deadline) -> list[Constant]:
+def _global(name: str, kept: Kept, graph: Graph, sets: InputSet, C: Tensor, norm: float, deadline: Deadline
+            ) -> list[Constant]:
+    """Methods whose constants hold everywhere: each row is asked about once."""
+    own = norm if name == "norms" else 2.0  # what else than norms is l_2
+    keys = [(name, own, tuple(row.tolist())) for row in C]
+    missing = [k for k, key in enumerate(keys) if key not in kept]
+    for left, k in zip(range(len(missing), 0, -1), missing, strict=True):
+        if name == "norms":
+            from verifier.lipschitz.operator_norms import operator_norm_constant
+            kept[keys[k]] = operator_norm_constant(graph, norm_in=norm, norm_out=math.inf, row=C[k])
+        else:
+            kept[keys[k]] = global_euclidean(graph, name, row=C[k], time_limit_s=max(LEAST_S, deadline.left() / left))
+    found = [kept[key] for key in keys]
+    if name == "norms":
+        return found
     moving = int((sets.lower < sets.upper).sum())
     share = math.sqrt(moving) * UP if norm == math.inf else 1.0
-    limit_s = deadline.left() / len(C)
-    found = [global_euclidean(graph, name, row=row, time_limit_s=max(LEAST_S, limit_s)) for row in C]
     return [Constant(part.value * share * UP, part.evidence, name, note=part.note) for part in found]
 
 

@@ -17,7 +17,7 @@ from bounds.graph import Graph, UnsupportedOperator
 from bounds.sets import InputSet
 from verifier.data import DataSet
 from verifier.deadline import Deadline
-from verifier.lipschitz.certified import GLOBAL, global_euclidean
+from verifier.lipschitz.certified import GLOBAL, Kept, global_euclidean
 from verifier.lipschitz.constant import Constant
 from verifier.lipschitz.functions import Confidence, Logit, Margin, OutputFunction
 from verifier.lipschitz.operator_norms import operator_norm_constant
@@ -68,11 +68,12 @@ def over_examples(network: Network, data: DataSet, asked: Asked, *, skip: set[in
     mask = None if asked.mask is None else torch.from_numpy(asked.mask)
     balls = Balls(torch.from_numpy(data.x.astype(np.float64)), torch.from_numpy(data.y), asked.norm, asked.clip, mask)
     radius = torch.tensor([asked.eps], dtype=torch.float64)
+    kept: Kept = {}
     for k, (index, label) in enumerate(zip(data.index.tolist(), data.y.tolist(), strict=True)):
         if index not in skip:
             ball = balls.take(torch.tensor([k])).sets(radius)
             about = {"index": index, "label": label, "eps": asked.eps, "function": asked.function}
-            yield _record(graph, ball, FUNCTIONS[asked.function](label), asked, about)
+            yield _record(graph, ball, FUNCTIONS[asked.function](label), asked, about, kept)
 
 
 def over_boxes(network: Network, property: Property, asked: Asked, *, skip: set[int] | frozenset[int] = frozenset()
@@ -80,19 +81,21 @@ def over_boxes(network: Network, property: Property, asked: Asked, *, skip: set[
     """One record an output and input set of a property, the outputs of one set after those of the other."""
     graph = network.simplified.to(dtype=torch.float64)
     sets = property.tensors(graph.input_shape, dtype=torch.float64).sets
+    kept: Kept = {}
     for u in range(sets.batch):
         for output in range(property.outputs):
             index = u * property.outputs + output
             if index not in skip:
                 about = {"index": index, "region": u, "output": output, "function": "logit"}
-                yield _record(graph, sets.index(torch.tensor([u])), Logit(index=output), asked, about)
+                yield _record(graph, sets.index(torch.tensor([u])), Logit(index=output), asked, about, kept)
 
 
-def _record(graph: Graph, input_set: InputSet, function: OutputFunction, asked: Asked, about: Record) -> Record:
+def _record(graph: Graph, input_set: InputSet, function: OutputFunction, asked: Asked, about: Record, kept: Kept
+            ) -> Record:
     begin = time.monotonic()
     rows = function.rows(math.prod(graph.output_shape))[0] if isinstance(function, Margin) else [function]
     found = lipschitz_constant(graph, input_set, norm=asked.norm, functions=rows, methods=asked.methods,
-                               time_limit_s=CONSTANT_SHARE * asked.time_limit_s, seed=asked.seed)
+                               time_limit_s=CONSTANT_SHARE * asked.time_limit_s, seed=asked.seed, kept=kept)
     left = max(LEAST_S, asked.time_limit_s - (time.monotonic() - begin))
     values = one_range(graph, input_set, function, error=asked.error, method="crown",
                        deadline=Deadline.starting_now(left), seed=asked.seed)

@@ -18,7 +18,7 @@ from torch import Tensor
 from bounds.graph import Graph
 from bounds.sets import InputSet
 from verifier.deadline import Deadline
-from verifier.lipschitz.certified import certified_constants
+from verifier.lipschitz.certified import Kept, certified_constants
 from verifier.lipschitz.constant import Constant
 from verifier.lipschitz.functions import OutputFunction
 from verifier.lipschitz.seen import SAMPLES, Pair, steepest_pair, steepest_sample
@@ -72,13 +72,14 @@ class LipschitzConstant:
 def lipschitz_constant(graph: Graph, input_set: InputSet, d: float | None = None, *, norm: float = math.inf,
                        functions: Sequence[OutputFunction] | Tensor | None = None,
                        methods: Sequence[str] = ("jacobian",), samples: int = SAMPLES, time_limit_s: float = 60.0,
-                       seed: int = 0) -> LipschitzConstant:
+                       seed: int = 0, kept: Kept | None = None) -> LipschitzConstant:
     """Constants of every output (functions None), of rows "K m" of outputs, or of functions of them, over one convex
     set, for distances in `norm` (inf, 2 or 1).
 
     methods: of `verifier.lipschitz.certified.METHODS`, the least of what they prove counts. d: is every constant at
     most d? Verified where that is certified, TooSteep where a pair of points refutes it (values enclosed in float64),
-    else Unknown.
+    else Unknown. kept: an empty dictionary that several questions about one graph share, so that constants which hold
+    everywhere are computed once.
     """
     begin = time.monotonic()
     graph, input_set = checked(graph, input_set)
@@ -87,7 +88,8 @@ def lipschitz_constant(graph: Graph, input_set: InputSet, d: float | None = None
     asked = as_functions(functions, math.prod(graph.output_shape))
     deadline = Deadline.starting_now(time_limit_s)
     generator = torch.Generator(input_set.device).manual_seed(seed)
-    certified = certified_constants(graph, input_set, asked, norm=norm, methods=methods, deadline=deadline)
+    certified = certified_constants(graph, input_set, asked, norm=norm, methods=methods, deadline=deadline,
+                                    kept=kept)
     estimate, pairs = [], []
     for function in asked:
         at = steepest_sample(graph, input_set, function, norm=norm, samples=samples, generator=generator)

@@ -23,7 +23,7 @@ from verifier.logits import ranking_of
 from verifier.network import Network
 from verifier.radius.balls import Balls
 from verifier.radius.clever import Clever
-from verifier.radius.interval import RadiusInterval
+from verifier.radius.interval import Contradiction, RadiusInterval
 from verifier.radius.methods import ATTACK, COUNTING, ESTIMATE, GRADIENT, METHODS, SEARCH
 from verifier.radius.safe_radius import FIRST_SHARE, TOLERANCE, Parts, balls_of, closed, first_ends
 from verifier.radius.subsets import l0_radius
@@ -102,8 +102,11 @@ def radius_data(network: Network, data: DataSet, asked: Asked, *, device: str | 
             if METHODS[asked.method].kind == ESTIMATE:
                 estimate = _estimate(parts, ball, found, int(data.index[place]), asked, deadline)
             else:
-                found = closed(parts, ball, found, asked.method, tolerance=asked.tolerance, deadline=deadline,
-                               seed=asked.seed, progress=tell)
+                try:
+                    found = closed(parts, ball, found, asked.method, tolerance=asked.tolerance, deadline=deadline,
+                                   seed=asked.seed, progress=tell)
+                except Contradiction as error:  # nothing that comes after could be believed
+                    raise Contradiction(f"input {int(data.index[place])}: {error}") from error
             yield _finished(found, data, place, asked, share_s + time.monotonic() - begin, estimate)
 
 

@@ -160,3 +160,24 @@ def test_of_outputs_that_overflow_nothing_is_known() -> None:
     box = InputSet(-torch.ones(1, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64))
     for found in certified_constants(graph, box, [Confidence(0), Margin(0)], norm=2.0):
         assert found.value == math.inf
+
+
+@pytest.mark.parametrize("norm", [math.inf, 2.0])
+def test_constants_that_hold_everywhere_are_computed_once_for_all_sets(norm: float, monkeypatch: pytest.MonkeyPatch
+                                                                       ) -> None:
+    from verifier.lipschitz import certified
+    graph = random_dense(0, (3, 5, 4, 3))
+    centres = torch.tensor([[0.1, 0.2, 0.3], [0.5, -0.4, 0.0]], dtype=torch.float64)
+    sets = [around(c, 0.3, norm=norm) for c in centres]
+    calls: list[str] = []
+    before = certified.global_euclidean
+    monkeypatch.setattr(certified, "global_euclidean",
+                        lambda g, name, **settings: calls.append(name) or before(g, name, **settings))
+    methods, kept = ("jacobian", "norms", "eclipse-fast"), {}
+    alone = [lipschitz_constant(graph, s, norm=norm, methods=methods) for s in sets]
+    first = len(calls)
+    shared = [lipschitz_constant(graph, s, norm=norm, methods=methods, kept=kept) for s in sets]
+    assert len(calls) - first == first // len(sets), "asked for the first set alone"
+    for a, b in zip(alone, shared, strict=True):
+        assert [c.value for c in a.certified] == [c.value for c in b.certified]
+    assert {key[:2] for key in kept} == {("norms", norm), ("eclipse-fast", 2.0)}

@@ -196,3 +196,18 @@ def test_without_a_range_nothing_unsafe_ends_where_float32_does(norm: float) -> 
     graph = build.graph("constant")
     found = safe_radius(graph, np.array([0.5, 0.5]), 0, replayer=GraphReplayer(graph), norm=norm, time_limit_s=10.0)
     assert 1e30 < found.lower < math.inf and found.upper == math.inf
+
+
+def test_a_contradiction_names_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    from verifier.data import DataSet
+    from verifier.network import Network
+    from verifier.radius import data as module
+
+    def contradicted(*_: object, **__: object) -> RadiusInterval:
+        raise Contradiction("crown proves a safe radius of 0.6")
+    monkeypatch.setattr(module, "closed", contradicted)
+    _, _, x, y = digits()
+    asked = module.Asked(clip=(0.0, 1.0), time_limit_s=1.0)
+    chosen = DataSet(x[:1], y[:1], np.array([7]), x)
+    with pytest.raises(Contradiction, match="input 7: crown proves"):
+        list(module.radius_data(Network.read(EXAMPLES / "digits_mlp.onnx"), chosen, asked))

@@ -1,0 +1,153 @@
+"""`train`: settings in, a network with its record out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bounds.files import trouble
+from certify.classifier import Classifier
+from certify.data.dataset import TrainingData
+from certify.distributed import Processes, processes
+from certify.journal import TensorBoard, draw_curves, write_csv
+from certify.measure import measure
+from certify.settings import TrainSettings, read_settings, resolve
+from certify.trainer import CHECKPOINT, Tell, Trainer
+from verifier.threads import threads_for
+
+log = logging.getLogger(__name__)
+
+CARD, LOG, CURVES, NETWORK, SETTINGS = "card.json", "log.csv", "curves.png", "model.onnx", "settings.yaml"
+SLOW = {"crown": 1000}  # examples of the test set on which a slow measure looks
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """The network in evaluation mode, what it was trained with, what it is worth, and where its files lie."""
+
+    model: Classifier
+    settings: TrainSettings
+    card: dict[str, Any]
+    folder: Path | None
+
+
+def train(settings: TrainSettings | Mapping[str, Any], *, data: TrainingData | None = None,
+          data_dir: str | Path | None = None, out: str | Path | None = None, resume: bool = False,
+          device: str | None = None, tell: Tell | None = None) -> Trained:
+    """Train a network. settings: a record, or names and values (the rest from the recipe of the method and data set).
+
+    data: instead of the data set that the settings name. out: a folder for checkpoints, log, curves, card and ONNX
+    file; with `resume` a run that lies there goes on, exactly as if it had not stopped. Under `torchrun` the processes
+    share the work. Raises ValueError for wrong settings, FileNotFoundError for data that are not there, `Diverged`.
+    """
+    settings = settings if isinstance(settings, TrainSettings) else resolve(settings)
+    if data is None:
+        from certify.data.registry import load
+        data = load(settings.data, data_dir)
+    folder = None if out is None else Path(out)
+    with processes(device) as group:
+        if folder is not None and group.is_first:
+            _begin(folder, settings, resume)
+        group.wait()
+        return _train_one(settings, data, folder, resume, group, tell)
+
+
+def _begin(folder: Path, settings: TrainSettings, resume: bool) -> None:
+    """Make the folder, or refuse one that holds another run."""
+    import yaml
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / SETTINGS).exists():
+            if not resume:
+                raise ValueError(f"{folder} already holds a run: use --resume or another --out")
+            before, now = read_settings(folder / SETTINGS), settings.as_dict()
+            for name in now:
+                if before.get(name) != now[name]:
+                    raise ValueError(f"{folder} holds a run with {name} {before.get(name)}, not {now[name]}")
+            return
+        (folder / SETTINGS).write_text(yaml.safe_dump(settings.as_dict(), sort_keys=False), encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{folder}: no files can be written there ({trouble(error)})") from error
+
+
+def _train_one(settings: TrainSettings, data: TrainingData, folder: Path | None, resume: bool, group: Processes,
+               tell: Tell | None) -> Trained:
+    trainer = Trainer(settings, data, folder, group, tell if group.is_first else None)
+    if resume and folder is not None and (folder / CHECKPOINT).exists():
+        trainer.restore(folder / CHECKPOINT)
+    writes = folder is not None and group.is_first
+    board = TensorBoard(folder / "tensorboard", trainer.epoch + 1) if writes and folder is not None else None
+
+    def record() -> None:
+        if board is not None and folder is not None:
+            write_csv(trainer.rows, folder / LOG)
+            board.add(trainer.rows[-1])
+    trainer.after_epoch = record
+    try:
+        # Threads that meet after each small operation cost small networks more than they gain.
+        with threads_for(trainer.model.graph) if group.device.type == "cpu" else nullcontext():
+            model = trainer.run()
+            card = _card(trainer, model, data)
+    finally:
+        if board is not None:
+            board.close()
+    if writes and folder is not None:
+        from certify.export import export_onnx
+        export_onnx(model.module, data.shape, folder / NETWORK)
+        (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        if trainer.rows:
+            draw_curves(trainer.rows, folder / CURVES, _title(settings))
+    return Trained(model, settings, card, folder)
+
+
+def _title(settings: TrainSettings) -> str:
+    return f"{settings.method}, {settings.model}, {settings.data}, l_{settings.norm} eps {settings.eps:g}, " \
+           f"seed {settings.seed}"
+
+
+def _card(trainer: Trainer, model: Classifier, data: TrainingData) -> dict[str, Any]:
+    """What the network is, how it was made, and what it is worth on the test set."""
+    s = trainer.settings
+    test = data.test
+    kinds = ["clean", "pgd-20", "ibp", "crown"]
+    worth: dict[str, Any] = {}
+    for kind in kinds:
+        part = test.take(slice(0, SLOW.get(kind, len(test))))
+        name = kind if len(part) == len(test) else f"{kind} (first {len(part)})"
+        worth[name] = round(measure(model, part, trainer.threat, [kind])[kind], 6)
+    return {
+        "name": _title(s), "command": command_of(s), "settings": s.as_dict(),
+        "parameters": sum(p.numel() for p in model.module.parameters()),
+        "seconds": round(trainer.seconds, 1), "chosen_epoch": trainer.chosen_epoch, "epochs": trainer.epoch,
+        "test": {"examples": len(test), "eps": s.eps, "norm": s.norm, **worth},
+        "evidence": "float: ordinary floating point; rmax evaluate gives answers with evidence",
+        "machine": {"torch": torch.__version__, "python": platform.python_version(), "processor": platform.machine(),
+                    "threads": torch.get_num_threads(), "processes": trainer.processes.world,
+                    "device": str(trainer.processes.device)},
+    }
+
+
+def command_of(settings: TrainSettings) -> str:
+    """A command that trains the same network, whatever recipes say by then."""
+    flags = [f"--{name} {getattr(settings, name)}" for name in ("method", "model", "data")]
+    defaults = TrainSettings()
+    values = {k: v for k, v in settings.as_dict().items()
+              if k not in ("method", "model", "data", "method_settings", "model_settings")}
+    changed = {k: v for k, v in values.items() if v != defaults.as_dict()[k] or k in ("eps", "seed")}
+    changed |= {f"method.{k}": v for k, v in settings.method_settings.items()}
+    changed |= {f"model.{k}": v for k, v in settings.model_settings.items()}
+    return " ".join(["rmax train", *flags, *(f"--set {k}={_plain(v)}" for k, v in changed.items())])
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{','.join(_plain(v) for v in value)}]"
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)

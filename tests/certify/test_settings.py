@@ -1,0 +1,71 @@
+"""Settings from recipes, YAML and flags, in that order; wrong ones are refused by name."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+
+from certify.schedules import Ramp
+from certify.settings import TrainSettings, parsed, read_settings, resolve
+
+
+def test_later_sources_win_key_by_key() -> None:
+    settings = resolve({"model": {"name": "mlp", "hidden": [5, 4]}, "lr": "1e-3", "eps": 0.1},
+                       {"model.hidden": [7], "lr": 1e-2, "norm": 2})
+    assert settings.model == "mlp" and settings.model_settings == {"hidden": [7]}
+    assert settings.lr == 1e-2 and settings.eps == 0.1 and settings.p == 2.0
+    assert settings.ramp == "smooth", "the recipe of interval bounds"
+    assert resolve({"method": "standard"}).ramp == "linear"
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    ({"epocs": 3}, "unknown setting 'epocs'"), ({"method": "iBP"}, "method must be one of"),
+    ({"lr": "fast"}, "lr: expected a number"), ({"batch_size": 2.5}, "batch_size: expected a whole number"),
+    ({"eps": -1}, "eps must be > 0"), ({"eps": float("nan")}, "eps must be > 0"), ({"norm": 1}, "norm must be one of"),
+    ({"milestones": 5}, "milestones: expected a list"), ({"lr": True}, "lr: expected a number"),
+    ({"ramp_begin": 5, "ramp_end": 1}, "ramp_begin"), ({"natural_last": 2}, "natural_last must lie in"),
+    ({"method": 3}, "method must be one of"), ({"data": 3}, "data: expected a word"),
+])
+def test_wrong_settings_are_refused_by_name(given: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        resolve(given)
+
+
+def test_what_is_written_reads_back(tmp_path: Path) -> None:
+    settings = resolve({"milestones": [1, 2.5], "method.x": 1} | {"method": "standard"})
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump(settings.as_dict()))
+    assert resolve(read_settings(path)) == settings
+
+
+@pytest.mark.parametrize("text", ["- a", "a: [", "7"])
+def test_files_that_hold_no_settings_are_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"YAML|names and values"):
+        read_settings(tmp_path / "c.yaml")
+
+
+def test_values_of_the_command_line() -> None:
+    assert [parsed(t) for t in ("1e-3", "3", "[1, 2]", "sgd", "0.5")] == [1e-3, 3, [1, 2], "sgd", 0.5]
+
+
+@pytest.mark.parametrize("kind", ["linear", "smooth"])
+def test_ramps_rise_from_end_to_end_without_jumps(kind: str) -> None:
+    ramp = Ramp(0.1, 0.9, 2.0, 6.0, kind)
+    grid = [ramp.at(k / 100) for k in range(1000)]
+    assert grid[0] == grid[200] == 0.1 and grid[600] == grid[-1] == 0.9
+    steps = [b - a for a, b in pairwise(grid)]
+    assert min(steps) >= 0 and max(steps) < 0.005
+    if kind == "linear":
+        assert ramp.at(4.0) == pytest.approx(0.5)
+    else:
+        slopes = [(ramp.at(3 + h) - ramp.at(3)) / h for h in (-1e-6, 1e-6)]
+        assert slopes[0] == pytest.approx(slopes[1], rel=1e-4), "the line goes on where the power ends"
+        assert ramp.at(3.0) < 0.2
+
+
+def test_defaults_are_valid() -> None:
+    assert TrainSettings().method == "ibp"

@@ -1,0 +1,129 @@
+"""`rmax train` from end to end: files, resumption, cards that repeat a run, and sentences for wrong use."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from bounds.graph import Graph
+from certify.cli.train import command
+from certify.training import CARD, LOG, NETWORK, SETTINGS, train
+from tests.certify.cases import examples
+
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = ["--epochs", "2", "--batch-size", "20", "--set", "model.hidden=[8]", "--set", "ramp_end=1",
+         "--set", "ramp_begin=0", "--set", "milestones=[]"]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """A data file."""
+    x, y = examples(120, 3)
+    test_x, test_y = examples(30, 4)
+    path = tmp_path / "made.npz"
+    np.savez(path, x=x.numpy(), y=y.numpy(), x_test=test_x.numpy(), y_test=test_y.numpy())
+    return path
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(command, [str(a) for a in arguments])
+
+
+def test_a_run_leaves_a_network_that_its_card_describes(made: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = run("--data", made, "--eps", "0.03", *SHORT, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert {CARD, LOG, NETWORK, SETTINGS, "curves.png", "checkpoint.pt"} <= {p.name for p in out.iterdir()}
+    card = json.loads((out / CARD).read_text())
+    rows = list(csv.DictReader((out / LOG).open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"] and float(rows[-1]["eps"]) == 0.03
+    x, y = examples(30, 4)
+    graph = Graph.from_onnx(out / NETWORK)
+    assert float((graph(x).argmax(1) == y).float().mean()) == pytest.approx(card["test"]["clean"], abs=1e-6)
+    worth = card["test"]
+    assert max(worth["ibp"], worth["crown"]) <= worth["pgd-20"] <= worth["clean"]
+    assert "clean" in result.output and "input" in result.output
+
+
+def test_the_command_on_a_card_trains_the_same_network(made: Path, tmp_path: Path) -> None:
+    first = train({"data": str(made), "epochs": 1, "model.hidden": [8], "ramp_end": 0.5, "ramp_begin": 0, "lr": 3e-3,
+                   "milestones": [0.5, 0.75]})
+    words = first.card["command"].split()
+    assert words[:2] == ["rmax", "train"]
+    result = run(*words[2:], "--out", tmp_path / "again")
+    assert result.exit_code == 0, result.output
+    again = Graph.from_onnx(tmp_path / "again" / NETWORK)
+    x, _ = examples(10, 5)
+    with torch.no_grad():
+        assert torch.equal(first.model.graph(x), again(x))
+
+
+def test_a_yaml_file_mirrors_the_flags(made: Path, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(f"method: {{name: ibp}}\nmodel: {{name: mlp, hidden: [8]}}\ndata: {made}\neps: 2e-2\nepochs: 1\n"
+                      "ramp_begin: 0\nramp_end: 0.5\nmilestones: []\n")
+    result = run(config, "--seed", 3, "--json", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    card = json.loads(result.stdout)
+    assert card["settings"]["seed"] == 3 and card["settings"]["eps"] == 0.02
+    assert card["settings"]["model_settings"] == {"hidden": [8]}
+
+
+def test_a_killed_process_goes_on_to_the_same_weights(made: Path, tmp_path: Path) -> None:
+    flags = ["--data", str(made), "--epochs", "30", "--batch-size", "20", "--set", "model.hidden=[8]", "--set",
+             "ramp_end=5", "--set", "ramp_begin=0", "--set", "milestones=[]"]
+    assert run(*flags, "--out", tmp_path / "whole").exit_code == 0
+    broken = tmp_path / "broken"
+    process = subprocess.Popen([sys.executable, "-c", "from certify.cli.train import command; command()", *flags,
+                                "--out", str(broken)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (broken / "checkpoint.pt").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (broken / NETWORK).exists(), "killed before its end"
+    assert run("--out", broken, "--resume").exit_code == 0
+    whole, again = (Graph.from_onnx(tmp_path / name / NETWORK) for name in ("whole", "broken"))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+    tables = [[{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader((tmp_path / n / LOG).open())]
+              for n in ("whole", "broken")]
+    assert tables[0] == tables[1] and len(tables[0]) == 30
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--data", "nowhere.npz"], "nowhere.npz"), (["--set", "epocs=3"], "unknown setting 'epocs'"),
+    (["--set", "lr"], "KEY=VALUE"), (["--set", "method.speed=3"], "has no setting speed"),
+    (["--set", "model.depth=3"], "has no setting depth"), (["--data", "mnist", "--data-dir", "/nowhere"], "mnist"),
+    (["--eps", "-1"], "eps must be > 0"), (["missing.yaml"], "missing.yaml"), (["--resume"], "--out"),
+])
+def test_wrong_use_is_told_in_a_sentence(flags: list[str], words: str, tmp_path: Path) -> None:
+    result = run(*flags, *([] if flags == ["--resume"] else ["--out", tmp_path / "run"]))
+    assert result.exit_code == 2 and words in result.output and "Traceback" not in result.output
+    assert len(result.output.strip().splitlines()) <= 4
+
+
+def test_a_folder_with_a_run_is_not_overwritten(made: Path, tmp_path: Path) -> None:
+    flags = ["--data", made, *SHORT, "--out", tmp_path / "run"]
+    assert run(*flags).exit_code == 0
+    again = run(*flags)
+    assert again.exit_code == 2 and "--resume" in again.output
+    other = run(*flags, "--resume", "--seed", 5)
+    assert other.exit_code == 2 and "seed 0, not 5" in other.output
+
+
+def test_inputs_that_a_network_does_not_take_are_refused(tmp_path: Path) -> None:
+    x, y = examples(30, 3)
+    np.savez(tmp_path / "flat.npz", x=x.numpy().reshape(30, -1), y=y.numpy())
+    result = run("--data", tmp_path / "flat.npz", "--model", "wk-small", "--out", tmp_path / "run")
+    assert result.exit_code == 2 and "image" in result.output, result.output

@@ -1,0 +1,163 @@
+"""The loop: what is random depends on the seed and the place alone, and a killed run ends as one that was not."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from certify.data.dataset import Examples, TrainingData
+from certify.settings import TrainSettings
+from certify.terms import LossTerms, Step
+from certify.trainer import CHECKPOINT, Diverged, Told, Trainer, held_out
+from tests.certify.cases import CLASSES, examples
+
+SMALL = TrainSettings(method="ibp", model="mlp", eps=0.05, epochs=3, batch_size=16, ramp_end=1.5, lr=5e-3,
+                      validation=16, validate_with="ibp", model_settings={"hidden": [12]})
+
+
+def data(count: int = 80) -> TrainingData:
+    x, y = examples(count, 3)
+    return TrainingData("made", Examples(x, y), Examples(*examples(20, 4)), CLASSES)
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_after(updates: int) -> Any:
+    seen = []
+
+    def tell(told: Told) -> None:
+        seen.append(told)
+        if len(seen) == updates:
+            raise Killed
+    return tell
+
+
+def weights(trainer: Trainer) -> list[torch.Tensor]:
+    return [v.clone() for v in trainer.module.state_dict().values()]
+
+
+@pytest.mark.parametrize("updates", [1, 4, 5, 9])
+@pytest.mark.parametrize("change", [{}, {"optimiser": "sgd"}, {"average": "ema"},
+                                    {"average": "swa", "average_from": 1}], ids=["adam", "sgd", "ema", "swa"])
+def test_a_killed_run_that_goes_on_ends_with_the_same_weights(updates: int, change: dict[str, Any], tmp_path: Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("certify.trainer.CHECKPOINT_S", -1.0)  # after every step
+    settings = replace(SMALL, **change)
+    whole = Trainer(settings, data())
+    whole.run()
+    broken = Trainer(settings, data(), tmp_path, tell=killed_after(updates))
+    with pytest.raises(Killed):
+        broken.run()
+    again = Trainer(settings, data(), tmp_path)
+    again.restore(tmp_path / CHECKPOINT)
+    assert again.update == updates
+    again.run()
+    for a, b in zip(weights(whole), weights(again), strict=True):
+        assert torch.equal(a, b)
+    strip = [[{k: v for k, v in row.items() if k != "seconds"} for row in t.rows] for t in (whole, again)]
+    assert strip[0] == strip[1] and len(strip[0]) == 3
+    assert whole.chosen_epoch == again.chosen_epoch
+
+
+def test_another_seed_gives_another_network() -> None:
+    first, second, other = (Trainer(replace(SMALL, seed=seed), data()) for seed in (0, 0, 1))
+    for trainer in (first, second, other):
+        trainer.run()
+    assert all(torch.equal(a, b) for a, b in zip(weights(first), weights(second), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(weights(first), weights(other), strict=True))
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    Trainer(SMALL, data(), tmp_path).run()
+    with pytest.raises(ValueError, match=r"lr 0\.005, not 0\.1"):
+        Trainer(replace(SMALL, lr=0.1), data(), tmp_path).restore(tmp_path / CHECKPOINT)
+    (tmp_path / CHECKPOINT).write_bytes((tmp_path / CHECKPOINT).read_bytes()[:500])
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        Trainer(SMALL, data(), tmp_path).restore(tmp_path / CHECKPOINT)
+
+
+def test_schedules_are_what_steps_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[float, float, float, float]] = []
+    before = Trainer._run_batch
+
+    def look(self: Trainer, step: Step) -> None:
+        before(self, step)
+        told.append((step.progress.epoch, step.eps, step.natural, self.optimiser.param_groups[0]["lr"]))
+    monkeypatch.setattr(Trainer, "_run_batch", look)
+    Trainer(replace(SMALL, epochs=2.5, train_eps=2.0, ramp_begin=0.5, natural_last=0.2, milestones=(2.0,),
+                    lr_warmup=1.0), data()).run()
+    assert len(told) == 10, "four minibatches an epoch, the last epoch half"
+    for epoch, eps, natural, lr in told:
+        share = min(1.0, max(0.0, epoch - 0.5))
+        assert eps == pytest.approx(0.1 * share) and natural == pytest.approx(1 - 0.8 * share)
+        assert lr == pytest.approx(5e-3 * min(1.0, epoch) * (0.2 if epoch >= 2 else 1.0))
+
+
+@pytest.mark.parametrize(("schedule", "at"), [("cosine", (1 + math.cos(math.pi / 4)) / 2), ("one-cycle", 0.75)])
+def test_other_learning_rates_fall_to_zero(schedule: str, at: float) -> None:
+    trainer = Trainer(replace(SMALL, lr_schedule=schedule, lr_warmup=1.0, epochs=5), data())
+    assert trainer.learning_rate(0.5) == pytest.approx(2.5e-3)
+    assert trainer.learning_rate(2.0) == pytest.approx(5e-3 * at)
+    assert trainer.learning_rate(5.0) == pytest.approx(0.0)
+
+
+def test_the_epoch_that_validates_best_after_the_ramp_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.9, 0.3, 0.5, 0.5, 0.1])
+    states = []
+
+    def measured(model: Any, *rest: Any) -> dict[str, float]:
+        states.append([p.detach().clone() for p in model.module.parameters()])
+        return {"clean": 1.0, "pgd": 1.0, "ibp": next(scores)}
+    monkeypatch.setattr("certify.trainer.measure", measured)
+    trainer = Trainer(replace(SMALL, epochs=5), data())
+    model = trainer.run()
+    assert trainer.chosen_epoch == 4, "the later one of equals; the first epoch was before the end of the ramp"
+    assert all(torch.equal(a, b) for a, b in zip(model.module.parameters(), states[3], strict=True))
+    assert not model.module.training
+
+
+def test_a_loss_that_is_no_number_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from certify.losses.ibp import Ibp
+
+    def loss(self: Ibp, step: Step) -> LossTerms:
+        return LossTerms(step.model(step.x).sum() * torch.nan)
+    monkeypatch.setattr(Ibp, "loss", loss)
+    trainer = Trainer(SMALL, data())
+    before = weights(trainer)
+    with pytest.raises(Diverged, match="nan in epoch 1"):
+        trainer.run()
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(trainer), strict=True)), "no step was made of it"
+
+
+def test_gradients_are_clipped_and_weights_penalised() -> None:
+    clipped = Trainer(replace(SMALL, clip_gradient=1e-6, optimiser="sgd", momentum=0.0, epochs=1), data())
+    before = weights(clipped)
+    clipped.run()
+    moved = math.sqrt(sum(float(((a - b) ** 2).sum()) for a, b in zip(before, weights(clipped), strict=True)))
+    assert 0 < moved <= 4 * SMALL.lr * 1e-6 * (1 + 1e-3)
+    sizes = []
+    for l1 in (0.0, 1e-2):
+        trainer = Trainer(replace(SMALL, l1=l1, epochs=4), data())
+        trainer.run()
+        layers = [m for m in trainer.module.modules() if isinstance(m, nn.Linear)]
+        sizes.append(sum(float(m.weight.detach().abs().sum()) for m in layers))
+    assert sizes[1] < sizes[0]
+
+
+def test_validation_examples_are_not_trained_on() -> None:
+    whole = data().train
+    train, validation = held_out(whole, 16, 0)
+    assert len(train) == 64 and len(validation) == 16
+    rows = {tuple(row.flatten().tolist()) for row in train.x}
+    assert not any(tuple(row.flatten().tolist()) in rows for row in validation.x)
+    assert len(held_out(whole, -1, 0)[1]) == 8 and len(held_out(whole, 0, 0)[1]) == 0
+    with pytest.raises(ValueError, match="only 80"):
+        held_out(whole, 80, 0)
