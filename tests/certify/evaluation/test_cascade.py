@@ -239,5 +239,5 @@ def test_an_interrupted_example_is_no_answer(cascade: Cascade, monkeypatch: pyte
 
 
 def test_time_that_is_up_is_told(cascade: Cascade) -> None:
-    found = asked(cascade, time_limit_s=1e-4).batched(range(3), steps=BATCHED)
+    found = asked(cascade, time_limit_s=1e-9).batched(range(3), steps=BATCHED)
     assert all(s.verdict == OPEN and s.why is Reason.TIME_LIMIT for s in found.values())

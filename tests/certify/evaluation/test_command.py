@@ -120,6 +120,14 @@ def test_a_smoothed_classifier_is_estimated() -> None:
     assert parts.exit_code == 0 and [r["radius"] for r in lines()[:-1]] == radius
 
 
+def test_a_wrong_class_is_not_certified_however_large_its_radius() -> None:
+    call("--smoothing", "0.1", "--samples", "2000", "--json", "found.jsonl", "--eps", "0.01", "--index", "5")
+    record, total = lines()
+    assert record["radius"] > 0.01 and record["predicted"] == 1
+    assert (record["clean"], record["certified"], record["reason"]) == (False, False, "misclassified")
+    assert total["certified"] == 0 and total["evidence"] is None, "nothing is certified with any evidence"
+
+
 def test_a_contradiction_is_loud(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Cascade, "batched", lambda cascade, places, **_: {
         p: Standing([], verdict=VERIFIED, by="crown", lower=1.0) for p in places})
@@ -163,11 +171,11 @@ def test_a_run_that_was_interrupted_goes_on(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_stayed_undecided_is_asked_again_with_a_longer_limit() -> None:
-    arguments = ["--out", "run", "--json", "found.jsonl", "--attacks", "none"]
-    call(*arguments, "--time-limit", "0.0001")
+    arguments = ["--out", "run", "--json", "found.jsonl", "--attacks", "none", "--method", "batched"]
+    call(*arguments, "--time-limit", "1e-9")
     first = lines()[-1]
     assert first["undecided"] == 5 and first["certified"] == 0
-    same = call(*arguments, "--resume", "--time-limit", "0.0001")
+    same = call(*arguments, "--resume", "--time-limit", "1e-9")
     assert same.exit_code == 0 and lines()[-1]["undecided"] == 5
     call(*arguments, "--resume", "--time-limit", "20")
     *records, total = lines()
