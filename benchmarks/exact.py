@@ -49,21 +49,23 @@ Task = tuple[str, str, str]  # part, item, method
 
 
 @lru_cache(maxsize=1)
-def golden_decider(shared: str) -> Any:
-    from benchmarks.golden import NAME, Decider, Question
-    return Decider(Question(f"{shared}/golden/{NAME}", f"{shared}/datasets/mnist"))
+def golden_cascade(shared: str) -> Any:
+    from benchmarks.golden import CLIP, EPS, NAME, data_set
+    from certify.evaluation.asked import Asked
+    from certify.evaluation.cascade import Cascade
+    from verifier.network import Network
+    return Cascade(Network.read(f"{shared}/golden/{NAME}"), data_set(Path(shared) / "datasets" / "mnist"),
+                   Asked(EPS, clip=CLIP, method="bab", attacks=()))
 
 
 def golden_open(shared: str) -> list[int]:
     """All images that cheap bounds and the attack leave open."""
-    from benchmarks.golden import CHUNK, Batch
-    from bounds.precision import full_precision
-    decider, found = golden_decider(shared), []
-    for first in range(0, len(decider.x), CHUNK):
-        batch = Batch(decider, range(first, min(first + CHUNK, len(decider.x))))
-        with full_precision():
-            batch.run(optimise=False)
-        found += list(batch.left)
+    from benchmarks.golden import CHUNK
+    from certify.evaluation.cascade import OPEN
+    cascade, found = golden_cascade(shared), []
+    for first in range(0, len(cascade.data), CHUNK):
+        standings = cascade.batched(range(first, min(first + CHUNK, len(cascade.data))))
+        found += [i for i, standing in standings.items() if standing.verdict == OPEN]
         print(f"golden: {first + CHUNK} images, {len(found)} open", file=sys.stderr)
     return found
 
@@ -75,8 +77,8 @@ def verdict(shared: str, part: str, item: str, method: str, limit_s: float) -> E
     from verifier.network import Network
     from verifier.vnnlib import read_vnnlib
     if part == "golden":
-        decider = golden_decider(shared)
-        network, asked = decider.network, decider.property_of(int(item))
+        cascade = golden_cascade(shared)
+        network, asked = cascade.network, cascade.property_of(int(item))
     else:
         net, prop = item.split(" prop_")
         folder = Path(shared) / "vnncomp" / "acasxu"
@@ -216,8 +218,8 @@ def run(task: Task, shared: str, limit_s: float) -> Entry:
     import torch
     torch.set_num_threads(1)
     if part == "encoding":
-        decider = golden_decider(shared)
-        found = encoding.weighed(decider.network, decider.property_of(int(item)), method)
+        cascade = golden_cascade(shared)
+        found = encoding.weighed(cascade.network, cascade.property_of(int(item)), method)
     elif method == "radius":
         found = radius(shared, part, item, limit_s)
     else:

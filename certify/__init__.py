@@ -13,6 +13,8 @@ _WHERE = {
     "TrainSettings": "certify.settings", "resolve": "certify.settings",
     "TrainingData": "certify.data.dataset", "Examples": "certify.data.dataset",
     "Method": "certify.method",
+    "evaluate": "certify.evaluation.evaluate", "Evaluation": "certify.evaluation.evaluate",
+    "Smoothed": "certify.smoothing",
 }
 __all__ = sorted(_WHERE)
 

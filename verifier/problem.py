@@ -287,3 +287,29 @@ def only_branches(tensors: PropertyTensors, chosen: Tensor) -> PropertyTensors:
         tensors, C=tensors.C[rows], D=None if tensors.D is None else tensors.D[rows], bound=tensors.bound[rows],
         strict=tensors.strict[rows], region=tensors.region[rows], branch=number[tensors.branch[rows]],
         branches=int(chosen.sum()), branch_region=tensors.branch_region[chosen])
+
+
+def narrowed(problem: Problem, state: State, kept: Tensor) -> tuple[Problem, State]:
+    """Problem and state of some branches (bool "K") and of their regions alone; `property` stays the whole one, by
+    which candidates are confirmed."""
+    rows = kept[problem.tensors.branch]
+    tensors, regions = _of_their_regions(problem.tensors, kept)
+    intervals = {n: Interval(v.lower[regions], v.upper[regions]) for n, v in state.intervals.items()}
+    fewer = dataclasses.replace(problem, tensors=tensors)
+    # Both are made of the whole property where nobody made them before.
+    double, (graph, attacked) = problem.double, problem.attacked
+    vars(fewer)["double"] = None if double is None else Double(
+        double.graph, _of_their_regions(double.tensors, kept)[0],
+        {n: v.map(lambda t: t[regions]) for n, v in double.proved.items()})
+    vars(fewer)["attacked"] = graph, tensors if attacked is problem.tensors else _of_their_regions(attacked, kept)[0]
+    return fewer, State(
+        row_lower=state.row_lower[rows], branch_proved=state.branch_proved[kept],
+        branch_closed=state.branch_closed[kept], rounded=state.rounded[kept], intervals=intervals)
+
+
+def _of_their_regions(tensors: PropertyTensors, kept: Tensor) -> tuple[PropertyTensors, Tensor]:
+    """(the OR of some branches over their regions alone, these regions)."""
+    fewer = only_branches(tensors, kept)
+    regions, place = torch.unique(fewer.branch_region, return_inverse=True)
+    return dataclasses.replace(fewer, sets=tensors.sets.index(regions), replay_sets=tensors.replay_sets.index(regions),
+                               region=place[fewer.branch], branch_region=place), regions

@@ -30,7 +30,7 @@ BUILT_IN = {
     "lipschitz": ("verifier.cli.lipschitz:command", "How fast can outputs change? Constants, certified and estimated."),
     "demo": ("verifier.cli.demo:command", "Prove and attack the bundled digit networks, offline."),
 }
-PLANNED = ("evaluate", "report")
+PLANNED = ("report",)
 
 EXIT_WRONG_USE = 2
 EXIT_UNKNOWN = 3

@@ -32,13 +32,22 @@ class DataWork(ABC):
     def results(self) -> Iterator[Finished]:
         """What is not finished yet, as it comes."""
 
+    def pieces(self) -> Iterator[list[Finished]]:
+        """The same, those together that come together: they are stored at once."""
+        for finished in self.results():
+            yield [finished]
+
+    def keeps(self, record: dict[str, Any]) -> bool:
+        """Whether a stored answer stands, when a run is resumed; else it is asked again."""
+        return True
+
     @abstractmethod
     def summary(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         """The last line of JSON."""
 
     @abstractmethod
     def row(self, record: dict[str, Any]) -> str:
-        """One answer as people read it."""
+        """One answer as people read it; empty where it is only counted."""
 
     @abstractmethod
     def sentence(self, total: dict[str, Any]) -> str:
@@ -68,7 +77,7 @@ class DataWork(ABC):
         interrupted = False
         with store or nullcontext(), out_lines(json_out) as lines:
             if store is not None:
-                self.finished = store.finished(self.shape)
+                self.finished = {i: f for i, f in store.finished(self.shape).items() if self.keeps(f[0])}
                 self._show(lines, list(self.finished.values()), quiet)
             try:
                 self._work(store, lines, quiet)
@@ -87,11 +96,11 @@ class DataWork(ABC):
         from milp.solvers import SolverUnsuitable
         from verifier.witness import ReplayError
         try:
-            for finished in self.results():
+            for finished in self.pieces():
                 if store is not None:
-                    store.record([finished])
-                self.finished[finished[0]["index"]] = finished
-                self._show(lines, [finished], quiet)
+                    store.record(finished)
+                self.finished |= {record["index"]: (record, x) for record, x in finished}
+                self._show(lines, finished, quiet)
         except (ValueError, UnsupportedOperator, SolverUnsuitable, ReplayError) as error:
             self.line.end()
             raise BadInput(" ".join(str(error).split())) from error
@@ -99,6 +108,8 @@ class DataWork(ABC):
     def _show(self, lines: TextIO | None, finished: list[Finished], quiet: bool) -> None:
         print_lines(lines, [record for record, _ in finished])
         if not quiet:
-            self.line.end()
-            for record, _ in finished:
-                click.echo(self.row(record))
+            rows = [row for record, _ in finished if (row := self.row(record))]
+            if rows:
+                self.line.end()
+            for row in rows:
+                click.echo(row)
