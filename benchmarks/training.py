@@ -104,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--epochs", type=float, help="of every method [those of its recipe]")
     p.add_argument("--seeds", default="0", metavar="S,..")
     p.add_argument("--images", type=int, default=10_000, metavar="N", help="of the test set, the first so many")
-    p.add_argument("--attacks", default="fgsm,pgd-20", help="the worst counts [%(default)s]")
+    p.add_argument("--attacks", default="fgsm,pgd-20,cw-inf", help="the worst counts [%(default)s]")
     p.add_argument("--time-limit", type=float, default=5.0, metavar="S", help="seconds to certify an image [5]")
     p.add_argument("--resume", action="store_true", help="go on with a run")
     p.add_argument("--out", type=Path, default=ROOT / "out" / "training.json",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,8 +35,8 @@ class TensorBoard:
     def __init__(self, folder: Path, first_epoch: int) -> None:
         self.writer: Any = None
         if importlib.util.find_spec("tensorboard") is not None:
-            from torch.utils.tensorboard import SummaryWriter  # type: ignore[attr-defined]
-            self.writer = SummaryWriter(str(folder), purge_step=first_epoch)  # type: ignore[no-untyped-call]
+            module: Any = importlib.import_module("torch.utils.tensorboard")
+            self.writer = module.SummaryWriter(str(folder), purge_step=first_epoch)
 
     def add(self, row: Row) -> None:
         if self.writer is None:

@@ -16,7 +16,13 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 }
 BOUNDED: dict[str, dict[str, Any]] = {
     "digits": {"ramp_begin": 2, "ramp_end": 30, "lr": 2e-3, "validate_with": "ibp"},
+    "mnist": {"epochs": 70, "batch_size": 256, "milestones": [50, 60], "ramp_end": 20, "lr": 5e-4,
+              "validate_with": "ibp"},
 }
+# Intervals alone say nothing of networks that were trained on tighter bounds.
+TIGHTER = {"crown-ibp": "crown-ibp", "wong-kolter": "crown", "zonotope": "crown"}
+DUAL = {"epochs": 60, "batch_size": 50, "lr": 1e-3, "milestones": (30.0, 40.0, 50.0), "lr_factor": 0.5, "ramp": "linear",
+        "natural_first": 0.0, "natural_last": 0.0, "validation": 200}  # of the paper, as its programs have them
 
 
 def _own(natural: float = 0.0, train_eps: float = 1.0, l1: float = 0.0, **settings: Any) -> dict[str, Any]:
@@ -58,6 +64,12 @@ RECIPES: dict[str, dict[str, dict[float, dict[str, Any]]]] = {
         "mnist": {0.1: _own(0.3, 2.0, 5e-6, split=1, shrink=0.4, gradient_scale=4.0),
                   0.3: _own(l1=1e-5, split=1, shrink=0.6, gradient_scale=4.0)},
     },
+    "crown-ibp": {
+        "mnist": {0.1: _own(0.3, 2.0, 5e-6, fusion=True), 0.3: _own(0.3, l1=2e-6, fusion=True)},
+    },
+    "wong-kolter": {
+        "mnist": {0.1: {**DUAL, "eps_first": 0.1}, 0.3: {**DUAL, "eps_first": 1 / 30}},
+    },
     "cc-ibp": EXPRESSIVE,
     "mtl-ibp": EXPRESSIVE,
     "exp-ibp": EXPRESSIVE,
@@ -72,6 +84,7 @@ def recipe(method: str, data: str, model: str, eps: float) -> Mapping[str, Any]:
     found = dict(SCHEDULES.get(data, {}))
     if bounds_sets(method):
         found |= {"ramp": "smooth", "clip_gradient": 10.0, **BOUNDED.get(data, {})}
+        found |= {"validate_with": TIGHTER[method]} if method in TIGHTER else {}
     known = RECIPES.get(method, {}).get(data)
     if known is not None:
         found |= known[min(known, key=lambda radius: abs(radius - eps))]

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from certify.method import Method
 
 
-
 def _attacked(where: str, summary: str, source: str) -> Entry:
     return Entry(f"certify.adversarial.{where}", summary, source)
 

@@ -115,12 +115,14 @@ class TrainSettings:
         return found
 
 
+IN_EPOCHS = ("milestones", "ramp_begin", "ramp_end", "lr_warmup", "average_from")
+"""Settings that a recipe gives for its own number of epochs: with another number they move in proportion."""
 FIELDS = {f.name: f for f in dataclasses.fields(TrainSettings)}
 
 
 def resolve(*sources: Mapping[str, Any]) -> TrainSettings:
     """The settings that several sources give together, later ones first in rank; the recipe of the method and data set
-    that they name comes before all of them.
+    that they name comes before all of them, stretched to the number of epochs that is asked for.
 
     Raises ValueError for unknown keys and values that do not fit.
     """
@@ -131,6 +133,12 @@ def resolve(*sources: Mapping[str, Any]) -> TrainSettings:
     named = {key: given.get(key, FIELDS[key].default) for key in ("method", "data", "model")}
     whole: dict[str, Any] = {}
     _merge(whole, recipe(**named, eps=_fitted("eps", given.get("eps", FIELDS["eps"].default))))
+    if "epochs" in given and "epochs" in whole:
+        share = _fitted("epochs", given["epochs"]) / whole["epochs"]
+        for key in IN_EPOCHS:
+            if key in whole:
+                value = whole[key]
+                whole[key] = [share * v for v in value] if isinstance(value, list | tuple) else share * value
     _merge(whole, given)
     return TrainSettings(**{key: _fitted(key, value) for key, value in whole.items()})
 

@@ -21,6 +21,13 @@ def test_later_sources_win_key_by_key() -> None:
     assert resolve({"method": "standard"}).ramp == "linear"
 
 
+def test_a_recipe_stretches_to_the_epochs_that_are_asked_for() -> None:
+    usual, short = resolve({}), resolve({"epochs": 6})
+    assert (usual.epochs, usual.ramp_end, usual.milestones) == (60, 30, (45, 55))
+    assert (short.ramp_begin, short.ramp_end, *short.milestones) == pytest.approx((0.2, 3, 4.5, 5.5))
+    assert resolve({"epochs": 6, "ramp_end": 5}).ramp_end == 5
+
+
 @pytest.mark.parametrize(("given", "words"), [
     ({"epocs": 3}, "unknown setting 'epocs'"), ({"method": "iBP"}, "method must be one of"),
     ({"lr": "fast"}, "lr: expected a number"), ({"batch_size": 2.5}, "batch_size: expected a whole number"),
