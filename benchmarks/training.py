@@ -50,8 +50,8 @@ def trained(arguments: argparse.Namespace, method: str, seed: int) -> Entry:
         found = evaluate(Path(folder) / "run" / "model.onnx", (test.x.numpy(), test.y.numpy()), eps=arguments.eps,
                          clip=data.clip, attacks=tuple(arguments.attacks.split(",")),
                          time_limit_s=arguments.time_limit).summary
-    return {"method": method, "seed": seed, "train_s": card["seconds"], "epochs": card["epochs"],
-            "parameters": card["parameters"], "test": card["test"], "command": card["command"], **found}
+    return {**found, "method": method, "seed": seed, "train_s": card["seconds"], "epochs": card["epochs"],
+            "parameters": card["parameters"], "test": card["test"], "command": card["command"]}
 
 
 def worker(arguments: argparse.Namespace) -> None:

@@ -21,8 +21,8 @@ BOUNDED: dict[str, dict[str, Any]] = {
 }
 # Intervals alone say nothing of networks that were trained on tighter bounds.
 TIGHTER = {"crown-ibp": "crown-ibp", "wong-kolter": "crown", "zonotope": "crown"}
-DUAL = {"epochs": 60, "batch_size": 50, "lr": 1e-3, "milestones": (30.0, 40.0, 50.0), "lr_factor": 0.5, "ramp": "linear",
-        "natural_first": 0.0, "natural_last": 0.0, "validation": 200}  # of the paper, as its programs have them
+DUAL = {"epochs": 60, "batch_size": 50, "lr": 1e-3, "milestones": (30.0, 40.0, 50.0), "lr_factor": 0.5,
+        "ramp": "linear", "natural_first": 0.0, "natural_last": 0.0, "validation": 200}  # as the authors' programs
 
 
 def _own(natural: float = 0.0, train_eps: float = 1.0, l1: float = 0.0, **settings: Any) -> dict[str, Any]:

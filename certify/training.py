@@ -7,13 +7,14 @@ import logging
 import platform
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bounds.files import trouble
+from certify.cascade import Certifier, run_cascade, uncertified
 from certify.classifier import Classifier
 from certify.data.dataset import TrainingData
 from certify.distributed import Processes, processes
@@ -31,12 +32,14 @@ SLOW = {"crown": 1000}  # examples of the test set on which a slow measure looks
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """The network in evaluation mode, what it was trained with, what it is worth, and where its files lie."""
+    """The network in evaluation mode, what it was trained with, what it is worth, and where its files lie; of a cascade
+    the first network, and behind it the others."""
 
     model: Classifier
     settings: TrainSettings
     card: dict[str, Any]
     folder: Path | None
+    later: tuple[Trained, ...] = ()
 
 
 def train(settings: TrainSettings | Mapping[str, Any], *, data: TrainingData | None = None,
@@ -57,7 +60,9 @@ def train(settings: TrainSettings | Mapping[str, Any], *, data: TrainingData | N
         if folder is not None and group.is_first:
             _begin(folder, settings, resume)
         group.wait()
-        return _train_one(settings, data, folder, resume, group, tell)
+        if settings.cascade == 1:
+            return _train_one(settings, data, folder, resume, group, tell)
+        return _train_cascade(settings, data, folder, resume, group, tell)
 
 
 def _begin(folder: Path, settings: TrainSettings, resume: bool) -> None:
@@ -76,6 +81,39 @@ def _begin(folder: Path, settings: TrainSettings, resume: bool) -> None:
         (folder / SETTINGS).write_text(yaml.safe_dump(settings.as_dict(), sort_keys=False), encoding="utf-8")
     except OSError as error:
         raise ValueError(f"{folder}: no files can be written there ({trouble(error)})") from error
+
+
+def _train_cascade(settings: TrainSettings, data: TrainingData, folder: Path | None, resume: bool, group: Processes,
+                   tell: Tell | None) -> Trained:
+    """One network after the other, each on what those before do not certify (arXiv:1805.12514)."""
+    certifier = Certifier(settings.eps, settings.p, data.clip)
+    stages: list[Trained] = []
+    rest = data.train
+    for k in range(settings.cascade):
+        if len(rest) < settings.batch_size:
+            log.warning("%d examples are left for stage %d: the cascade ends before it", len(rest), k + 1)
+            break
+        own = None if folder is None else folder / f"stage{k + 1}"
+        if own is not None and group.is_first:
+            own.mkdir(exist_ok=True)
+        group.wait()
+        stages.append(_train_one(settings, replace(data, train=rest), own, resume, group, tell))
+        left = uncertified([stages[-1].model.graph], certifier, rest.x.to(group.device))
+        rest = rest.take(left.cpu())
+    answers = run_cascade([stage.model.graph for stage in stages], certifier, data.test.x.to(group.device),
+                          data.test.y.to(group.device))
+    first = stages[0]
+    worth = {"clean": round(1 - answers.clean_error, 6), "certified": round(1 - answers.robust_error, 6),
+             "answered": [int((answers.stage == k).sum()) for k in range(len(stages))]}
+    card = {**first.card, "seconds": round(sum(stage.card["seconds"] for stage in stages), 1), "cascade": worth,
+            "stages": [stage.card["test"] for stage in stages], "uncertified_training_examples": len(rest)}
+    if folder is not None and group.is_first:
+        _write_card(folder, card)
+    return Trained(first.model, settings, card, folder, tuple(stages[1:]))
+
+
+def _write_card(folder: Path, card: dict[str, Any]) -> None:
+    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
 
 def _train_one(settings: TrainSettings, data: TrainingData, folder: Path | None, resume: bool, group: Processes,
@@ -102,7 +140,7 @@ def _train_one(settings: TrainSettings, data: TrainingData, folder: Path | None,
     if writes and folder is not None:
         from certify.export import export_onnx
         export_onnx(model.module, data.shape, folder / NETWORK)
-        (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        _write_card(folder, card)
         if trainer.rows:
             draw_curves(trainer.rows, folder / CURVES, _title(settings))
     return Trained(model, settings, card, folder)

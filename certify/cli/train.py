@@ -123,7 +123,13 @@ def command(config: str | None, others: tuple[str, ...], data_dir: str | None, d
         click.echo(json.dumps(trained.card))
         return
     click.echo(sentence(trained.card))
-    click.echo(f"{folder / 'model.onnx'}")
+    if trained.later:
+        worth = trained.card["cascade"]
+        click.echo(f"cascade of {1 + len(trained.later)}  clean {100 * worth['clean']:.2f} %  certified "
+                   f"{100 * worth['certified']:.2f} %  answered by {' + '.join(map(str, worth['answered']))} of "
+                   f"{trained.card['test']['examples']}")
+    click.echo(f"{(folder / 'stage1' if trained.later else folder) / 'model.onnx'}"
+               f"{''.join(f', stage{k + 2}' for k in range(len(trained.later)))}")
 
 
 def is_first() -> bool:

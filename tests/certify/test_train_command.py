@@ -17,6 +17,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from bounds.graph import Graph
+from certify.cascade import Certifier, run_cascade, uncertified
 from certify.cli.train import command
 from certify.training import CARD, LOG, NETWORK, SETTINGS, train
 from tests.certify.cases import examples
@@ -99,6 +100,24 @@ def test_a_killed_process_goes_on_to_the_same_weights(made: Path, tmp_path: Path
     tables = [[{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader((tmp_path / n / LOG).open())]
               for n in ("whole", "broken")]
     assert tables[0] == tables[1] and len(tables[0]) == 30
+
+
+def test_a_cascade_trains_on_what_is_left_and_answers_in_turn(made: Path, tmp_path: Path) -> None:
+    flags = ["--data", made, "--eps", "0.15", "--epochs", "4", "--batch-size", "10", "--set", "model.hidden=[16]",
+             "--set", "lr=1e-2", "--set", "cascade=2", "--out", tmp_path / "run"]
+    result = run(*flags)
+    assert result.exit_code == 0, result.output
+    card = json.loads((tmp_path / "run" / CARD).read_text())
+    stages = [Graph.from_onnx(tmp_path / "run" / f"stage{k}" / NETWORK) for k in (1, 2)]
+    certifier = Certifier(0.15, clip=(0.0, 1.0))
+    x, y = examples(30, 4)
+    answers = run_cascade(stages, certifier, x, y)
+    assert card["cascade"]["certified"] == pytest.approx(1 - answers.robust_error, abs=1e-6)
+    assert card["cascade"]["answered"] == [int((answers.stage == k).sum()) for k in (0, 1)]
+    assert card["cascade"]["certified"] >= card["stages"][0]["ibp"]
+    left = uncertified(stages[:1], certifier, examples(120, 3)[0])
+    assert card["uncertified_training_examples"] <= len(left) < 120
+    assert run(*flags, "--resume").exit_code == 0
 
 
 @pytest.mark.parametrize(("flags", "words"), [
