@@ -63,7 +63,8 @@ class OneKink(Elementwise):
         share = high / torch.where(width > 0, width, torch.ones_like(width))  # ReLU's chord slope
         a = self.left_slope(share)
         # lerp is exact at share 0 and 1, so that stable neurons get exactly slope a or 1.
-        slope = torch.lerp(a.expand_as(share), torch.ones_like(share), share)
+        a, share = torch.broadcast_tensors(a, share)
+        slope = torch.lerp(a, torch.ones_like(share), share)
         # The slope is rounded: of the intercepts that reach the two ends the outer one, moved out by its own rounding.
         ends = low * (a - slope), high * (1 - slope)
         out = 1 + 2 * torch.finfo(low.dtype).eps

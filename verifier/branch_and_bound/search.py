@@ -15,11 +15,13 @@ from torch import Tensor
 from verifier.branch_and_bound.bounding import Bounded, Bounder
 from verifier.branch_and_bound.branching.rule import Rule
 from verifier.branch_and_bound.contract import Payoff
+from verifier.branch_and_bound.descent import descended
 from verifier.branch_and_bound.domains import NO_CHOICE, Domains, Pool
 from verifier.branch_and_bound.leaves import Leaves
 from verifier.branch_and_bound.plan import Plan
 from verifier.out_of_memory import is_out_of_memory
 
+DESCENT_SHARE = 0.05  # of the time, for descents from minimisers
 OFFERS = 4         # candidates of one batch that may go to the gate
 FIRST_BATCH = 64
 SHORT_S, LONG_S = 0.2, 1.0  # seconds of a batch that may grow, and of one that must shrink
@@ -96,6 +98,7 @@ class Search:
         self.payoff = Payoff()
         self.upper = math.inf
         self.recorder = self.bounder.recorder
+        self.begun, self.descents_s = time.monotonic(), 0.0
         self._refused = 0
         self._least_refused = 0.0
 
@@ -192,6 +195,8 @@ class Search:
         tree.floor = tree.floor.scatter_reduce(0, bounded.group_branch[done], bounded.group_lower[done], "amin")
         tree.leaves += int(bounded.closed.sum())
         self._candidates(bounded)
+        if not self.found:
+            self._descend(bounded)
         if self.found:
             return
         if self.leaves is not None:
@@ -304,15 +309,10 @@ class Search:
 
     def _candidates(self, bounded: Bounded) -> None:
         """Offer the minimisers of open groups that the search graph puts into the unsafe set."""
-        reached, question = bounded.reached, self.bounder.question
+        reached = bounded.reached
         if not len(reached.open):
             return
-        rows = question.rows[bounded.group_branch[reached.open]]
-        t = question.tensors
-        v = torch.einsum("hrm,hm->hr", t.C[rows], reached.y.flatten(1)) - t.bound[rows]
-        if t.D is not None:
-            v = v + torch.einsum("hrn,hn->hr", t.D[rows], reached.x.flatten(1))
-        margin = v.amax(1)
+        margin = self._margins(bounded)
         self.upper = min(self.upper, float(margin.min()))
         for i in margin.topk(min(OFFERS, len(margin)), largest=False).indices.tolist():
             value = float(margin[i])
@@ -323,3 +323,25 @@ class Search:
                 return
             self._refused += 1
             self._least_refused = min(self._least_refused, value)
+
+    def _margins(self, bounded: Bounded) -> Tensor:
+        """Of the minimisers of open groups, by the search graph: "H", at most 0 where they are unsafe."""
+        reached, question = bounded.reached, self.bounder.question
+        rows = question.rows[bounded.group_branch[reached.open]]
+        t = question.tensors
+        v = torch.einsum("hrm,hm->hr", t.C[rows], reached.y.flatten(1)) - t.bound[rows]
+        if t.D is not None:
+            v = v + torch.einsum("hrn,hn->hr", t.D[rows], reached.x.flatten(1))
+        return v.amax(1)
+
+    def _descend(self, bounded: Bounded) -> None:
+        """Offer what a short descent reaches from the best minimisers, for a small share of the time."""
+        now, reached = time.monotonic(), bounded.reached
+        if not len(reached.open) or self.descents_s > DESCENT_SHARE * (now - self.begun):
+            return
+        near = self._margins(bounded).topk(min(OFFERS, len(reached.open)), largest=False).indices
+        branch = bounded.group_branch[reached.open[near]]
+        points, value = descended(self.bounder.graph, self.bounder.question, reached.x[near], branch)
+        self.upper = min(self.upper, float(value.min()))
+        self.found = any(self.gate(points[i]) for i in (value <= 0).nonzero().flatten().tolist())
+        self.descents_s += time.monotonic() - now

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 ULPS = 2             # of the largest coordinate
 ASIDE = 0.9          # of the tolerance: so far inside the nearest witness the last ball ends
-GLANCE = 1 / 48       # of the time: the slice of the first ball, mostly far too large to be decided
+GLANCE = 1 / 24       # of the time: the slice of the first ball, mostly far too large to be decided
 FIRST_SHARE = 1 / 12  # and of those after it
 LEAST_SLICE_S = 0.5
 DESCENT, DESCENT_SHARE = 0.02, 0.1  # steps of the attack, of the radius, and its share of the time
