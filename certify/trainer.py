@@ -303,7 +303,7 @@ class Trainer:
         now = time.monotonic()
         self.seconds += now - self._since
         self._since = self._saved = now
-        save({"settings": self.settings.as_dict(), "module": self.module.state_dict(),
+        save({"settings": self.settings.as_dict(), "data": self.data.train.digest, "module": self.module.state_dict(),
               "optimiser": self.optimiser.state_dict(), "memory": self.memory, "rows": self.rows,
               "sums": [self.sums.totals, self.sums.weights], "epoch": self.epoch, "batch": self.batch,
               "update": self.update, "seconds": self.seconds, "best": self.best,
@@ -317,6 +317,8 @@ class Trainer:
         for name in sorted({*before, *now}):
             if before.get(name) != now.get(name):
                 raise ValueError(f"{path} was trained with {name} {before.get(name)}, not {now.get(name)}")
+        if state["data"] != self.data.train.digest:
+            raise ValueError(f"{path} was trained on other examples than {self.data.name} holds now")
         self.module.load_state_dict(state["module"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.memory.update(state["memory"])

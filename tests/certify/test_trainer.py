@@ -15,6 +15,7 @@ from certify.data.dataset import Examples, TrainingData
 from certify.settings import TrainSettings
 from certify.terms import LossTerms, Step
 from certify.trainer import CHECKPOINT, Diverged, Told, Trainer, held_out
+from certify.training import train
 from tests.certify.cases import CLASSES, examples
 
 SMALL = TrainSettings(method="ibp", model="mlp", eps=0.05, epochs=3, batch_size=16, ramp_end=1.5, lr=5e-3,
@@ -79,9 +80,30 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     Trainer(SMALL, data(), tmp_path).run()
     with pytest.raises(ValueError, match=r"lr 0\.005, not 0\.1"):
         Trainer(replace(SMALL, lr=0.1), data(), tmp_path).restore(tmp_path / CHECKPOINT)
+    with pytest.raises(ValueError, match="other examples than made holds now"):
+        Trainer(SMALL, data(81), tmp_path).restore(tmp_path / CHECKPOINT)
+    whole = (tmp_path / CHECKPOINT).read_bytes()
+    torch.save(torch.zeros(3), tmp_path / CHECKPOINT)
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        Trainer(SMALL, data(), tmp_path).restore(tmp_path / CHECKPOINT)
+    (tmp_path / CHECKPOINT).write_bytes(whole)
     (tmp_path / CHECKPOINT).write_bytes((tmp_path / CHECKPOINT).read_bytes()[:500])
     with pytest.raises(ValueError, match="not a checkpoint"):
         Trainer(SMALL, data(), tmp_path).restore(tmp_path / CHECKPOINT)
+
+
+def test_a_run_with_settings_in_tuples_goes_on(tmp_path: Path) -> None:
+    settings = replace(SMALL, model_settings={"hidden": (12,)}, milestones=(1.0, 2.0), epochs=1)
+    for resume in (False, True):
+        train(settings, data=data(), out=tmp_path / "run", resume=resume)
+
+
+def test_data_that_do_not_fit_together_are_refused() -> None:
+    part = data().train
+    with pytest.raises(ValueError, match=f"label {CLASSES - 1} is out of range"):
+        TrainingData("made", part, part, CLASSES - 1)
+    with pytest.raises(ValueError, match="test inputs have shape"):
+        TrainingData("made", part, Examples(part.x.flatten(1), part.y), CLASSES)
 
 
 def test_schedules_are_what_steps_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
