@@ -198,14 +198,16 @@ class Trainer:
             terms: LossTerms = self.losses(self._penalised(update))
             terms.total.backward()
             if not bool(torch.isfinite(terms.total.detach())):
-                raise Diverged(f"the loss is {float(terms.total.detach())} in epoch {self.epoch + 1}: try a smaller lr "
-                               "or clip_gradient, or a longer ramp")
+                raise self._diverged(f"the loss is {float(terms.total.detach())}")
             if self.settings.clip_gradient > 0:
                 nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip_gradient)
             self.optimiser.step()
             self._note(step, terms)
         if self.average is not None and self.settings.average == "ema":
             self.average.update(self.module, step.progress.epoch)
+
+    def _diverged(self, what: str) -> Diverged:
+        return Diverged(f"{what} in epoch {self.epoch + 1}: try a smaller lr or clip_gradient, or a longer ramp")
 
     def _penalised(self, update: Update) -> Update:
         """The loss with the penalty on weights, which every method may have."""
@@ -238,6 +240,8 @@ class Trainer:
     # ------------------------------------------------------------------ after an epoch
 
     def _end_epoch(self) -> None:
+        if not all(bool(torch.isfinite(p).all()) for p in self.module.parameters()):
+            raise self._diverged("weights are no numbers")  # of the last step: no loss has seen them yet
         end = min(self.epoch + 1.0, self.settings.epochs)
         notes: list[str] = []
         if len(self.validation):

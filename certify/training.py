@@ -121,7 +121,8 @@ def _train_cascade(settings: TrainSettings, data: TrainingData, folder: Path | N
     first = stages[0]
     worth = {"clean": round(1 - answers.clean_error, 6), "certified": round(1 - answers.robust_error, 6),
              "answered": [int((answers.stage == k).sum()) for k in range(len(stages))]}
-    card = {**first.card, "seconds": round(sum(stage.card["seconds"] for stage in stages), 1), "cascade": worth,
+    card = {**first.card, "parameters": sum(stage.card["parameters"] for stage in stages),
+            "seconds": round(sum(stage.card["seconds"] for stage in stages), 1), "cascade": worth,
             "stages": [stage.card["test"] for stage in stages], "uncertified_training_examples": len(rest)}
     if folder is not None and group.is_first:
         _write_card(folder, card)
@@ -180,7 +181,7 @@ def _card(trainer: Trainer, model: Classifier, data: TrainingData) -> dict[str, 
     return {
         "name": _title(s), "command": command_of(s), "settings": s.as_dict(),
         "parameters": sum(p.numel() for p in model.module.parameters()),
-        "seconds": round(trainer.seconds, 1), "chosen_epoch": trainer.chosen_epoch, "epochs": trainer.epoch,
+        "seconds": round(trainer.seconds, 1), "chosen_epoch": trainer.chosen_epoch, "epochs": s.epochs,
         "test": {"examples": len(test), "eps": s.eps, "norm": s.norm, **worth},
         "evidence": "float: ordinary floating point; rmax evaluate gives answers with evidence",
         "machine": {"torch": torch.__version__, "python": platform.python_version(), "processor": platform.machine(),

@@ -33,7 +33,7 @@ class Examples:
         """Of the inputs and labels themselves."""
         state = hashlib.sha256(str(tuple(self.x.shape)).encode())
         for part in (self.x, self.y):
-            state.update(part.detach().cpu().contiguous().numpy())
+            state.update(part.detach().cpu().contiguous().numpy().data)
         return state.hexdigest()
 
     def take(self, chosen: Tensor | slice) -> Examples:
@@ -65,6 +65,10 @@ class TrainingData:
             if len(wrong):
                 raise ValueError(f"{self.name}: label {int(part.y[wrong[0, 0]])} is out of range, expected 0 to "
                                  f"{self.classes - 1}")
+
+            if self.clip is not None and bool(((part.x < self.clip[0]) | (part.x > self.clip[1])).any()):
+                raise ValueError(f"{self.name}: inputs lie between {float(part.x.min()):g} and "
+                                 f"{float(part.x.max()):g}, outside their range {self.clip}")
 
     @property
     def shape(self) -> tuple[int, ...]:
