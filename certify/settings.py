@@ -149,7 +149,12 @@ def resolve(*sources: Mapping[str, Any]) -> TrainSettings:
                 value = whole[key]
                 whole[key] = [share * v for v in value] if isinstance(value, list | tuple) else share * value
     _merge(whole, given)
-    return TrainSettings(**{key: _fitted(key, value) for key, value in whole.items()})
+    settings = TrainSettings(**{key: _fitted(key, value) for key, value in whole.items()})
+    late = [key for key in ("ramp_end", "average_from") if getattr(settings, key) > settings.epochs]
+    if late and not (late == ["average_from"] and settings.average == "none"):
+        raise ValueError(f"{late[0]} is epoch {getattr(settings, late[0]):g}, and the run ends with epoch "
+                         f"{settings.epochs:g}: only those of recipes move with the number of epochs")
+    return settings
 
 
 def _merge(into: dict[str, Any], source: Mapping[str, Any]) -> None:
