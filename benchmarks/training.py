@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))  # measure the checkout that this file lies in, in
 
 from benchmarks.lines import Entry, Lines  # noqa: E402
 from benchmarks.machine import calibration, commit, environment, hardware, markdown  # noqa: E402
+from certify.evaluation.records import CONTRADICTION  # noqa: E402
 from certify.registry import METHODS  # noqa: E402
 
 USUAL = tuple(METHODS)
@@ -68,7 +69,8 @@ def in_process(arguments: argparse.Namespace, method: str, seed: int) -> Entry:
     except subprocess.TimeoutExpired:
         return {"method": method, "seed": seed, "error": f"stopped after {LIMIT_S:g} s"}
     if done.returncode:
-        return {"method": method, "seed": seed, "error": done.stderr.strip().splitlines()[-1][:300]}
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}, and not a word"]
+        return {"method": method, "seed": seed, "error": said[-1][:300]}
     entry: Entry = json.loads(done.stdout.strip().splitlines()[-1])
     return entry | {"wall_s": round(time.monotonic() - begin, 2)}
 
@@ -136,6 +138,8 @@ def main(argv: list[str] | None = None) -> int:
         entries = list(lines.entries)
     print(table(entries))
     wrong = [f"{e['method']}, seed {e['seed']}: {e['error']}" for e in entries if "error" in e]
+    wrong += [f"{e['method']}, seed {e['seed']}: {clashes} certified images fell to an attack" for e in entries
+              if (clashes := e.get("counts", {}).get(CONTRADICTION, 0))]
     for sentence in wrong:
         print(f"!!! {sentence}")
     arguments.out.write_text(json.dumps({

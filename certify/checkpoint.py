@@ -31,4 +31,6 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except (UnpicklingError, BadZipFile, RuntimeError, EOFError, KeyError, ValueError) as error:
         raise UnusableCheckpoint(f"{path}: not a checkpoint ({' '.join(str(error).split())[:120]})") from error
+    if not isinstance(state, dict) or "settings" not in state:
+        raise UnusableCheckpoint(f"{path}: not a checkpoint of a training run")
     return state

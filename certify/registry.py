@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from certify.entry import Entry
+from certify.entry import Entry, fitted
 
 if TYPE_CHECKING:
     from certify.method import Method
@@ -52,13 +52,10 @@ METHODS = {
 
 
 def method_named(name: str, **settings: Any) -> Method:
-    """The method object. Raises ValueError for an unknown name or setting."""
+    """The method object. Raises ValueError for an unknown name or setting, or a value that does not fit."""
     kind = _class_of(name)
-    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if unknown := set(settings) - known:
-        raise ValueError(f"method {name} has no setting {', '.join(sorted(unknown))}; it has "
-                         f"{', '.join(sorted(known)) or 'none'}")
-    return kind(**settings)
+    kinds = {f.name: str(f.type) for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return kind(**fitted(f"method {name}", settings, kinds))
 
 
 def bounds_sets(name: str) -> bool:

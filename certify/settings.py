@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from certify.entry import as_number, read_number
 from certify.schedules import KINDS
 
 OPTIMISERS = ("adam", "sgd")
@@ -89,7 +90,8 @@ class TrainSettings:
         for name in ("eps", "lr", "epochs", "batch_size", "cascade"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
-        for name in ("train_eps", "eps_first", "weight_decay", "l1", "clip_gradient", "lr_warmup"):
+        for name in ("train_eps", "eps_first", "momentum", "weight_decay", "lr_factor", "l1", "clip_gradient",
+                     "lr_warmup", "average_from", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         for name, known in (("optimiser", OPTIMISERS), ("lr_schedule", LR_SCHEDULES), ("average", AVERAGES),
@@ -100,6 +102,8 @@ class TrainSettings:
         for name in ("natural_first", "natural_last", "average_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.validation < -1:
+            raise ValueError(f"validation must be a number of examples, or -1 for a tenth, got {self.validation}")
         if not 0 <= self.ramp_begin <= self.ramp_end:
             raise ValueError(f"expected 0 <= ramp_begin <= ramp_end, got {self.ramp_begin} and {self.ramp_end}")
 
@@ -110,9 +114,14 @@ class TrainSettings:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and checkpoints hold them."""
-        found = dataclasses.asdict(self)
-        found["milestones"] = list(self.milestones)
-        return found
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(v) for key, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 IN_EPOCHS = ("milestones", "ramp_begin", "ramp_end", "lr_warmup", "average_from")
@@ -140,7 +149,12 @@ def resolve(*sources: Mapping[str, Any]) -> TrainSettings:
                 value = whole[key]
                 whole[key] = [share * v for v in value] if isinstance(value, list | tuple) else share * value
     _merge(whole, given)
-    return TrainSettings(**{key: _fitted(key, value) for key, value in whole.items()})
+    settings = TrainSettings(**{key: _fitted(key, value) for key, value in whole.items()})
+    late = [key for key in ("ramp_end", "average_from") if getattr(settings, key) > settings.epochs]
+    if late and not (late == ["average_from"] and settings.average == "none"):
+        raise ValueError(f"{late[0]} is epoch {getattr(settings, late[0]):g}, and the run ends with epoch "
+                         f"{settings.epochs:g}: only those of recipes move with the number of epochs")
+    return settings
 
 
 def _merge(into: dict[str, Any], source: Mapping[str, Any]) -> None:
@@ -170,27 +184,15 @@ def _fitted(key: str, value: Any) -> Any:
             raise ValueError(f"{key}: expected names and values, got {value!r}")
         return dict(value)
     if key == "milestones":
-        if not isinstance(value, list | tuple) or not all(_is_number(v) for v in value):
+        if not isinstance(value, list | tuple):
             raise ValueError(f"milestones: expected a list of epochs, got {value!r}")
-        return tuple(float(v) for v in value)
+        return tuple(as_number(key, v, whole=False) for v in value)
     if isinstance(default, str):
         # YAML reads the norm 2 as a number.
         if not isinstance(value, str) and not (key == "norm" and _is_number(value)):
             raise ValueError(f"{key}: expected a word, got {value!r}")
         return str(value).replace(".0", "") if key == "norm" else value
-    whole = FIELDS[key].type == "int"
-    value = _number(value)
-    if not _is_number(value) or (whole and value != int(value)):
-        raise ValueError(f"{key}: expected a {'whole ' * whole}number, got {value!r}")
-    return int(value) if whole else float(value)
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3 as a word."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+    return as_number(key, value, whole=FIELDS[key].type == "int")
 
 
 def _is_number(value: Any) -> bool:
@@ -210,6 +212,9 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 
 def parsed(text: str) -> Any:
-    """A value from the command line, as YAML would read it (numbers, words, [lists])."""
+    """A value from the command line, as YAML would read it (numbers, words, [lists]). Raises ValueError."""
     import yaml
-    return _number(yaml.safe_load(text))
+    try:
+        return read_number(yaml.safe_load(text))
+    except yaml.YAMLError:
+        raise ValueError(f"expected a number, a word or a [list], got {text!r}") from None

@@ -198,14 +198,16 @@ class Trainer:
             terms: LossTerms = self.losses(self._penalised(update))
             terms.total.backward()
             if not bool(torch.isfinite(terms.total.detach())):
-                raise Diverged(f"the loss is {float(terms.total.detach())} in epoch {self.epoch + 1}: try a smaller lr "
-                               "or clip_gradient, or a longer ramp")
+                raise self._diverged(f"the loss is {float(terms.total.detach())}")
             if self.settings.clip_gradient > 0:
                 nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip_gradient)
             self.optimiser.step()
             self._note(step, terms)
         if self.average is not None and self.settings.average == "ema":
             self.average.update(self.module, step.progress.epoch)
+
+    def _diverged(self, what: str) -> Diverged:
+        return Diverged(f"{what} in epoch {self.epoch + 1}: try a smaller lr or clip_gradient, or a longer ramp")
 
     def _penalised(self, update: Update) -> Update:
         """The loss with the penalty on weights, which every method may have."""
@@ -238,6 +240,8 @@ class Trainer:
     # ------------------------------------------------------------------ after an epoch
 
     def _end_epoch(self) -> None:
+        if not all(bool(torch.isfinite(p).all()) for p in self.module.parameters()):
+            raise self._diverged("weights are no numbers")  # of the last step: no loss has seen them yet
         end = min(self.epoch + 1.0, self.settings.epochs)
         notes: list[str] = []
         if len(self.validation):
@@ -303,7 +307,7 @@ class Trainer:
         now = time.monotonic()
         self.seconds += now - self._since
         self._since = self._saved = now
-        save({"settings": self.settings.as_dict(), "module": self.module.state_dict(),
+        save({"settings": self.settings.as_dict(), "data": self.data.train.digest, "module": self.module.state_dict(),
               "optimiser": self.optimiser.state_dict(), "memory": self.memory, "rows": self.rows,
               "sums": [self.sums.totals, self.sums.weights], "epoch": self.epoch, "batch": self.batch,
               "update": self.update, "seconds": self.seconds, "best": self.best,
@@ -317,6 +321,8 @@ class Trainer:
         for name in sorted({*before, *now}):
             if before.get(name) != now.get(name):
                 raise ValueError(f"{path} was trained with {name} {before.get(name)}, not {now.get(name)}")
+        if state["data"] != self.data.train.digest:
+            raise ValueError(f"{path} was trained on other examples than {self.data.name} holds now")
         self.module.load_state_dict(state["module"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.memory.update(state["memory"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import platform
+import shlex
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -20,6 +22,7 @@ from certify.data.dataset import TrainingData
 from certify.distributed import Processes, processes
 from certify.journal import TensorBoard, draw_curves, write_csv
 from certify.measure import measure
+from certify.registry import method_named
 from certify.settings import TrainSettings, read_settings, resolve
 from certify.trainer import CHECKPOINT, Tell, Trainer
 from verifier.threads import threads_for
@@ -51,7 +54,9 @@ def train(settings: TrainSettings | Mapping[str, Any], *, data: TrainingData | N
     file; with `resume` a run that lies there goes on, exactly as if it had not stopped. Under `torchrun` the processes
     share the work. Raises ValueError for wrong settings, FileNotFoundError for data that are not there, `Diverged`.
     """
-    settings = settings if isinstance(settings, TrainSettings) else resolve(settings)
+    if not isinstance(settings, TrainSettings):
+        settings = resolve(settings if data is None else {"data": data.name, **settings})
+    settings = said(settings, data)
     if data is None:
         from certify.data.registry import load
         data = load(settings.data, data_dir)
@@ -65,12 +70,23 @@ def train(settings: TrainSettings | Mapping[str, Any], *, data: TrainingData | N
         return _train_cascade(settings, data, folder, resume, group, tell)
 
 
+def said(settings: TrainSettings, data: TrainingData | None) -> TrainSettings:
+    """The settings with every setting of the method and the name of the data that are handed over: the record of a run
+    depends neither on what recipes and defaults say nor on what was not used."""
+    method = method_named(settings.method, **settings.method_settings)
+    assert dataclasses.is_dataclass(method), "methods are"
+    if data is not None and data.name != Path(settings.data).name:
+        settings = replace(settings, data=data.name)
+    return replace(settings, method_settings=dataclasses.asdict(method))
+
+
 def _begin(folder: Path, settings: TrainSettings, resume: bool) -> None:
     """Make the folder, or refuse one that holds another run."""
     import yaml
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / SETTINGS).exists():
+        # Settings alone are no run: one that was refused or killed before its first checkpoint left them.
+        if (folder / SETTINGS).exists() and any((folder / part / CHECKPOINT).exists() for part in ("", "stage1")):
             if not resume:
                 raise ValueError(f"{folder} already holds a run: use --resume or another --out")
             before, now = read_settings(folder / SETTINGS), settings.as_dict()
@@ -90,7 +106,7 @@ def _train_cascade(settings: TrainSettings, data: TrainingData, folder: Path | N
     stages: list[Trained] = []
     rest = data.train
     for k in range(settings.cascade):
-        if len(rest) < settings.batch_size:
+        if stages and len(rest) < settings.batch_size + max(0, settings.validation):
             log.warning("%d examples are left for stage %d: the cascade ends before it", len(rest), k + 1)
             break
         own = None if folder is None else folder / f"stage{k + 1}"
@@ -105,7 +121,8 @@ def _train_cascade(settings: TrainSettings, data: TrainingData, folder: Path | N
     first = stages[0]
     worth = {"clean": round(1 - answers.clean_error, 6), "certified": round(1 - answers.robust_error, 6),
              "answered": [int((answers.stage == k).sum()) for k in range(len(stages))]}
-    card = {**first.card, "seconds": round(sum(stage.card["seconds"] for stage in stages), 1), "cascade": worth,
+    card = {**first.card, "parameters": sum(stage.card["parameters"] for stage in stages),
+            "seconds": round(sum(stage.card["seconds"] for stage in stages), 1), "cascade": worth,
             "stages": [stage.card["test"] for stage in stages], "uncertified_training_examples": len(rest)}
     if folder is not None and group.is_first:
         _write_card(folder, card)
@@ -164,7 +181,7 @@ def _card(trainer: Trainer, model: Classifier, data: TrainingData) -> dict[str, 
     return {
         "name": _title(s), "command": command_of(s), "settings": s.as_dict(),
         "parameters": sum(p.numel() for p in model.module.parameters()),
-        "seconds": round(trainer.seconds, 1), "chosen_epoch": trainer.chosen_epoch, "epochs": trainer.epoch,
+        "seconds": round(trainer.seconds, 1), "chosen_epoch": trainer.chosen_epoch, "epochs": s.epochs,
         "test": {"examples": len(test), "eps": s.eps, "norm": s.norm, **worth},
         "evidence": "float: ordinary floating point; rmax evaluate gives answers with evidence",
         "machine": {"torch": torch.__version__, "python": platform.python_version(), "processor": platform.machine(),
@@ -174,15 +191,14 @@ def _card(trainer: Trainer, model: Classifier, data: TrainingData) -> dict[str, 
 
 
 def command_of(settings: TrainSettings) -> str:
-    """A command that trains the same network, whatever recipes say by then."""
-    flags = [f"--{name} {getattr(settings, name)}" for name in ("method", "model", "data")]
-    defaults = TrainSettings()
-    values = {k: v for k, v in settings.as_dict().items()
-              if k not in ("method", "model", "data", "method_settings", "model_settings")}
-    changed = {k: v for k, v in values.items() if v != defaults.as_dict()[k] or k in ("eps", "seed")}
-    changed |= {f"method.{k}": v for k, v in settings.method_settings.items()}
-    changed |= {f"model.{k}": v for k, v in settings.model_settings.items()}
-    return " ".join(["rmax train", *flags, *(f"--set {k}={_plain(v)}" for k, v in changed.items())])
+    """A command that trains the same network, whatever recipes say by then: every setting, since a recipe may have
+    another value where a default was asked for."""
+    named = ("method", "model", "data")
+    values = {k: v for k, v in settings.as_dict().items() if k not in (*named, "method_settings", "model_settings")}
+    values |= {f"method.{k}": v for k, v in settings.method_settings.items()}
+    values |= {f"model.{k}": v for k, v in settings.model_settings.items()}
+    words = [w for name in named for w in (f"--{name}", getattr(settings, name))]
+    return shlex.join(["rmax", "train", *words, *(w for k, v in values.items() for w in ("--set", f"{k}={_plain(v)}"))])
 
 
 def _plain(value: Any) -> str:

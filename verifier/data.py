@@ -57,7 +57,12 @@ def read_data(path: str | Path, shape: tuple[int, ...], classes: int) -> DataSet
 
     Raises OSError, or ValueError with a sentence: what is wrong, and what was expected.
     """
-    x, y = checked_examples(read_arrays(path))
+    return fitting(read_arrays(path), shape, classes)
+
+
+def fitting(arrays: dict[str, NDArray[Any]], shape: tuple[int, ...], classes: int) -> DataSet:
+    """The examples x and y for a network with this input shape and so many outputs. Raises ValueError."""
+    x, y = checked_examples(arrays)
     if x.shape[1:] != shape:
         flat = int(np.prod(shape))
         if x.ndim < 2 or int(np.prod(x.shape[1:])) != flat:

@@ -20,8 +20,6 @@ from verifier.cli.verify import SEED
 if TYPE_CHECKING:
     from certify.trainer import Told
 
-EXIT_INTERRUPTED = 2
-
 
 def _listing() -> str:
     methods = [f"  {name:13s} {entry.summary}{f' ({entry.source})' if entry.source else ''}"
@@ -68,6 +66,7 @@ def command(config: str | None, others: tuple[str, ...], data_dir: str | None, d
     """Train a network that provably holds, or withstands attacks."""
     from certify.settings import parsed, read_settings, resolve
     given: dict[str, Any] = {}
+    stored: dict[str, Any] = {}
     if config is not None:
         with reading(config):
             given = read_settings(config)
@@ -76,7 +75,10 @@ def command(config: str | None, others: tuple[str, ...], data_dir: str | None, d
         key, equals, value = other.partition("=")
         if not equals:
             raise BadInput(f"--set {other}: expected KEY=VALUE")
-        overriding[key.strip()] = parsed(value)
+        try:
+            overriding[key.strip()] = parsed(value)
+        except ValueError as error:
+            raise BadInput(f"--set {key}: {error}") from error
     overriding |= {key: value for key, value in flags.items() if value is not None}
     if resume:
         if out is None:
@@ -84,11 +86,11 @@ def command(config: str | None, others: tuple[str, ...], data_dir: str | None, d
         from certify.training import SETTINGS
         if (before := Path(out) / SETTINGS).exists():
             with reading(before):
-                given = read_settings(before) | given
+                stored = read_settings(before)
     load_torch()
     check_device(device)
     try:
-        settings = resolve(given, overriding)
+        settings = resolve(stored, given, overriding)
     except (ValueError, TypeError) as error:
         raise BadInput(f"{config}: {error}" if config and not overriding else str(error)) from error
     folder = Path(out) if out else Path("out") / "train" / "-".join(

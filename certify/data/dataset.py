@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -26,6 +28,14 @@ class Examples:
     def __len__(self) -> int:
         return len(self.y)
 
+    @cached_property
+    def digest(self) -> str:
+        """Of the inputs and labels themselves."""
+        state = hashlib.sha256(str(tuple(self.x.shape)).encode())
+        for part in (self.x, self.y):
+            state.update(part.detach().cpu().contiguous().numpy().data)
+        return state.hexdigest()
+
     def take(self, chosen: Tensor | slice) -> Examples:
         """Some of them, by their places."""
         return Examples(self.x[chosen], self.y[chosen])
@@ -45,6 +55,20 @@ class TrainingData:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     augmentation: str = "none"
+
+    def __post_init__(self) -> None:
+        for part in (self.train, self.test):
+            if part.x.shape[1:] != self.train.x.shape[1:]:
+                raise ValueError(f"{self.name}: test inputs have shape {tuple(part.x.shape[1:])}, training inputs "
+                                 f"{self.shape}")
+            wrong = ((part.y < 0) | (part.y >= self.classes)).nonzero()
+            if len(wrong):
+                raise ValueError(f"{self.name}: label {int(part.y[wrong[0, 0]])} is out of range, expected 0 to "
+                                 f"{self.classes - 1}")
+
+            if self.clip is not None and bool(((part.x < self.clip[0]) | (part.x > self.clip[1])).any()):
+                raise ValueError(f"{self.name}: inputs lie between {float(part.x.min()):g} and "
+                                 f"{float(part.x.max()):g}, outside their range {self.clip}")
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -39,7 +39,7 @@ from certify.evaluation.records import (
 )
 from verifier.attacks.base import Attack
 from verifier.attacks.model import OnnxModel
-from verifier.data import DataSet, read_data
+from verifier.data import DataSet, fitting, read_data
 from verifier.example_store import Finished
 from verifier.network import Network
 
@@ -64,11 +64,11 @@ def evaluate(net: str | Path | Network, data: DataSet | str | Path | tuple[NDArr
     """
     begin = time.monotonic()
     network = net if isinstance(net, Network) else Network.read(net)
+    fits = network.graph.input_shape, math.prod(network.graph.output_shape)
     if isinstance(data, tuple):
-        x, y = np.asarray(data[0], np.float32), np.asarray(data[1], np.int64)
-        data = DataSet(x, y, np.arange(len(y)), x)
+        data = fitting({"x": np.asarray(data[0]), "y": np.asarray(data[1])}, *fits)
     elif not isinstance(data, DataSet):
-        data = read_data(data, network.graph.input_shape, math.prod(network.graph.output_shape))
+        data = read_data(data, *fits)
     q = Asked(eps, norm, clip, method, tuple(attacks), time_limit_s=time_limit_s, **asked)
     found = {record["index"]: record for piece in evaluate_data(network, data, q, device=device, jobs=jobs)
              for record, _ in piece.finished}

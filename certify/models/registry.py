@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from certify.entry import Entry
+from certify.entry import Entry, fitted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,11 +37,9 @@ def build(name: str, data: TrainingData, **settings: Any) -> nn.Module:
     if name not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}, got {name!r}")
     make = MODELS[name].load()
-    known = [p for p in inspect.signature(make).parameters if p not in ("shape", "classes")]
-    if unknown := set(settings) - set(known):
-        raise ValueError(f"model {name} has no setting {', '.join(sorted(unknown))}; it has "
-                         f"{', '.join(known) or 'none'}")
-    network: nn.Module = make(data.shape, data.classes, **settings)
+    kinds = {p.name: str(p.annotation) for p in inspect.signature(make).parameters.values()
+             if p.name not in ("shape", "classes")}
+    network: nn.Module = make(data.shape, data.classes, **fitted(f"model {name}", settings, kinds))
     if not data.mean:
         return network
     return nn.Sequential(Normalise(data.mean, data.std, len(data.shape)), network)

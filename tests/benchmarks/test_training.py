@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
-from benchmarks.training import main, spread, table
+from benchmarks.training import in_process, main, spread, table
 
 
 def entry(method: str, seed: int = 0, **more: object) -> dict[str, object]:
@@ -22,6 +24,19 @@ def test_seeds_are_averaged_and_failures_counted() -> None:
     assert rows["ibp"] == ["85.0 ± 7.1", "50.0 ± 0.0", "40.0 ± 0.0", "30.0 ± 0.0", "3.0 ± 1.4", "2", "1"]
     assert rows["pgd"] == ["90.0", "50.0", "40.0", "30.0", "2.0", "1", "0"]
     assert spread([]) == ""
+
+
+def test_a_certified_image_that_fell_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                             capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("benchmarks.training.in_process", lambda arguments, method, seed: entry(
+        method, seed, counts={"contradiction": 2}))
+    assert main(["--methods", "ibp", "--out", str(tmp_path / "t.json")]) == 1
+    assert "2 certified images fell" in capsys.readouterr().out
+
+
+def test_a_training_that_died_without_a_word_is_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.training.subprocess.run", lambda *a, **k: CompletedProcess([], -9, "", ""))
+    assert "-9" in in_process(Namespace(given=[]), "ibp", 0)["error"]
 
 
 def test_a_method_is_trained_attacked_and_certified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

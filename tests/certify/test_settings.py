@@ -34,6 +34,9 @@ def test_a_recipe_stretches_to_the_epochs_that_are_asked_for() -> None:
     ({"eps": -1}, "eps must be > 0"), ({"eps": float("nan")}, "eps must be > 0"), ({"norm": 1}, "norm must be one of"),
     ({"milestones": 5}, "milestones: expected a list"), ({"lr": True}, "lr: expected a number"),
     ({"ramp_begin": 5, "ramp_end": 1}, "ramp_begin"), ({"natural_last": 2}, "natural_last must lie in"),
+    ({"ramp_end": 30, "epochs": 10}, "ramp_end is epoch 30, and the run ends with epoch 10"),
+    ({"average": "swa", "average_from": 7, "epochs": 6}, "average_from is epoch 7"),
+    ({"seed": -1}, "seed must be >= 0"),
     ({"method": 3}, "method must be one of"), ({"data": 3}, "data: expected a word"),
 ])
 def test_wrong_settings_are_refused_by_name(given: dict[str, object], words: str) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,9 @@ from click.testing import CliRunner, Result
 from bounds.graph import Graph
 from certify.cascade import Certifier, run_cascade, uncertified
 from certify.cli.train import command
-from certify.training import CARD, LOG, NETWORK, SETTINGS, train
+from certify.data.registry import load
+from certify.settings import TrainSettings, parsed, resolve
+from certify.training import CARD, LOG, NETWORK, SETTINGS, command_of, said, train
 from tests.certify.cases import examples
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,7 +64,7 @@ def test_a_run_leaves_a_network_that_its_card_describes(made: Path, tmp_path: Pa
 def test_the_command_on_a_card_trains_the_same_network(made: Path, tmp_path: Path) -> None:
     first = train({"data": str(made), "epochs": 1, "model.hidden": [8], "ramp_end": 0.5, "ramp_begin": 0, "lr": 3e-3,
                    "milestones": [0.5, 0.75]})
-    words = first.card["command"].split()
+    words = shlex.split(first.card["command"])
     assert words[:2] == ["rmax", "train"]
     result = run(*words[2:], "--out", tmp_path / "again")
     assert result.exit_code == 0, result.output
@@ -68,6 +72,51 @@ def test_the_command_on_a_card_trains_the_same_network(made: Path, tmp_path: Pat
     x, _ = examples(10, 5)
     with torch.no_grad():
         assert torch.equal(first.model.graph(x), again(x))
+
+
+def test_the_command_on_a_card_says_what_a_recipe_would_say_otherwise() -> None:
+    """A default that was asked for against a recipe, and a method without the recipe's settings."""
+    for settings in (resolve({"data": "digits", "lr": 1e-3, "ramp_begin": 0, "milestones": []}),
+                     TrainSettings(method="sabr", model_settings={"hidden": [8]})):
+        whole = said(settings, None)
+        words = shlex.split(command_of(whole))[2:]
+        given = {"method": words[1], "model": words[3], "data": words[5]}
+        given |= {key: parsed(value) for key, _, value in (w.partition("=") for w in words[7::2])}
+        assert resolve(given) == whole == resolve(whole.as_dict())
+
+
+def test_data_that_are_handed_over_are_those_on_the_card(made: Path) -> None:
+    data = replace(load(str(made)), name="mine")
+    card = train({"epochs": 0.2, "model.hidden": [8]}, data=data).card
+    assert card["settings"]["data"] == "mine" and "--data mine" in card["command"] and "mine" in card["name"]
+    assert card["settings"]["lr"] == TrainSettings().lr, "no recipe of other data"
+
+
+def test_a_run_that_was_refused_does_not_block_its_folder(made: Path, tmp_path: Path) -> None:
+    flags = ["--data", made, "--out", tmp_path / "run"]
+    assert run(*flags, "--set", "model.hidden=5").exit_code == 2
+    assert run(*flags, *SHORT).exit_code == 0
+
+
+def test_a_resumed_run_of_a_changed_configuration_is_refused(made: Path, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    text = f"method: {{name: sabr, shrink: 4e-1}}\nmodel: {{name: mlp, hidden: [8]}}\ndata: {made}\nepochs: 0.2\n"
+    config.write_text(text)
+    assert run(config, "--out", tmp_path / "run").exit_code == 0
+    assert run(config, "--out", tmp_path / "run", "--resume").exit_code == 0
+    config.write_text(text.replace("4e-1", "0.5"))
+    result = run(config, "--out", tmp_path / "run", "--resume")
+    assert result.exit_code == 2 and "'shrink': 0.5" in result.output
+
+
+def test_a_cascade_ends_where_too_few_examples_are_left_to_hold_out(made: Path, monkeypatch: pytest.MonkeyPatch
+                                                                    ) -> None:
+    monkeypatch.setattr("certify.training.uncertified", lambda *_: torch.arange(40))
+    given = {"data": str(made), "epochs": 1, "batch_size": 10, "model.hidden": [4], "cascade": 2, "validation": 60}
+    assert not train(given).later
+    assert train({**given, "validation": 20}).later
+    few = train({"data": str(made), "epochs": 1, "batch_size": 500, "cascade": 2, "model.hidden": [4]})
+    assert few.card["cascade"]["answered"], "fewer examples than a minibatch holds, and yet a first network"
 
 
 def test_a_yaml_file_mirrors_the_flags(made: Path, tmp_path: Path) -> None:
@@ -124,6 +173,12 @@ def test_a_cascade_trains_on_what_is_left_and_answers_in_turn(made: Path, tmp_pa
     (["--data", "nowhere.npz"], "nowhere.npz"), (["--set", "epocs=3"], "unknown setting 'epocs'"),
     (["--set", "lr"], "KEY=VALUE"), (["--set", "method.speed=3"], "has no setting speed"),
     (["--set", "model.depth=3"], "has no setting depth"), (["--data", "mnist", "--data-dir", "/nowhere"], "mnist"),
+    (["--set", "lr=["], "--set lr: expected"), (["--set", "batch_size=.inf"], "batch_size: expected a whole number"),
+    (["--method", "sabr", "--set", "method.shrink=abc"], "shrink: expected a number"),
+    (["--method", "sabr", "--set", "method.steps=2.5"], "steps: expected a whole number"),
+    (["--method", "crown-ibp", "--set", "method.fusion=maybe"], "fusion: expected true or false"),
+    (["--set", "model.hidden=5"], "hidden: expected a list"), (["--set", "model.hidden=[0]"], "hidden[0]"),
+    (["--set", "lr_factor=-1"], "lr_factor"), (["--set", "validation=-2"], "validation"),
     (["--eps", "-1"], "eps must be > 0"), (["missing.yaml"], "missing.yaml"), (["--resume"], "--out"),
 ])
 def test_wrong_use_is_told_in_a_sentence(flags: list[str], words: str, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from certify.data.dataset import Examples, TrainingData
 from certify.settings import TrainSettings
 from certify.terms import LossTerms, Step
 from certify.trainer import CHECKPOINT, Diverged, Told, Trainer, held_out
+from certify.training import train
 from tests.certify.cases import CLASSES, examples
 
 SMALL = TrainSettings(method="ibp", model="mlp", eps=0.05, epochs=3, batch_size=16, ramp_end=1.5, lr=5e-3,
@@ -67,6 +68,26 @@ def test_a_killed_run_that_goes_on_ends_with_the_same_weights(updates: int, chan
     assert whole.chosen_epoch == again.chosen_epoch
 
 
+@pytest.mark.parametrize("change", [
+    {"method": "lipschitz-margin", "average": "swa"}, {"method": "taps", "average": "ema"}, {"method": "parseval"},
+    {"method": "wong-kolter", "norm": "2", "method_settings": {"projections": 3}}], ids=lambda c: str(c["method"]))
+def test_so_does_one_of_batch_statistics_memory_and_half_an_epoch(change: dict[str, Any], tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("certify.trainer.CHECKPOINT_S", -1.0)
+    settings = replace(SMALL, epochs=2.5, validate_with="pgd", model="cnn5", model_settings={"width": 2, "hidden": 8},
+                       **change)
+    whole, broken, again, over = (Trainer(settings, data(), f, tell=t) for f, t in (
+        (None, None), (tmp_path, killed_after(9)), (tmp_path, None), (tmp_path, None)))
+    whole.run()
+    with pytest.raises(Killed):
+        broken.run()
+    for trainer in (again, over):  # the second finds a run that is over
+        trainer.restore(tmp_path / CHECKPOINT)
+        trainer.run()
+        assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(trainer), strict=True))
+        assert whole.memory.keys() == trainer.memory.keys() and whole.chosen_epoch == trainer.chosen_epoch
+
+
 def test_another_seed_gives_another_network() -> None:
     first, second, other = (Trainer(replace(SMALL, seed=seed), data()) for seed in (0, 0, 1))
     for trainer in (first, second, other):
@@ -79,9 +100,32 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     Trainer(SMALL, data(), tmp_path).run()
     with pytest.raises(ValueError, match=r"lr 0\.005, not 0\.1"):
         Trainer(replace(SMALL, lr=0.1), data(), tmp_path).restore(tmp_path / CHECKPOINT)
+    with pytest.raises(ValueError, match="other examples than made holds now"):
+        Trainer(SMALL, data(81), tmp_path).restore(tmp_path / CHECKPOINT)
+    whole = (tmp_path / CHECKPOINT).read_bytes()
+    torch.save(torch.zeros(3), tmp_path / CHECKPOINT)
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        Trainer(SMALL, data(), tmp_path).restore(tmp_path / CHECKPOINT)
+    (tmp_path / CHECKPOINT).write_bytes(whole)
     (tmp_path / CHECKPOINT).write_bytes((tmp_path / CHECKPOINT).read_bytes()[:500])
     with pytest.raises(ValueError, match="not a checkpoint"):
         Trainer(SMALL, data(), tmp_path).restore(tmp_path / CHECKPOINT)
+
+
+def test_a_run_with_settings_in_tuples_goes_on(tmp_path: Path) -> None:
+    settings = replace(SMALL, model_settings={"hidden": (12,)}, milestones=(1.0, 2.0), epochs=1)
+    for resume in (False, True):
+        train(settings, data=data(), out=tmp_path / "run", resume=resume)
+
+
+def test_data_that_do_not_fit_together_are_refused() -> None:
+    part = data().train
+    with pytest.raises(ValueError, match=f"label {CLASSES - 1} is out of range"):
+        TrainingData("made", part, part, CLASSES - 1)
+    with pytest.raises(ValueError, match="outside their range"):
+        TrainingData("made", part, part, CLASSES, (0.2, 1.0))
+    with pytest.raises(ValueError, match="test inputs have shape"):
+        TrainingData("made", part, Examples(part.x.flatten(1), part.y), CLASSES)
 
 
 def test_schedules_are_what_steps_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +179,17 @@ def test_a_loss_that_is_no_number_ends_the_run(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(Diverged, match="nan in epoch 1"):
         trainer.run()
     assert all(torch.equal(a, b) for a, b in zip(before, weights(trainer), strict=True)), "no step was made of it"
+
+
+def test_weights_that_are_no_numbers_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finite loss whose slope is not: with one step in the run no loss sees what it made."""
+    from certify.losses.ibp import Ibp
+
+    def loss(self: Ibp, step: Step) -> LossTerms:
+        return LossTerms((0 * step.model(step.x)).sum().abs().sqrt())
+    monkeypatch.setattr(Ibp, "loss", loss)
+    with pytest.raises(Diverged, match="weights are no numbers in epoch 1"):
+        Trainer(replace(SMALL, epochs=0.2), data()).run()
 
 
 def test_gradients_are_clipped_and_weights_penalised() -> None:

@@ -36,6 +36,15 @@ def net(tmp_path: Path) -> Path:
 # ---------------------------------------------------------------------- answers
 
 
+@pytest.mark.parametrize(("x", "y", "words"), [
+    (POINTS, LABELS + 2, "out of range"), (POINTS[:, :1], LABELS, "shape"), (POINTS, LABELS[:3], "one label an input"),
+    (POINTS * np.nan, LABELS, "NaN"), (POINTS, LABELS + 0.5, "integer labels"), (POINTS, LABELS - 1, "out of range")])
+def test_arrays_that_do_not_fit_are_refused(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], words: str, net: Path
+                                            ) -> None:
+    with pytest.raises(ValueError, match=words):
+        evaluate(net, (x, y), eps=0.1)
+
+
 @pytest.mark.parametrize("norm", [math.inf, 2.0, 1.0])
 def test_shares_are_those_of_the_exact_distances(net: Path, norm: float) -> None:
     found = evaluate(net, (POINTS, LABELS), eps=0.2, norm=norm, clip=CLIP, attacks=("fgsm", "pgd-10"))
