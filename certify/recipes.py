@@ -77,7 +77,7 @@ RECIPES: dict[str, dict[str, dict[float, dict[str, Any]]]] = {
 """By method, data set and the radius for which they were found."""
 
 
-def recipe(method: str, data: str, model: str, eps: float) -> Mapping[str, Any]:
+def recipe(method: str, data: str, eps: float) -> Mapping[str, Any]:
     """Settings by name, for the nearest radius that is known; empty where nothing is known."""
     from certify.adversarial.recipes import RECIPES as ADVERSARIAL
     from certify.registry import bounds_sets

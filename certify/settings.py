@@ -139,7 +139,7 @@ def resolve(*sources: Mapping[str, Any]) -> TrainSettings:
     given: dict[str, Any] = {}
     for source in sources:
         _merge(given, source)
-    named = {key: given.get(key, FIELDS[key].default) for key in ("method", "data", "model")}
+    named = {key: given.get(key, FIELDS[key].default) for key in ("method", "data")}
     whole: dict[str, Any] = {}
     _merge(whole, recipe(**named, eps=_fitted("eps", given.get("eps", FIELDS["eps"].default))))
     if "epochs" in given and "epochs" in whole:

@@ -27,9 +27,9 @@ def test_a_recipe_makes_its_run_and_method(name: str, data: str, eps: float) -> 
 
 
 def test_the_nearest_radius_counts_and_what_is_given_wins() -> None:
-    assert recipe("sabr", "mnist", "mlp", 0.12)["method.shrink"] == 0.4
-    assert recipe("sabr", "mnist", "mlp", 0.4)["method.shrink"] == 0.9
-    assert "method.shrink" not in recipe("sabr", "cifar10", "mlp", 0.1)
+    assert recipe("sabr", "mnist", 0.12)["method.shrink"] == 0.4
+    assert recipe("sabr", "mnist", 0.4)["method.shrink"] == 0.9
+    assert "method.shrink" not in recipe("sabr", "cifar10", 0.1)
     settings = resolve({"method": {"name": "sabr", "shrink": 0.5}, "eps": "0.05", "train_eps": 1.0})
     assert settings.method_settings == {"shrink": 0.5, "steps": 4} and settings.train_eps == 1.0
     with pytest.raises(ValueError, match="eps: expected a number"):
