@@ -263,7 +263,12 @@ class Batch:
             for i in self.left:
                 self.standings[i].why = Reason.ROUNDING  # what does not account for it proves nothing
             return
-        stage.run(self.problem, self.state)
+        try:
+            stage.run(self.problem, self.state)
+        except Exception:
+            # What it may have closed before it failed must not count as closed by the next step.
+            self.state = State.of(self.problem)
+            raise
         still_open = self.state.open_branches(self.problem.tensors)
         closes = not bool(still_open.all())
         clash = contradiction(*narrowed(self.problem, self.state, ~still_open)) if closes else ""

@@ -34,11 +34,14 @@ def descended(graph: Graph, question: Question, x: Tensor, branch: Tensor) -> tu
             if t.D is not None:
                 v = v + torch.einsum("prn,pn->pr", t.D[rows], x.flatten(1))
             margin = v.masked_fill(~mask, -torch.inf).amax(1)
-            (slope,) = torch.autograd.grad(margin.sum(), x)
+            # Where no output depends on the input by a slope there is nowhere to go.
+            (slope,) = torch.autograd.grad(margin.sum(), x, allow_unused=True) if margin.requires_grad else (None,)
         value = margin.detach()
         better = value < best_margin
         best = torch.where(better.view(-1, *(1,) * (x.dim() - 1)), x.detach(), best)
         best_margin = torch.where(better, value, best_margin)
+        if slope is None:
+            break
         share = LONGEST * (SHORTEST / LONGEST) ** ((step - 1) / 9)
         x = t.sets.project(x.detach() - share * half * slope.sign(), region)
     return best, best_margin

@@ -81,3 +81,15 @@ def test_descents_take_their_share_of_the_time_and_no_more(monkeypatch: pytest.M
         BranchAndBoundStage(plan_for(problem)).run(problem, state)
         counts.append(len(calls))
     assert counts[0] == 0 < counts[1]
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_where_nothing_depends_on_the_input_points_stay(trained: bool) -> None:
+    problem = asked(0.3)
+    weight = torch.ones(3, requires_grad=trained, dtype=torch.float64)  # as a graph that shares a module's parameters
+
+    def constant(x: torch.Tensor) -> torch.Tensor:
+        return weight.expand(len(x), 3)
+    x = problem.tensors.sets.centre_point.expand(2, *problem.tensors.sets.shape)
+    points, margin = descended(constant, Question.of(problem.tensors), x, torch.zeros(2, dtype=torch.long))
+    assert torch.equal(points, x) and bool(torch.isfinite(margin).all())
