@@ -200,6 +200,20 @@ def test_an_unexpected_error_is_named_and_later_steps_go_on(cascade: Cascade, mo
     assert left[0].trouble is not None and left[0].trouble.detail == "ibp: ZeroDivisionError: planted"
 
 
+def test_what_a_failed_step_closed_does_not_count(cascade: Cascade, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = BoundStage.run
+
+    def failing(stage: BoundStage, problem: Any, state: Any) -> None:
+        if stage.name == IBP:
+            state.row_lower = torch.full_like(state.row_lower, 1.0)
+            raise ZeroDivisionError("planted")
+        run(stage, problem, state)
+    expected = {i for i, s in asked(cascade, method="crown").batched(range(IMAGES)).items() if s.verdict == VERIFIED}
+    monkeypatch.setattr(BoundStage, "run", failing)
+    found = asked(cascade, method="crown").batched(range(IMAGES))
+    assert {i for i, s in found.items() if s.verdict == VERIFIED} == expected != set(range(IMAGES))
+
+
 def test_operators_without_bounds_are_named(cascade: Cascade, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> Any:
         raise UnsupportedOperator("Erf (node 12): no relaxation")
