@@ -13,7 +13,7 @@ TEST_ENV := OMP_NUM_THREADS=1
 PEERS := .venv-peers
 PEERS_PIP = $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint bench peers clean
+.PHONY: demo test lint bench studies peers clean
 
 demo: $(VENV)/.base
 	$(BIN)/rmax demo
@@ -29,6 +29,10 @@ bench: $(VENV)/.test
 	mkdir -p out
 	$(BIN)/python benchmarks/calibration.py --out out/calibration.json
 	$(BIN)/python benchmarks/tightness.py --out out/tightness.json
+
+# Under an hour on two cores; DATA_DIR=... has MNIST in it for what the digits are too small for.
+studies: $(VENV)/.base
+	$(BIN)/python benchmarks/studies/everything.py $(if $(DATA_DIR),--data-dir $(DATA_DIR))
 
 peers: $(PEERS)/.installed
 

@@ -77,11 +77,14 @@ class Told:
 
 
 Tell = Callable[[Told], None]
+Look = Callable[[int, Classifier], None]
+"""Is shown the network after each epoch (numbered from 1), in evaluation mode and as it would be kept."""
 
 
 @dataclass(eq=False)
 class Trainer:
-    """One network in training. folder: where checkpoints lie (None: nowhere); tell: is shown the progress."""
+    """One network in training. folder: where checkpoints lie (None: nowhere); tell: is shown the progress; look: the
+    network after each epoch."""
 
     settings: TrainSettings
     data: TrainingData
@@ -89,6 +92,7 @@ class Trainer:
     processes: Processes = field(default_factory=Processes)
     tell: Tell | None = None
     after_epoch: Callable[[], None] | None = None
+    look: Look | None = None
 
     def __post_init__(self) -> None:
         s = self.settings
@@ -255,6 +259,9 @@ class Trainer:
             if len(self.validation):
                 kinds = dict.fromkeys(("clean", "pgd", self.settings.validate_with))
                 measured = measure(self.model, self.validation, self.threat, list(kinds))
+            if self.look is not None:
+                self.module.eval()
+                self.look(self.epoch + 1, self.model)
             score = measured.get(self.settings.validate_with)
             late = end >= self.settings.ramp_end
             if score is not None and late and score >= self.best.get("score", -1.0):

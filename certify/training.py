@@ -24,7 +24,7 @@ from certify.journal import TensorBoard, draw_curves, write_csv
 from certify.measure import measure
 from certify.registry import method_named
 from certify.settings import TrainSettings, read_settings, resolve
-from certify.trainer import CHECKPOINT, Tell, Trainer
+from certify.trainer import CHECKPOINT, Look, Tell, Trainer
 from verifier.threads import threads_for
 
 log = logging.getLogger(__name__)
@@ -47,12 +47,12 @@ class Trained:
 
 def train(settings: TrainSettings | Mapping[str, Any], *, data: TrainingData | None = None,
           data_dir: str | Path | None = None, out: str | Path | None = None, resume: bool = False,
-          device: str | None = None, tell: Tell | None = None) -> Trained:
+          device: str | None = None, tell: Tell | None = None, look: Look | None = None) -> Trained:
     """Train a network. settings: a record, or names and values (the rest from the recipe of the method and data set).
 
     data: instead of the data set that the settings name. out: a folder for checkpoints, log, curves, card and ONNX
-    file; with `resume` a run that lies there goes on, exactly as if it had not stopped. Under `torchrun` the processes
-    share the work. Raises ValueError for wrong settings, FileNotFoundError for data that are not there, `Diverged`.
+    file; with `resume` a run that lies there goes on, exactly as if it had not stopped. look: called with (epoch from 1,
+    network in evaluation mode) after each epoch of this process. Under `torchrun` the processes share the work. Raises ValueError for wrong settings, FileNotFoundError for data that are not there, `Diverged`.
     """
     if not isinstance(settings, TrainSettings):
         settings = resolve(settings if data is None else {"data": data.name, **settings})
@@ -66,8 +66,8 @@ def train(settings: TrainSettings | Mapping[str, Any], *, data: TrainingData | N
             _begin(folder, settings, resume)
         group.wait()
         if settings.cascade == 1:
-            return _train_one(settings, data, folder, resume, group, tell)
-        return _train_cascade(settings, data, folder, resume, group, tell)
+            return _train_one(settings, data, folder, resume, group, tell, look)
+        return _train_cascade(settings, data, folder, resume, group, tell, look)
 
 
 def said(settings: TrainSettings, data: TrainingData | None) -> TrainSettings:
@@ -100,7 +100,7 @@ def _begin(folder: Path, settings: TrainSettings, resume: bool) -> None:
 
 
 def _train_cascade(settings: TrainSettings, data: TrainingData, folder: Path | None, resume: bool, group: Processes,
-                   tell: Tell | None) -> Trained:
+                   tell: Tell | None, look: Look | None) -> Trained:
     """One network after the other, each on what those before do not certify (arXiv:1805.12514)."""
     certifier = Certifier(settings.eps, settings.p, data.clip)
     stages: list[Trained] = []
@@ -113,7 +113,7 @@ def _train_cascade(settings: TrainSettings, data: TrainingData, folder: Path | N
         if own is not None and group.is_first:
             own.mkdir(exist_ok=True)
         group.wait()
-        stages.append(_train_one(settings, replace(data, train=rest), own, resume, group, tell))
+        stages.append(_train_one(settings, replace(data, train=rest), own, resume, group, tell, look))
         left = uncertified([stages[-1].model.graph], certifier, rest.x.to(group.device))
         rest = rest.take(left.cpu())
     answers = run_cascade([stage.model.graph for stage in stages], certifier, data.test.x.to(group.device),
@@ -134,8 +134,9 @@ def _write_card(folder: Path, card: dict[str, Any]) -> None:
 
 
 def _train_one(settings: TrainSettings, data: TrainingData, folder: Path | None, resume: bool, group: Processes,
-               tell: Tell | None) -> Trained:
+               tell: Tell | None, look: Look | None) -> Trained:
     trainer = Trainer(settings, data, folder, group, tell if group.is_first else None)
+    trainer.look = look if group.is_first else None
     if resume and folder is not None and (folder / CHECKPOINT).exists():
         trainer.restore(folder / CHECKPOINT)
     writes = folder is not None and group.is_first

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from certify.classifier import Classifier
 from certify.data.dataset import Examples, TrainingData
 from certify.settings import TrainSettings
 from certify.terms import LossTerms, Step
@@ -25,6 +26,12 @@ SMALL = TrainSettings(method="ibp", model="mlp", eps=0.05, epochs=3, batch_size=
 def data(count: int = 80) -> TrainingData:
     x, y = examples(count, 3)
     return TrainingData("made", Examples(x, y), Examples(*examples(20, 4)), CLASSES)
+
+
+def pictures() -> TrainingData:
+    random = torch.Generator().manual_seed(5)
+    x, y = torch.rand(80, 1, 8, 8, generator=random), torch.arange(80) % CLASSES
+    return TrainingData("pictures", Examples(x, y), Examples(x[:20], y[:20]), CLASSES)
 
 
 class Killed(Exception):
@@ -205,6 +212,24 @@ def test_gradients_are_clipped_and_weights_penalised() -> None:
         layers = [m for m in trainer.module.modules() if isinstance(m, nn.Linear)]
         sizes.append(sum(float(m.weight.detach().abs().sum()) for m in layers))
     assert sizes[1] < sizes[0]
+
+
+def test_looking_at_a_run_shows_each_epoch_and_changes_nothing() -> None:
+    seen: list[tuple[int, bool, torch.Tensor]] = []
+
+    def look(epoch: int, model: Classifier) -> None:
+        with model.attacked():
+            model(data().train.x)
+        torch.rand(3)
+        seen.append((epoch, model.module.training, next(model.module.parameters()).detach().clone()))
+    settings = replace(SMALL, model="cnn5", model_settings={"width": 2}, method="standard", keep="last")
+    watched = train(settings, data=pictures(), look=look)
+    alone = train(settings, data=pictures())
+    assert [epoch for epoch, _, _ in seen] == [1, 2, 3] and not any(training for _, training, _ in seen)
+    assert not torch.equal(seen[0][2], seen[1][2])
+    assert torch.equal(seen[2][2], next(watched.model.module.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(watched.model.module.state_dict().values(),
+                                                 alone.model.module.state_dict().values(), strict=True))
 
 
 def test_validation_examples_are_not_trained_on() -> None:

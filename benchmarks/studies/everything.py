@@ -1,0 +1,108 @@
+"""All studies in turn, and `docs/studies.md` from what they measured: what `make studies` runs.
+
+    python benchmarks/studies/everything.py                          # about an hour on two cores
+    python benchmarks/studies/everything.py --only ascent,fosc       # some of them
+    python benchmarks/studies/everything.py --redraw                 # figures, verdicts and the page alone
+
+Two studies run at a time, one thread each. A study that fails leaves the record before it as it was; the page says
+from which mode, commit and machine each section comes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # measure the checkout that this file lies in, installed or not
+
+from benchmarks.machine import available_cores, environment  # noqa: E402
+from benchmarks.studies.study import HOME, MODES, described  # noqa: E402
+
+STUDIES = ("fosc", "dynamic", "ascent", "zeroth_order", "certified")
+PAGE = ROOT / "docs" / "studies.md"
+INTRODUCTION = """# Studies: what papers claim, seen with our own engine
+
+Each section is a script under `benchmarks/studies/`, rerun by `make studies` (all of them, on the bundled digits;
+`make studies DATA_DIR=...` with the folder of the MNIST files). This page is written by
+`benchmarks/studies/everything.py` from the JSON files in `docs/studies/`: figures, numbers and verdicts are computed from
+them. `--mode paper` has the published settings. A verdict is about our networks and data at the size that is named,
+not about the paper's own experiments.
+"""
+
+
+def section(record: dict[str, Any]) -> str:
+    """One study as Markdown."""
+    lines = [f"## {record['title']}", "", f"Source: {record['source']}. Script: "
+             f"`python benchmarks/studies/{record['study']}.py{_mode(record['mode'])}`.", ""]
+    for verdict in record["verdicts"]:
+        lines += [f"- **{verdict['outcome'].capitalize()}**: {verdict['claim']} ({verdict['place']}). {verdict['why']}"]
+    lines += ["", record["table"], ""]
+    for file, caption in record["figures"].items():
+        lines += [f"![{file}](studies/{file})", "", f"*{caption}*", ""]
+    lines += [f"Settings: {described(record['settings'])}. Mode {record['mode']}, {record['seconds']:.0f} s on "
+              f"{record['hardware']['cores']} cores, commit {record['commit']}.", ""]
+    return "\n".join(lines)
+
+
+def _mode(mode: str) -> str:
+    return "" if mode == "default" else f" --mode {mode}"
+
+
+def page(folder: Path = HOME) -> str:
+    """The whole text, from the records that lie in the folder."""
+    records = [json.loads(file.read_text(encoding="utf-8")) for name in STUDIES
+               if (file := folder / f"{name}.json").exists()]
+    return "\n".join([INTRODUCTION, *map(section, records)])
+
+
+def script(name: str, arguments: argparse.Namespace) -> tuple[str, int, float, str]:
+    """Run one study in a process of its own: (name, exit code, seconds, what it said)."""
+    command = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), "--mode", arguments.mode, "--out",
+               str(arguments.out)]
+    command += ["--redraw"] if arguments.redraw else []
+    command += ["--data-dir", arguments.data_dir] if arguments.data_dir else []
+    command += ["--device", arguments.device] if arguments.device else []
+    begin = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(1))
+    return name, done.returncode, time.monotonic() - begin, done.stdout if done.returncode == 0 else done.stderr
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description="All studies, and the page that tells of them.")
+    p.add_argument("--only", default=",".join(STUDIES), metavar="NAME,..", help=", ".join(STUDIES))
+    p.add_argument("--mode", choices=MODES, default="default")
+    p.add_argument("--data-dir", metavar="D", help="where the files of MNIST lie")
+    p.add_argument("--device", choices=["cpu", "cuda"])
+    p.add_argument("--out", type=Path, default=HOME, metavar="DIR")
+    p.add_argument("--page", type=Path, default=PAGE, metavar="FILE.md")
+    p.add_argument("--redraw", action="store_true", help="measure nothing")
+    p.add_argument("--jobs", type=int, default=min(2, available_cores()), metavar="N", help="studies at a time")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    names = arguments.only.split(",")
+    if unknown := set(names) - set(STUDIES):
+        raise SystemExit(f"--only: unknown {', '.join(sorted(unknown))}; known: {', '.join(STUDIES)}")
+    failed = []
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for name, code, seconds, said in pool.map(lambda name: script(name, arguments), names):
+            print(f"=== {name}: {'done' if code == 0 else f'FAILED, exit code {code}'}, {seconds:.0f} s\n{said}",
+                  flush=True)
+            failed += [name] * (code != 0)
+    arguments.page.write_text(page(arguments.out), encoding="utf-8")
+    print(f"{arguments.page}" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""The frame of a study: numbers are measured and stored, figures and verdicts are made from what is stored.
+
+A script defines one `Study` and hands it to `run`. Its numbers go to NAME.json; figures and verdict sentences are
+functions of that file alone, so that `--redraw` makes them again without measuring, and nothing in them is typed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.machine import ROOT, commit, hardware
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SEEN, PARTLY, NOT_SEEN = "seen", "seen in part", "not seen"
+MODES = ("quick", "default", "paper")
+HOME = ROOT / "docs" / "studies"
+
+Settings = dict[str, Any]
+Numbers = dict[str, Any]
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """claim: in our words; place: where the source makes it; outcome: one of the three; why: a sentence with numbers."""
+
+    claim: str
+    place: str
+    outcome: str
+    why: str
+
+    def __post_init__(self) -> None:
+        if self.outcome not in (SEEN, PARTLY, NOT_SEEN):
+            raise ValueError(f"an outcome is {SEEN!r}, {PARTLY!r} or {NOT_SEEN!r}, got {self.outcome!r}")
+
+
+def outcome(*held: bool) -> str:
+    """All parts of a claim held: seen; some: in part; none: not seen."""
+    return SEEN if all(held) else PARTLY if any(held) else NOT_SEEN
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure and what a person must know to read it; settings and seeds are added to the caption."""
+
+    figure: Figure
+    caption: str
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a measurement is given beside its settings. Where data lie is no setting: it stays out of the record."""
+
+    tell: Tell
+    data_dir: str | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """modes: settings by mode; quick is for tests (ten seconds), default for two cores and minutes, paper as published.
+
+    measure: settings -> numbers, plain JSON. draw: figures by the end of their file name. judge: a verdict a claim.
+    table: the numbers for people, Markdown.
+    """
+
+    name: str
+    title: str
+    source: str
+    modes: Mapping[str, Settings]
+    measure: Callable[[Settings, Context], Numbers]
+    draw: Callable[[Numbers, Settings], Mapping[str, Drawing]]
+    judge: Callable[[Numbers, Settings], list[Verdict]]
+    table: Callable[[Numbers, Settings], str]
+
+    def __post_init__(self) -> None:
+        if tuple(self.modes) != MODES:
+            raise ValueError(f"modes are {', '.join(MODES)}, got {', '.join(self.modes)}")
+        if len({tuple(sorted(settings)) for settings in self.modes.values()}) != 1:
+            raise ValueError("every mode must give the same settings")
+
+
+def perform(study: Study, mode: str, out: Path, context: Context, overriding: Mapping[str, Any] | None = None,
+            ) -> dict[str, Any]:
+    """Measure, store, draw, judge: the record that lies in `out`/NAME.json afterwards. SystemExit for wrong settings."""
+    settings = {**study.modes[mode]}
+    for key, value in (overriding or {}).items():
+        if key not in settings:
+            raise SystemExit(f"--set {key}: unknown; {study.name} knows {', '.join(settings)}")
+        settings[key] = value
+    machine, begin = hardware(), time.monotonic()
+    numbers = json.loads(json.dumps(study.measure(settings, context), allow_nan=False))
+    record = {"study": study.name, "mode": mode, "settings": settings, "commit": commit(), "hardware": machine,
+              "seconds": round(time.monotonic() - begin, 1), "numbers": numbers}
+    return finish(study, record, out)
+
+
+def finish(study: Study, record: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Draw and judge what was measured, and write the record with both."""
+    out.mkdir(parents=True, exist_ok=True)
+    from verifier.panels import save
+    settings, numbers = record["settings"], record["numbers"]
+    figures = {}
+    for end, drawing in study.draw(numbers, settings).items():
+        file = f"{study.name}-{end}.png"
+        save(drawing.figure, out / file)
+        figures[file] = drawing.caption
+    whole = {**record, "title": study.title, "source": study.source, "figures": figures,
+             "verdicts": [asdict(verdict) for verdict in study.judge(numbers, settings)],
+             "table": study.table(numbers, settings)}
+    beside = out / f"{study.name}.json.part"
+    beside.write_text(json.dumps(whole, allow_nan=False, indent=1) + "\n", encoding="utf-8")
+    beside.replace(out / f"{study.name}.json")
+    return whole
+
+
+def described(settings: Mapping[str, Any]) -> str:
+    """Settings in one line, for captions."""
+    return ", ".join(f"{key.replace('_', ' ')} {_short(value)}" for key, value in settings.items())
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "/".join(_short(v) for v in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def parser(study: Study) -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=f"{study.title}. Source: {study.source}.")
+    p.add_argument("--mode", choices=MODES, default="default",
+                   help="quick: a check that it runs; default: minutes on two cores; paper: as published [default]")
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="others",
+                   help=f"a setting of the mode, as JSON: {described(study.modes['default'])}")
+    p.add_argument("--data-dir", metavar="D", help="where the files of MNIST or CIFAR-10 lie; the digits need none")
+    p.add_argument("--device", choices=["cpu", "cuda"], help="where to compute [cpu]")
+    p.add_argument("--out", type=Path, default=HOME, metavar="DIR", help="for JSON and figures [docs/studies]")
+    p.add_argument("--redraw", action="store_true", help="figures and verdicts from the JSON that lies in --out")
+    return p
+
+
+def run(study: Study, argv: Sequence[str] | None = None) -> int:
+    """The command line of a study's script."""
+    arguments = parser(study).parse_args(argv)
+    if arguments.redraw:
+        file = arguments.out / f"{study.name}.json"
+        if not file.exists():
+            raise SystemExit(f"{file} is not there: run without --redraw first")
+        record = json.loads(file.read_text(encoding="utf-8"))
+        whole = finish(study, record, arguments.out)
+    else:
+        context = Context(lambda text: print(text, file=sys.stderr, flush=True), arguments.data_dir, arguments.device)
+        whole = perform(study, arguments.mode, arguments.out, context, dict(_setting(text) for text in arguments.others))
+    print(whole["table"])
+    for verdict in whole["verdicts"]:
+        print(f"\n{verdict['outcome'].upper()}: {verdict['claim']} ({verdict['place']})\n  {verdict['why']}")
+    print(f"\n{arguments.out / study.name}.json, {whole['seconds']:g} s")
+    return 0
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise SystemExit(f"--set {text}: expected KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
