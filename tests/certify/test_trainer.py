@@ -219,7 +219,7 @@ def test_looking_at_a_run_shows_each_epoch_and_changes_nothing() -> None:
 
     def look(epoch: int, model: Classifier) -> None:
         with model.attacked():
-            model(data().train.x)
+            model(pictures().train.x)
         torch.rand(3)
         seen.append((epoch, model.module.training, next(model.module.parameters()).detach().clone()))
     settings = replace(SMALL, model="cnn5", model_settings={"width": 2}, method="standard", keep="last")
