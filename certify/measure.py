@@ -26,6 +26,7 @@ from certify.terms import Progress, Step
 BATCH = {"crown": 50}  # examples at once; others take more
 USUAL_BATCH = 250
 PGD = {"pgd": 10, "pgd-20": 20}
+KINDS = ("clean", *PGD, "ibp", "crown-ibp", "crown")
 ATTACK_SEED = 1  # of attacks that measure: the same in every epoch
 
 

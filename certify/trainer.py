@@ -6,6 +6,7 @@ was killed and resumed ends with the same weights as one that was not.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from certify.adversarial.attacked import AttackedMethod
 from certify.averaging import WeightAverage
 from certify.checkpoint import load, save
 from certify.classifier import Classifier
@@ -79,12 +81,16 @@ class Told:
 Tell = Callable[[Told], None]
 Look = Callable[[int, Classifier], None]
 """Is shown the network after each epoch (numbered from 1), in evaluation mode and as it would be kept."""
+Points = Callable[[Examples], Tensor]
+Meet = Callable[[int, Classifier, Points], None]
+"""Is shown after each epoch, beside the network, where an adversarial method would take its loss next: a function of
+examples, as one minibatch, to points "B *shape"."""
 
 
 @dataclass(eq=False)
 class Trainer:
     """One network in training. folder: where checkpoints lie (None: nowhere); tell: is shown the progress; look: the
-    network after each epoch."""
+    network after each epoch; meet: also the points of a method that trains on such."""
 
     settings: TrainSettings
     data: TrainingData
@@ -93,6 +99,7 @@ class Trainer:
     tell: Tell | None = None
     after_epoch: Callable[[], None] | None = None
     look: Look | None = None
+    meet: Meet | None = None
 
     def __post_init__(self) -> None:
         s = self.settings
@@ -193,6 +200,18 @@ class Trainer:
         return Step(self.model, x, y, number, self.eps.at(epoch), s.train_eps * s.eps, self.natural.at(epoch), s.p,
                     self.data.clip, Progress(epoch, s.epochs, self.update), s.seed, self.memory)
 
+    def points(self, examples: Examples) -> Tensor:
+        """Where the method would take its loss next, of examples as one minibatch: "B *shape". The run stays as it is.
+
+        Raises ValueError where a method does not train on adversarial points alone.
+        """
+        if not isinstance(self.method, AttackedMethod):
+            raise ValueError(f"{self.method.name} does not train on adversarial points alone: it has none to show")
+        x, y = examples.x.to(self.processes.device), examples.y.to(self.processes.device)
+        next_epoch = min(self.epoch + 1.0, self.settings.epochs)
+        step = self.step(x, y, torch.arange(len(y), device=y.device), next_epoch)
+        return self.method.points(replace(step, memory=copy.deepcopy(self.memory)))
+
     def _run_batch(self, step: Step) -> None:
         rate = self.learning_rate(step.progress.epoch)
         for group in self.optimiser.param_groups:
@@ -262,6 +281,9 @@ class Trainer:
             if self.look is not None:
                 self.module.eval()
                 self.look(self.epoch + 1, self.model)
+            if self.meet is not None:
+                self.module.eval()
+                self.meet(self.epoch + 1, self.model, self.points)
             score = measured.get(self.settings.validate_with)
             late = end >= self.settings.ramp_end
             if score is not None and late and score >= self.best.get("score", -1.0):

@@ -7,7 +7,7 @@ import json
 import logging
 import platform
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,16 +21,17 @@ from certify.classifier import Classifier
 from certify.data.dataset import TrainingData
 from certify.distributed import Processes, processes
 from certify.journal import TensorBoard, draw_curves, write_csv
-from certify.measure import measure
+from certify.measure import KINDS, measure
 from certify.registry import method_named
 from certify.settings import TrainSettings, read_settings, resolve
-from certify.trainer import CHECKPOINT, Look, Tell, Trainer
+from certify.trainer import CHECKPOINT, Look, Meet, Tell, Trainer
 from verifier.threads import threads_for
 
 log = logging.getLogger(__name__)
 
 CARD, LOG, CURVES, NETWORK, SETTINGS = "card.json", "log.csv", "curves.png", "model.onnx", "settings.yaml"
 SLOW = {"crown": 1000}  # examples of the test set on which a slow measure looks
+WORTH = ("clean", "pgd-20", "ibp", "crown")  # what a card says of the test set
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,13 +48,19 @@ class Trained:
 
 def train(settings: TrainSettings | Mapping[str, Any], *, data: TrainingData | None = None,
           data_dir: str | Path | None = None, out: str | Path | None = None, resume: bool = False,
-          device: str | None = None, tell: Tell | None = None, look: Look | None = None) -> Trained:
+          device: str | None = None, tell: Tell | None = None, look: Look | None = None, meet: Meet | None = None,
+          worth: Sequence[str] = WORTH) -> Trained:
     """Train a network. settings: a record, or names and values (the rest from the recipe of the method and data set).
 
     data: instead of the data set that the settings name. out: a folder for checkpoints, log, curves, card and ONNX
-    file; with `resume` a run that lies there goes on, exactly as if it had not stopped. look: called with (epoch from 1,
-    network in evaluation mode) after each epoch of this process. Under `torchrun` the processes share the work. Raises ValueError for wrong settings, FileNotFoundError for data that are not there, `Diverged`.
+    file; with `resume` a run that lies there goes on, exactly as if it had not stopped. look: called with (epoch from
+    1, network in evaluation mode) after each epoch of this process; meet: with a function as well, from examples to
+    where a method that trains on adversarial points would take its loss next. worth: what is measured on the test set
+    at the end, of KINDS in `certify.measure`; CROWN of a wide network takes longer than its training. Under
+    `torchrun` the processes share the work. Raises ValueError for wrong settings, FileNotFoundError for data that are
+    not there, `Diverged`.
     """
+    watched = _Watched(tell, look, meet, tuple(worth))
     if not isinstance(settings, TrainSettings):
         settings = resolve(settings if data is None else {"data": data.name, **settings})
     settings = said(settings, data)
@@ -66,8 +73,22 @@ def train(settings: TrainSettings | Mapping[str, Any], *, data: TrainingData | N
             _begin(folder, settings, resume)
         group.wait()
         if settings.cascade == 1:
-            return _train_one(settings, data, folder, resume, group, tell, look)
-        return _train_cascade(settings, data, folder, resume, group, tell, look)
+            return _train_one(settings, data, folder, resume, group, watched)
+        return _train_cascade(settings, data, folder, resume, group, watched)
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """What a caller wants to be told, and of what."""
+
+    tell: Tell | None
+    look: Look | None
+    meet: Meet | None
+    worth: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if unknown := [kind for kind in self.worth if kind not in KINDS]:
+            raise ValueError(f"worth: expected some of {', '.join(KINDS)}, got {unknown[0]!r}")
 
 
 def said(settings: TrainSettings, data: TrainingData | None) -> TrainSettings:
@@ -100,7 +121,7 @@ def _begin(folder: Path, settings: TrainSettings, resume: bool) -> None:
 
 
 def _train_cascade(settings: TrainSettings, data: TrainingData, folder: Path | None, resume: bool, group: Processes,
-                   tell: Tell | None, look: Look | None) -> Trained:
+                   watched: _Watched) -> Trained:
     """One network after the other, each on what those before do not certify (arXiv:1805.12514)."""
     certifier = Certifier(settings.eps, settings.p, data.clip)
     stages: list[Trained] = []
@@ -113,7 +134,7 @@ def _train_cascade(settings: TrainSettings, data: TrainingData, folder: Path | N
         if own is not None and group.is_first:
             own.mkdir(exist_ok=True)
         group.wait()
-        stages.append(_train_one(settings, replace(data, train=rest), own, resume, group, tell, look))
+        stages.append(_train_one(settings, replace(data, train=rest), own, resume, group, watched))
         left = uncertified([stages[-1].model.graph], certifier, rest.x.to(group.device))
         rest = rest.take(left.cpu())
     answers = run_cascade([stage.model.graph for stage in stages], certifier, data.test.x.to(group.device),
@@ -134,9 +155,10 @@ def _write_card(folder: Path, card: dict[str, Any]) -> None:
 
 
 def _train_one(settings: TrainSettings, data: TrainingData, folder: Path | None, resume: bool, group: Processes,
-               tell: Tell | None, look: Look | None) -> Trained:
-    trainer = Trainer(settings, data, folder, group, tell if group.is_first else None)
-    trainer.look = look if group.is_first else None
+               watched: _Watched) -> Trained:
+    trainer = Trainer(settings, data, folder, group, watched.tell if group.is_first else None)
+    if group.is_first:
+        trainer.look, trainer.meet = watched.look, watched.meet
     if resume and folder is not None and (folder / CHECKPOINT).exists():
         trainer.restore(folder / CHECKPOINT)
     writes = folder is not None and group.is_first
@@ -151,7 +173,7 @@ def _train_one(settings: TrainSettings, data: TrainingData, folder: Path | None,
         # Threads that meet after each small operation cost small networks more than they gain.
         with threads_for(trainer.model.graph) if group.device.type == "cpu" else nullcontext():
             model = trainer.run()
-            card = _card(trainer, model, data)
+            card = _card(trainer, model, data, watched.worth)
     finally:
         if board is not None:
             board.close()
@@ -169,11 +191,10 @@ def _title(settings: TrainSettings) -> str:
            f"seed {settings.seed}"
 
 
-def _card(trainer: Trainer, model: Classifier, data: TrainingData) -> dict[str, Any]:
+def _card(trainer: Trainer, model: Classifier, data: TrainingData, kinds: Sequence[str]) -> dict[str, Any]:
     """What the network is, how it was made, and what it is worth on the test set."""
     s = trainer.settings
     test = data.test
-    kinds = ["clean", "pgd-20", "ibp", "crown"]
     worth: dict[str, Any] = {}
     for kind in kinds:
         part = test.take(slice(0, SLOW.get(kind, len(test))))

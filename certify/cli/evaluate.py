@@ -57,7 +57,8 @@ line is the summary, with shares of 1. The robust accuracy lies between certifie
 @click.option("--index", type=int, multiple=True, metavar="I", help="Only this example; may be repeated.")
 @click.option("--count", type=click.IntRange(1), metavar="N", help="Only the first N examples.")
 @click.option("--attacks", default="pgd-20", show_default=True, metavar="A[,A..]",
-              help="pgd-N (N steps), fgsm, cw-inf, autoattack, others of `rmax attack`, or none.")
+              help="pgd-N (N steps), fgsm, cw-inf, autoattack, others of `rmax attack`, or none. With "
+              "--transfer-from also transfer-pgd-10, transfer-fgsm, ...: worked out on that network.")
 @click.option("--transfer-from", metavar="SURROGATE.onnx", help="Also try adversarial examples of this network.")
 @click.option("--method", type=click.Choice(tuple(METHODS)), default="cascade", show_default=True, metavar="M",
               help="Of certification, one of those below.")

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from verifier.attacks.registry import ATTACKS, BEYOND
+from verifier.attacks.registry import ATTACKS, BEYOND, FIXED
 
 # Steps of the cascade, each over all examples that are still open; the last one is asked alone (`verifier.verify`).
 IBP, CROWN, PGD, ROWS, ALPHA = "ibp", "crown", "pgd", "alpha-crown-rows", "alpha-crown"
@@ -42,15 +42,17 @@ METHODS = {
 PGD_STEPS = re.compile(r"pgd-([1-9]\d*)")
 TRANSFER = "transfer"
 COLUMNS = tuple(name for name, entry in ATTACKS.items() if entry.kind != BEYOND and name != TRANSFER)
-TRANSFERRED_STEPS = 20  # of PGD on the surrogate
+TRANSFERRED = f"{TRANSFER}-"  # before the name of the attack that works on the surrogate
+USUAL_TRANSFER = "pgd-20"      # of the column that a surrogate has in any case
 
 
 @dataclass(frozen=True)
 class Asked:
     """eps, norm (inf, 2 or 1) and clip: the set around every example, in input units. method: of METHODS. attacks:
-    `pgd-N` (N steps) or names in `verifier.attacks.registry`. surrogate: the file of a network whose adversarial
-    examples are tried too. time_limit_s: of certifying one example. claim: real or float32. evidence: "rounded"
-    certifies with nothing less, "float" saves the work, "" gives as much as there is."""
+    `pgd-N` (N steps) or names in `verifier.attacks.registry`; `transfer-` before a white-box one: on the surrogate.
+    surrogate: the file of a network whose adversarial examples are tried, those of PGD-20 in any case. time_limit_s: of
+    certifying one example. claim: real or float32. evidence: "rounded" certifies with nothing less, "float" saves the
+    work, "" gives as much as there is."""
 
     eps: float
     norm: float = math.inf
@@ -83,10 +85,11 @@ class Asked:
         if self.norm == 2.0 and self.certifier.alone == "milp":
             raise ValueError("method milp works in the norms inf and 1: its solver has no quadratic rows")
         for name in self.attacks:
-            attack_settings(name)
-            norms = ATTACKS[attack_settings(name)[0]].norms
-            if {math.inf: "inf", 2.0: "2", 1.0: "1"}[self.norm] not in norms:
-                raise ValueError(f"attack {name} works in the norms {', '.join(norms)}, not {self.norm:g}")
+            entry = ATTACKS[attack_settings(name.removeprefix(TRANSFERRED))[0]]
+            if name.startswith(TRANSFERRED) and (self.surrogate is None or entry.kind != FIXED):
+                raise ValueError(f"attack {name} needs a surrogate, and an attack that is {FIXED}")
+            if {math.inf: "inf", 2.0: "2", 1.0: "1"}[self.norm] not in entry.norms:
+                raise ValueError(f"attack {name} works in the norms {', '.join(entry.norms)}, not {self.norm:g}")
         if len(set(self.attacks)) < len(self.attacks):
             raise ValueError(f"attacks are named once each, got {', '.join(self.attacks)}")
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from certify.evaluation.asked import TRANSFER, TRANSFERRED_STEPS, Asked, attack_settings
+from certify.evaluation.asked import TRANSFER, TRANSFERRED, USUAL_TRANSFER, Asked, attack_settings
 from verifier.attack_data import attack_data
 from verifier.attacks.base import Attack
 from verifier.attacks.model import OnnxModel
@@ -21,14 +21,17 @@ from verifier.network import Network
 NEAR = 1e-4  # margins this close to zero are evaluated alone: in a batch sums may be formed in another order
 
 
-def attack_of(column: str, asked: Asked) -> Attack:
+def attack_of(column: str, asked: Asked, device: str | None = None) -> Attack:
     """The attack of a column. Raises OSError or ValueError where the surrogate cannot be read."""
-    if column == TRANSFER:
-        assert asked.surrogate is not None, "the column stands for it"
-        surrogate = Network.read(asked.surrogate).simplified
-        return attack_named(TRANSFER, surrogate=surrogate, attack="pgd", settings={"steps": TRANSFERRED_STEPS})
-    name, settings = attack_settings(column)
-    return attack_named(name, **settings)
+    if column != TRANSFER and not column.startswith(TRANSFERRED):
+        name, settings = attack_settings(column)
+        return attack_named(name, **settings)
+    assert asked.surrogate is not None, "the column stands for it"
+    name, settings = attack_settings(USUAL_TRANSFER if column == TRANSFER else column.removeprefix(TRANSFERRED))
+    surrogate = Network.read(asked.surrogate).simplified
+    if device is not None:
+        surrogate = surrogate.to(device=device)
+    return attack_named(TRANSFER, surrogate=surrogate, attack=name, settings=settings)
 
 
 @dataclass(frozen=True, eq=False)

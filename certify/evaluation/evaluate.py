@@ -133,7 +133,7 @@ class Evaluator:
 
     @cached_property
     def attacks(self) -> dict[str, Attack]:
-        return {column: attack_of(column, self.asked) for column in self.asked.columns}
+        return {column: attack_of(column, self.asked, self.device) for column in self.asked.columns}
 
     def piece(self, places: Sequence[int]) -> Piece:
         """Everything that is done for many examples at once."""

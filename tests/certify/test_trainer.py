@@ -15,7 +15,7 @@ from certify.classifier import Classifier
 from certify.data.dataset import Examples, TrainingData
 from certify.settings import TrainSettings
 from certify.terms import LossTerms, Step
-from certify.trainer import CHECKPOINT, Diverged, Told, Trainer, held_out
+from certify.trainer import CHECKPOINT, Diverged, Points, Told, Trainer, held_out
 from certify.training import train
 from tests.certify.cases import CLASSES, examples
 
@@ -241,3 +241,25 @@ def test_validation_examples_are_not_trained_on() -> None:
     assert len(held_out(whole, -1, 0)[1]) == 8 and len(held_out(whole, 0, 0)[1]) == 0
     with pytest.raises(ValueError, match="only 80"):
         held_out(whole, 80, 0)
+
+
+def test_the_points_of_an_adversarial_method_are_shown() -> None:
+    """Where it would take its loss next: in each set, by the lesson that has been reached; the run ends as it did alone."""
+    met: list[tuple[int, torch.Tensor]] = []
+    asked = Examples(*examples(6, 9))
+
+    def meet(epoch: int, model: Classifier, points: Points) -> None:
+        met.append((epoch, points(asked)))
+        assert torch.equal(met[-1][1], points(asked)) and not model.module.training
+    settings = replace(SMALL, method="curriculum", keep="last", validate_with="pgd",
+                       method_settings={"last": 2, "threshold": 1e-6, "mixing": False})
+    watched, alone = train(settings, data=data(), meet=meet, worth=("clean",)), train(settings, data=data(), worth=())
+    assert [epoch for epoch, _ in met] == [1, 2, 3] and set(watched.card["test"]) - set(alone.card["test"]) == {"clean"}
+    moves = [float((x - asked.x).abs().max()) for _, x in met]
+    assert all(0 < move <= SMALL.eps + 1e-6 for move in moves), "lesson 0 is over after the first epoch"
+    assert all(torch.equal(a, b) for a, b in zip(watched.model.module.state_dict().values(),
+                                                 alone.model.module.state_dict().values(), strict=True))
+    with pytest.raises(ValueError, match="ibp does not train on adversarial points alone"):
+        train(SMALL, data=data(), meet=meet)
+    with pytest.raises(ValueError, match="worth: expected some of clean, pgd"):
+        train(SMALL, data=data(), worth=("acc",))

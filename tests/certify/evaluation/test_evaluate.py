@@ -121,6 +121,15 @@ def test_transferred_examples_come_from_the_surrogate(net: Path, tmp_path: Path)
     assert "transfer" in same.summary["attacks"] and same.summary["attacked"] == same.summary["attacks"]["transfer"]
 
 
+def test_a_surrogate_may_be_attacked_in_other_ways(net: Path) -> None:
+    """With itself as surrogate a network falls to what fells it anyhow, and columns are named by the attack."""
+    found = evaluate(net, (POINTS, LABELS), eps=0.2, clip=CLIP, method="none", surrogate=str(net),
+                     attacks=("fgsm", "transfer-fgsm", "transfer-pgd-20"))
+    assert list(found.summary["attacks"]) == ["fgsm", "transfer-fgsm", "transfer-pgd-20", "transfer"]
+    assert [r["transfer-fgsm"] for r in found.records] == [r["fgsm"] for r in found.records]
+    assert [r["transfer-pgd-20"] for r in found.records] == [r["transfer"] for r in found.records]
+
+
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ("none", "milp")])
 def test_every_method_certifies(net: Path, method: str) -> None:
     found = evaluate(net, (POINTS[4:5], LABELS[:1]), eps=0.05, clip=CLIP, method=method, attacks=())
@@ -247,6 +256,8 @@ def test_what_stayed_open_for_less_time_is_asked_again(reason: str | None, limit
     ({"attacks": ("pgd-0",)}, "attacks are pgd-N"), ({"attacks": ("uap",)}, "attacks are pgd-N"),
     ({"attacks": ("cw-inf",), "norm": 2.0}, "works in the norms inf"), ({"attacks": ("fgsm", "fgsm")}, "once each"),
     ({"claim": "float32", "method": "milp"}, "milp knows nothing"), ({"norm": 2.0, "method": "milp"}, "quadratic"),
+    ({"attacks": ("transfer-fgsm",)}, "needs a surrogate"), ({"attacks": ("transfer-uap",)}, "attacks are pgd-N"),
+    ({"attacks": ("transfer-fab",), "surrogate": "net.onnx"}, "white box, inside eps"),
     ({"claim": "float32", "evidence": "float"}, "leave out"), ({"evidence": "checked"}, "evidence must be")])
 def test_bad_questions_are_refused(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
