@@ -244,7 +244,7 @@ def test_validation_examples_are_not_trained_on() -> None:
 
 
 def test_the_points_of_an_adversarial_method_are_shown() -> None:
-    """Where it would take its loss next: in each set, by the lesson that has been reached; the run ends as it did alone."""
+    """Where it would take its loss next: in each set, by the lesson that is reached; the run ends as it did alone."""
     met: list[tuple[int, torch.Tensor]] = []
     asked = Examples(*examples(6, 9))
 
