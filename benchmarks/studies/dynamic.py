@@ -75,17 +75,18 @@ PERMUTATIONS = 9999
 TIED = 1e-9            # correlations this close are the same, summed in another order
 COLOURS = {UNSECURED: "#777777", STANDARD: "#0072B2", CURRICULUM: "#E69F00", DYNAMIC: "#009E73"}
 MARKERS = {UNSECURED: "x", STANDARD: "o", CURRICULUM: "s", DYNAMIC: "^"}
+LEAST_DENSITY = 0.02  # that is drawn
 LINES = {"early": ":", "middle": "--", "late": "-"}
 
 MODES: dict[str, Settings] = {
     "quick": {"data": "digits", "model": "wang4", "model_settings": {"width": 4, "hidden": 16}, "surrogate": "wang4",
               "surrogate_settings": {"width": 4, "hidden": 16}, "eps": 0.1, "tested": [0.05, 0.1],
-              "trained": [0.05, 0.1], "steps": 4, "step_size": 0.5, "c_max": 0.1, "epochs": 3, "stages": [1, 2, 3],
+              "trained": [0.05, 0.1], "steps": 4, "step_size": 0.5, "c_max": 0.5, "epochs": 3, "stages": [1, 2, 3],
               "curriculum_stages": [1, 2, 3], "training": {"batch_size": 64, "lr": 5e-3}, "seeds": [0, 1],
               "training_images": 256, "images": 60, "watched": 64},
     "default": {"data": "digits", "model": "wang4", "model_settings": {"width": 8, "hidden": 64}, "surrogate": "wang4",
                 "surrogate_settings": {"width": 8, "hidden": 64}, "eps": 0.1, "tested": [0.025, 0.05, 0.075, 0.1],
-                "trained": [0.025, 0.05, 0.1], "steps": 10, "step_size": 0.25, "c_max": 0.1, "epochs": 36,
+                "trained": [0.025, 0.05, 0.075, 0.1], "steps": 10, "step_size": 0.25, "c_max": 0.5, "epochs": 36,
                 "stages": [3, 18, 30], "curriculum_stages": [18, 27, 36], "training": {"batch_size": 128},
                 "seeds": [0, 1, 2], "training_images": None, "images": None, "watched": 512},
     "paper": {"data": "mnist", "model": "wang4", "model_settings": {}, "surrogate": "wang4", "surrogate_settings": {},
@@ -170,7 +171,7 @@ class Workshop:
         found = evaluate(network, (test.x.numpy(), test.y.numpy()), eps=eps, clip=self.data.clip, attacks=attacks,
                          method="none", device=self.context.device,
                          surrogate=None if surrogate is None else str(surrogate)).summary
-        return {name: short(share) for name, share in {"clean": found["clean"], **found["attacks"]}.items()}
+        return {"clean": found["clean"], **found["attacks"]}
 
 
 def _c_max(settings: Settings, eps: float) -> float:
@@ -254,8 +255,13 @@ def of(numbers: Numbers, training: str, eps: float, value: Value) -> list[float]
 
 def lead(numbers: Numbers, eps: float, one: str, other: str, value: Value) -> Mean:
     """How far one training is above another, seed by seed."""
+    return mean_of(_leads_of(numbers, eps, one, other, value))
+
+
+def _leads_of(numbers: Numbers, eps: float, one: str, other: str, value: Value) -> list[float]:
+    """Rounded, so that equal shares differ by nothing and not by what floats leave."""
     pairs = zip(of(numbers, one, eps, value), of(numbers, other, eps, value), strict=True)
-    return mean_of([a - b for a, b in pairs])
+    return [round(a - b, 9) for a, b in pairs]
 
 
 def per_cent(table: str, attack: str) -> Value:
@@ -378,16 +384,14 @@ def _radii(numbers: Numbers, settings: Settings) -> Iterator[Verdict]:
                      for t in (CURRICULUM, DYNAMIC))
     yield Verdict("Curriculum and Dynamic are above Standard under PGD-10 of every radius", "Figure 4a",
                   outcome(*(m.lower > 0 for m in above.values())), f"Lead on Standard, {HOW}. {said}.")
-    rows = list(zip(*([a - b for a, b in zip(*(of(numbers, t, eps, lambda n, k=k: 100 * float(n["tested"][k]))
-                                               for t in (DYNAMIC, CURRICULUM)), strict=True)]
-                      for k in range(len(tested))), strict=True))
-    growing = slope([e / eps for e in tested], rows)
+    leads = [_leads_of(numbers, eps, DYNAMIC, CURRICULUM, lambda n, k=k: 100 * float(n["tested"][k]))
+             for k in range(len(tested))]
+    growing = slope([e / eps for e in tested], list(zip(*leads, strict=True)))
     yield Verdict("The lead of Dynamic on Curriculum grows with the radius of the attack", "Figure 4a",
                   outcome(growing.lower > 0), "Slope of the lead, in points a training radius, with its 95 % interval "
                   f"over seeds: {growing}.")
     radii = sorted(settings["trained"])
-    gains = [[a - b for a, b in zip(*(of(numbers, t, e, per_cent("white", "pgd-10")) for t in (DYNAMIC, STANDARD)),
-                                    strict=True)] for e in radii]
+    gains = [_leads_of(numbers, e, DYNAMIC, STANDARD, per_cent("white", "pgd-10")) for e in radii]
     fading = slope([e / eps for e in radii], list(zip(*gains, strict=True)))
     said = _points({f"eps {e:g}": mean_of(row) for e, row in zip(radii, gains, strict=True)})
     yield Verdict("What Dynamic gains on Standard shrinks with the radius of training", "Figure 4b",
@@ -491,12 +495,12 @@ def _draw_tables(numbers: Numbers, settings: Settings) -> Drawing:
         axis.set_xticks(range(len(columns)), list(columns.values()))
         axis.set_ylabel("accuracy, % of test images")
         axis.grid(axis="y", alpha=0.3)
-        axis.legend(fontsize=8)
+    left.legend(fontsize=8)
     left.set_title("white-box: the network itself is attacked", fontsize=10)
     right.set_title("black-box: a surrogate is attacked", fontsize=10)
     return Drawing(figure, _caption(settings, (
         "Accuracy on test images under attacks on the network itself (left) and on a network trained on PGD from "
-        "another seed (right; another scale): mean and standard deviation over seeds, "
+        "another seed (right, on another scale): mean and standard deviation over seeds, "
         f"{numbers['test_images']} images.")))
 
 
@@ -535,14 +539,15 @@ def _draw_fosc(numbers: Numbers, settings: Settings) -> Drawing:
                       label=f"{name}: epoch {epochs[k]}")
         axis.set_title(NAMES[training], fontsize=10)
         axis.set_xlabel("FOSC, in units of the loss")
-        axis.set_yscale("symlog", linthresh=1.0)
+        axis.set_yscale("log")
+        axis.set_ylim(bottom=LEAST_DENSITY)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     axes[0].set_ylabel("density, per unit of FOSC")
     return Drawing(figure, _caption(settings, (
         "Distribution of FOSC over the examples that each training meets at an early, a middle and a late epoch, for "
         f"{numbers['watched']} training images: kernel density estimate, mean of the seeds; the vertical scale is "
-        "linear up to 1 and logarithmic beyond.")))
+        "logarithmic.")))
 
 
 def _draw_rank(numbers: Numbers, settings: Settings) -> Drawing:
