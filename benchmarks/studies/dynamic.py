@@ -13,8 +13,10 @@ CIFAR-10 (its schedule is that of the eight layers unless `training` says otherw
 the recipe of method and data set (`certify.adversarial.recipes`); what the last epoch leaves is kept.
 
 An example counts as fallen where any step of an attack fools the network; attacks are those of `certify.evaluate`,
-with their own step sizes. c_max moves with the training radius, as FOSC does. FOSC is taken of the points at which a
-training would take its loss next, on the same training images after each of the named epochs.
+with their own step sizes. c_max is 0.5 as in the paper, which is also what FGSM examples of the digits have
+on average after two epochs of training on PGD (the paper's rule); it moves with the training radius, as FOSC does.
+`mixing`: Curriculum's easier attacks in every batch. FOSC is taken of the points at which a training would take its
+loss next, on the same training images after each of the named epochs.
 """
 
 from __future__ import annotations
@@ -31,7 +33,6 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # measure the checkout that this file lies in, installed or not
 
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.machine import markdown  # noqa: E402
@@ -73,6 +74,7 @@ LOST = 0.01            # an accuracy that counts as none
 SURROGATE_SEED = 1000  # no defence has it
 PERMUTATIONS = 9999
 TIED = 1e-9            # correlations this close are the same, summed in another order
+ROUNDED = 6             # decimals of differences
 COLOURS = {UNSECURED: "#777777", STANDARD: "#0072B2", CURRICULUM: "#E69F00", DYNAMIC: "#009E73"}
 MARKERS = {UNSECURED: "x", STANDARD: "o", CURRICULUM: "s", DYNAMIC: "^"}
 LEAST_DENSITY = 0.02  # that is drawn
@@ -81,18 +83,20 @@ LINES = {"early": ":", "middle": "--", "late": "-"}
 MODES: dict[str, Settings] = {
     "quick": {"data": "digits", "model": "wang4", "model_settings": {"width": 4, "hidden": 16}, "surrogate": "wang4",
               "surrogate_settings": {"width": 4, "hidden": 16}, "eps": 0.1, "tested": [0.05, 0.1],
-              "trained": [0.05, 0.1], "steps": 4, "step_size": 0.5, "c_max": 0.5, "epochs": 3, "stages": [1, 2, 3],
-              "curriculum_stages": [1, 2, 3], "training": {"batch_size": 64, "lr": 5e-3}, "seeds": [0, 1],
-              "training_images": 256, "images": 60, "watched": 64},
+              "trained": [0.05, 0.1], "steps": 4, "step_size": 0.5, "c_max": 0.5, "mixing": True, "epochs": 3,
+              "stages": [1, 2, 3], "curriculum_stages": [1, 2, 3], "training": {"batch_size": 64, "lr": 5e-3},
+              "seeds": [0, 1], "training_images": 256, "images": 60, "watched": 64},
     "default": {"data": "digits", "model": "wang4", "model_settings": {"width": 8, "hidden": 64}, "surrogate": "wang4",
                 "surrogate_settings": {"width": 8, "hidden": 64}, "eps": 0.1, "tested": [0.025, 0.05, 0.075, 0.1],
-                "trained": [0.025, 0.05, 0.075, 0.1], "steps": 10, "step_size": 0.25, "c_max": 0.5, "epochs": 36,
-                "stages": [3, 18, 30], "curriculum_stages": [18, 27, 36], "training": {"batch_size": 128},
-                "seeds": [0, 1, 2], "training_images": None, "images": None, "watched": 512},
+                "trained": [0.025, 0.05, 0.075, 0.1], "steps": 10, "step_size": 0.25, "c_max": 0.5, "mixing": True,
+                "epochs": 36, "stages": [3, 18, 30], "curriculum_stages": [18, 27, 36],
+                "training": {"batch_size": 128}, "seeds": [0, 1, 2], "training_images": None, "images": None,
+                "watched": 512},
     "paper": {"data": "mnist", "model": "wang4", "model_settings": {}, "surrogate": "wang4", "surrogate_settings": {},
               "eps": 0.3, "tested": [0.075, 0.15, 0.225, 0.3], "trained": [0.075, 0.15, 0.225, 0.3], "steps": 10,
-              "step_size": 0.25, "c_max": 0.5, "epochs": 50, "stages": [4, 25, 42], "curriculum_stages": [25, 38, 50],
-              "training": {}, "seeds": [0, 1, 2], "training_images": None, "images": None, "watched": 2000},
+              "step_size": 0.25, "c_max": 0.5, "mixing": True, "epochs": 50, "stages": [4, 25, 42],
+              "curriculum_stages": [25, 38, 50], "training": {}, "seeds": [0, 1, 2],
+              "training_images": None, "images": None, "watched": 2000},
 }
 PUBLISHED: dict[str, dict[str, tuple[list[float], list[float]]]] = {  # clean and white-box, black-box: per cent
     "mnist": {UNSECURED: ([99.20, 14.04, 0.0, 0.0, 0.0], []),
@@ -140,7 +144,7 @@ class Workshop:
     def trained(self, training: str, eps: float, seed: int, model: str = "model") -> tuple[Path, Met | None]:
         """A network's file, and what its training met (None: it was not attacked). model: or "surrogate"."""
         s = self.settings
-        own = {STANDARD: {"steps": s["steps"]}, CURRICULUM: {"last": s["steps"]},
+        own = {STANDARD: {"steps": s["steps"]}, CURRICULUM: {"last": s["steps"], "mixing": s["mixing"]},
                DYNAMIC: {"steps": s["steps"], "c_max": _c_max(s, eps)}}.get(training, {})
         step = {"step_size": s["step_size"]} if own else {}
         inside = {"model": s["model_settings"], "surrogate": s["surrogate_settings"]}[model]
@@ -255,13 +259,20 @@ def of(numbers: Numbers, training: str, eps: float, value: Value) -> list[float]
 
 def lead(numbers: Numbers, eps: float, one: str, other: str, value: Value) -> Mean:
     """How far one training is above another, seed by seed."""
-    return mean_of(_leads_of(numbers, eps, one, other, value))
+    return _mean(_leads_of(numbers, eps, one, other, value))
+
+
+def _mean(values: Sequence[float]) -> Mean:
+    """Rounded, as its values are."""
+    found = mean_of(values)
+    return Mean(round(found.mean, ROUNDED), *(end if math.isinf(end) else round(end, ROUNDED)
+                                              for end in (found.lower, found.upper)), found.n)
 
 
 def _leads_of(numbers: Numbers, eps: float, one: str, other: str, value: Value) -> list[float]:
-    """Rounded, so that equal shares differ by nothing and not by what floats leave."""
+    """Seed by seed. Rounded: equal shares differ by nothing, and not by what floats leave."""
     pairs = zip(of(numbers, one, eps, value), of(numbers, other, eps, value), strict=True)
-    return [round(a - b, 9) for a, b in pairs]
+    return [round(a - b, ROUNDED) for a, b in pairs]
 
 
 def per_cent(table: str, attack: str) -> Value:
@@ -288,7 +299,7 @@ def slope(places: Sequence[float], rows: Sequence[Sequence[float]]) -> Mean:
     """Of straight lines through values at the places, a row a seed."""
     if len(set(places)) < 2:
         return Mean(0.0, -math.inf, math.inf, 0)
-    return mean_of([float(np.polyfit(places, row, 1)[0]) for row in rows])
+    return _mean([float(np.polyfit(places, row, 1)[0]) for row in rows])
 
 
 def ranked_within(a: Sequence[float], b: Sequence[float], groups: Sequence[float]) -> Rank:
@@ -349,12 +360,22 @@ def _leads(numbers: Numbers, eps: float, claim: str, place: str, table: str, pai
            attacks: Sequence[str] = tuple(ATTACKS)) -> Verdict:
     """One training above another under each attack."""
     found = {(a, b, attack): lead(numbers, eps, a, b, per_cent(table, attack)) for a, b in pairs for attack in attacks}
-    said = ". ".join(f"{NAMES[a]} above {NAMES[b]}: " + _points({
-        ATTACKS[attack]: found[a, b, attack] for attack in attacks}) for a, b in pairs)
+    said = ". ".join(f"{NAMES[a]} above {NAMES[b]}: "
+                     + _points({ATTACKS[attack]: found[a, b, attack] for attack in attacks})
+                     + _published(table, a, b, attacks) for a, b in pairs)
     return Verdict(claim, place, outcome(*(mean.lower > 0 for mean in found.values())),
                    f"{said} ({HOW}; one of {numbers['test_images']} images is {100 / numbers['test_images']:.2g} "
                    f"points). {sum(m.lower > 0 for m in found.values())} of {len(found)} intervals lie above 0, "
                    f"{sum(m.upper < 0 for m in found.values())} below.")
+
+
+def _published(table: str, one: str, other: str, attacks: Sequence[str]) -> str:
+    """The same differences in the paper."""
+    part, before = {"white": (0, 1), "black": (1, 0)}[table]  # clean accuracy comes first
+    at = [before + list(ATTACKS).index(attack) for attack in attacks]
+    rows = {data: [found[one][part][k] - found[other][part][k] for k in at] for data, found in PUBLISHED.items()}
+    return " (published: " + ", ".join(f"{data} " + "/".join(f"{v:+.2f}" for v in row)
+                                       for data, row in rows.items()) + ")"
 
 
 def _black(numbers: Numbers, eps: float) -> Iterator[Verdict]:
@@ -362,7 +383,7 @@ def _black(numbers: Numbers, eps: float) -> Iterator[Verdict]:
                  "Table 2", "black", [(DYNAMIC, STANDARD), (DYNAMIC, CURRICULUM)])
     yield _leads(numbers, eps, "Curriculum training withstands transferred attacks better than Standard", "Table 2",
                  "black", [(CURRICULUM, STANDARD)])
-    weaker = {(t, a): mean_of(of(numbers, t, eps, lambda n, a=a: 100 * float(n["black"][a] - n["white"][a])))
+    weaker = {(t, a): _mean(of(numbers, t, eps, lambda n, a=a: 100 * float(n["black"][a] - n["white"][a])))
               for t in DEFENCES for a in ATTACKS}
     least = min(weaker, key=lambda key: weaker[key].mean)
     yield Verdict("Transferred attacks are weaker than the same attacks on the network itself", "Tables 1 and 2",
@@ -370,7 +391,7 @@ def _black(numbers: Numbers, eps: float) -> Iterator[Verdict]:
                   f"Accuracy that they leave more, {HOW}: above 0 in {sum(m.lower > 0 for m in weaker.values())} of "
                   f"{len(weaker)} pairs of training and attack; least {weaker[least]} ({NAMES[least[0]]}, "
                   f"{ATTACKS[least[1]]}).")
-    rise = {NAMES[t]: mean_of(of(numbers, t, eps, _less("black", "cw-inf", "fgsm")))
+    rise = {NAMES[t]: _mean(of(numbers, t, eps, _less("black", "cw-inf", "fgsm")))
             for t in DEFENCES}
     yield Verdict("Stronger attacks transfer less: more withstand C&W_inf than FGSM", "Table 2",
                   outcome(*(m.lower > 0 for m in rise.values())), f"More, {HOW}: {_points(rise)}.")
@@ -393,14 +414,14 @@ def _radii(numbers: Numbers, settings: Settings) -> Iterator[Verdict]:
     radii = sorted(settings["trained"])
     gains = [_leads_of(numbers, e, DYNAMIC, STANDARD, per_cent("white", "pgd-10")) for e in radii]
     fading = slope([e / eps for e in radii], list(zip(*gains, strict=True)))
-    said = _points({f"eps {e:g}": mean_of(row) for e, row in zip(radii, gains, strict=True)})
+    said = _points({f"eps {e:g}": _mean(row) for e, row in zip(radii, gains, strict=True)})
     yield Verdict("What Dynamic gains on Standard shrinks with the radius of training", "Figure 4b",
                   outcome(fading.lower > 0), f"Gain under PGD-10 of the training radius, {HOW}: {said}. Slope, in "
                   f"points a main radius: {fading}.")
 
 
 def _fosc(numbers: Numbers, eps: float) -> Iterator[Verdict]:
-    falls = {(t, a, b): mean_of(of(numbers, t, eps, lambda n, a=a, b=b: stage(a, "mean")(n) - stage(b, "mean")(n)))
+    falls = {(t, a, b): _mean(of(numbers, t, eps, lambda n, a=a, b=b: stage(a, "mean")(n) - stage(b, "mean")(n)))
              for t in (CURRICULUM, DYNAMIC) for a, b in (("early", "middle"), ("middle", "late"))}
     yield Verdict("Curriculum and Dynamic meet examples of ever better convergence: FOSC falls from stage to stage",
                   "Figure 5", outcome(*(m.lower > 0 for m in falls.values())),
@@ -418,7 +439,7 @@ def _fosc(numbers: Numbers, eps: float) -> Iterator[Verdict]:
     yield Verdict("Late in training Dynamic meets most examples of small FOSC, then Curriculum, then Standard",
                   "Figure 5", outcome(*(m.lower > 0 for m in small.values())),
                   f"Share of examples with FOSC up to a fifth of c_max, in points, with the 95 % interval over seeds: "
-                  f"{_points(small)}.")
+                  f"{_points(small)}. Curriculum mixes easier attacks into its batches, unless that is switched off.")
     own, common = (correlation(numbers, which) for which in ("last", "common"))
     yield Verdict("The lower FOSC is at the end of training, the more robust the network", "Sections 3.2 and 5.2",
                   outcome(own.falls, common.falls),
@@ -529,6 +550,8 @@ def _draw_radii(numbers: Numbers, settings: Settings) -> Drawing:
 def _draw_fosc(numbers: Numbers, settings: Settings) -> Drawing:
     figure = new_figure(10.5, 3.6)
     axes = figure.subplots(1, 3, sharex=True, sharey=True)
+    highest = max(d for n in numbers["networks"] if n["training"] in DEFENCES and n["eps"] == settings["eps"]
+                  for stored in n["fosc"]["stages"] for d in stored["density"])
     for axis, training in zip(axes, DEFENCES, strict=True):
         epochs = settings["curriculum_stages" if training == CURRICULUM else "stages"]
         mine = [n["fosc"]["stages"] for n in numbers["networks"] if n["training"] == training
@@ -540,7 +563,7 @@ def _draw_fosc(numbers: Numbers, settings: Settings) -> Drawing:
         axis.set_title(NAMES[training], fontsize=10)
         axis.set_xlabel("FOSC, in units of the loss")
         axis.set_yscale("log")
-        axis.set_ylim(bottom=LEAST_DENSITY)
+        axis.set_ylim(LEAST_DENSITY, 2 * highest)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     axes[0].set_ylabel("density, per unit of FOSC")

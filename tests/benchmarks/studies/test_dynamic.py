@@ -69,7 +69,7 @@ def network(training: str, eps: float, seed: int, *, white: float = 0.8, black: 
             ) -> dict[str, Any]:
     """One network with about these numbers."""
     shake = NOISE[(seed + (*DEFENCES, UNSECURED).index(training) + (eps == 0.1)) % 3]  # each draws its own
-    whites = {"clean": 0.95 + shake} | {a: white + shake for a in ATTACKS}
+    whites = {"clean": 0.95 + shake} | dict.fromkeys(ATTACKS, white + shake)
     if eps != SETTINGS["eps"]:
         return {"training": training, "eps": eps, "seed": seed, "white": whites,
                 "fosc": {"last": {"mean": late + 0.01 * shake}, "common": {"mean": late + 0.01 * shake}}}
@@ -137,7 +137,7 @@ def test_a_gain_that_fades_with_the_radius_is_seen() -> None:
     found = numbers(dynamic={"white": 0.84})
     for n in found["networks"]:
         if n["eps"] == 0.05:
-            n["white"] = {a: 0.8 + 0.1 * n["fosc"]["last"]["mean"] for a in n["white"]}
+            n["white"] = dict.fromkeys(n["white"], 0.8 + 0.1 * n["fosc"]["last"]["mean"])
     assert verdict(found, "What Dynamic gains").outcome == SEEN
     for n in found["networks"]:
         n["tested"] = [0.8, n["white"]["fgsm"]]
