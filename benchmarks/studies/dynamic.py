@@ -302,11 +302,12 @@ def slope(places: Sequence[float], rows: Sequence[Sequence[float]]) -> Mean:
     return _mean([float(np.polyfit(places, row, 1)[0]) for row in rows])
 
 
-def ranked_within(a: Sequence[float], b: Sequence[float], groups: Sequence[float]) -> Rank:
+def ranked_within(a: Sequence[float], b: Sequence[float], groups: Sequence[Any]) -> Rank:
     """Spearman's correlation of ranks inside groups, and a two-sided p value: how often values that are shuffled inside
     their groups are as far from 0. With one group it is the usual correlation."""
     from scipy.stats import rankdata
-    first, second, where = np.asarray(a, float), np.asarray(b, float), np.asarray(groups)
+    first, second = np.array(a, float), np.array(b, float)
+    where = np.array([list(dict.fromkeys(groups)).index(group) for group in groups])
     for group in np.unique(where):
         inside = where == group
         for values in (first, second):
@@ -351,7 +352,7 @@ def _white(numbers: Numbers, eps: float) -> Iterator[Verdict]:
     fading = {ATTACKS[a]: lead(numbers, eps, CURRICULUM, STANDARD, _less("white", "fgsm", a))
               for a in ("pgd-20", "cw-inf")}
     yield Verdict("Curriculum training gains on Standard under weak attacks, and less under strong ones", "Section 5.1",
-                  outcome(gain["fgsm"].lower > 0, *(m.lower > 0 for m in fading.values())),
+                  outcome(gained := gain["fgsm"].lower > 0, *(gained and m.lower > 0 for m in fading.values())),
                   f"Gain under FGSM, {HOW}: {gain['fgsm']}. How much larger it is there than under others: "
                   f"{_points(fading)}.")
 
@@ -439,20 +440,23 @@ def _fosc(numbers: Numbers, eps: float) -> Iterator[Verdict]:
     yield Verdict("Late in training Dynamic meets most examples of small FOSC, then Curriculum, then Standard",
                   "Figure 5", outcome(*(m.lower > 0 for m in small.values())),
                   f"Share of examples with FOSC up to a fifth of c_max, in points, with the 95 % interval over seeds: "
-                  f"{_points(small)}. Curriculum mixes easier attacks into its batches, unless that is switched off.")
+                  f"{_points(small)}.")
     own, common = (correlation(numbers, which) for which in ("last", "common"))
+    alike = correlation(numbers, "common", among_alike=True)
     yield Verdict("The lower FOSC is at the end of training, the more robust the network", "Sections 3.2 and 5.2",
                   outcome(own.falls, common.falls),
                   "Rank correlation, inside each training radius, of mean FOSC after the last epoch and accuracy under "
                   f"PGD-20: {own} for the examples that each training meets, {common} under one PGD for all; it counts "
-                  "where negative with p < 0.05. Networks of one training are no independent draws: p is too small.")
+                  "where negative with p < 0.05. Networks of one training are no independent draws, so p is too small; "
+                  f"inside each training and radius, between seeds alone, it is {alike} under one PGD.")
 
 
-def correlation(numbers: Numbers, which: str) -> Rank:
-    """Of late FOSC and robustness over all networks that were trained on attacks. which: "last" or "common"."""
+def correlation(numbers: Numbers, which: str, among_alike: bool = False) -> Rank:
+    """Of late FOSC and robustness over all networks that were trained on attacks, inside each radius. which: "last" or
+    "common". among_alike: inside each training too."""
     found = [n for n in numbers["networks"] if n["training"] in DEFENCES]
     return ranked_within([n["fosc"][which]["mean"] for n in found], [n["white"]["pgd-20"] for n in found],
-                         [n["eps"] for n in found])
+                         [(n["eps"], n["training"] if among_alike else "") for n in found])
 
 
 # ---------------------------------------------------------------------- for people
@@ -480,7 +484,8 @@ def table(numbers: Numbers, settings: Settings) -> str:
         spread(of(numbers, t, eps, lambda n: float(n["fosc"]["last"]["mean"])), 4),
         spread(of(numbers, t, eps, lambda n: float(n["fosc"]["common"]["mean"])), 4)] for t in DEFENCES], 1)
     said = (f"Mean ± standard deviation over {len(settings['seeds'])} seeds; l_inf, eps {eps:g}, "
-            f"{numbers['test_images']} test images. Small: FOSC up to a fifth of c_max.")
+            f"{numbers['test_images']} test images. Small: FOSC up to a fifth of c_max."
+            + " Curriculum mixes easier attacks into every batch." * bool(settings["mixing"]))
     return "\n\n".join([said, white, black, trained, met])
 
 

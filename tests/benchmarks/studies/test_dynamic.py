@@ -149,6 +149,9 @@ def test_weak_attacks_may_be_all_that_curriculum_helps_against() -> None:
     for n in found["networks"]:
         n["white"]["fgsm"] += 0.05 * (n["training"] == CURRICULUM)
     assert verdict(found, "Curriculum training gains").outcome == SEEN
+    for n in found["networks"]:
+        n["white"] = {a: v - 0.1 * (n["training"] == CURRICULUM) for a, v in n["white"].items()}
+    assert verdict(found, "Curriculum training gains").outcome == NOT_SEEN, "a smaller loss is no gain"
 
 
 def test_of_one_seed_no_training_is_called_better() -> None:
@@ -167,7 +170,7 @@ def test_leads_and_slopes_are_taken_seed_by_seed() -> None:
 def test_ranks_are_compared_inside_groups() -> None:
     """Groups that lie apart make a rising cloud of falling pieces; ties count nothing."""
     a, b = [1, 2, 3, 4, 11, 12, 13, 14], [4, 3, 2, 1, 14, 13, 12, 11]
-    found = ranked_within(a, b, [0] * 4 + [1] * 4)
+    found = ranked_within(a, b, [(0.1, "pgd")] * 4 + [(0.1, "dynamic")] * 4)
     assert found.rho == pytest.approx(-1) and found.falls and found.n == 8
     assert found.p == pytest.approx(2 / 24**2, abs=0.002), "two of 24 orders in each group are as extreme"
     assert ranked_within(a, b, [0] * 8).rho > 0
