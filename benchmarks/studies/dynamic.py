@@ -83,9 +83,9 @@ LINES = {"early": ":", "middle": "--", "late": "-"}
 MODES: dict[str, Settings] = {
     "quick": {"data": "digits", "model": "wang4", "model_settings": {"width": 4, "hidden": 16}, "surrogate": "wang4",
               "surrogate_settings": {"width": 4, "hidden": 16}, "eps": 0.1, "tested": [0.05, 0.1],
-              "trained": [0.05, 0.1], "steps": 4, "step_size": 0.5, "c_max": 0.5, "mixing": True, "epochs": 3,
+              "trained": [0.05, 0.1], "steps": 3, "step_size": 0.5, "c_max": 0.5, "mixing": True, "epochs": 3,
               "stages": [1, 2, 3], "curriculum_stages": [1, 2, 3], "training": {"batch_size": 64, "lr": 5e-3},
-              "seeds": [0, 1], "training_images": 256, "images": 60, "watched": 64},
+              "seeds": [0, 1], "training_images": 160, "images": 40, "watched": 32},
     "default": {"data": "digits", "model": "wang4", "model_settings": {"width": 8, "hidden": 64}, "surrogate": "wang4",
                 "surrogate_settings": {"width": 8, "hidden": 64}, "eps": 0.1, "tested": [0.025, 0.05, 0.075, 0.1],
                 "trained": [0.025, 0.05, 0.075, 0.1], "steps": 10, "step_size": 0.25, "c_max": 0.5, "mixing": True,

@@ -183,7 +183,7 @@ def test_ranks_are_compared_inside_groups() -> None:
 def test_the_quick_mode_stores_every_network(record: tuple[dict[str, Any], Path]) -> None:
     whole, out = record
     settings, found = whole["settings"], whole["numbers"]
-    assert len(found["networks"]) == 2 + 3 * 2 * 2 and found["test_images"] == 60
+    assert len(found["networks"]) == 2 + 3 * 2 * 2 and found["test_images"] == 40
     for n in found["networks"]:
         assert all(0 <= share <= n["white"]["clean"] for share in n["white"].values())
         assert n["white"]["pgd-20"] <= n["white"]["pgd-10"] + 0.05
