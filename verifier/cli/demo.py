@@ -21,9 +21,9 @@ COLOURS = {"verified": "green", "falsified": "red", "unknown": "yellow"}
 @click.option("--picture", default="rmax-demo.png", show_default=True, metavar="OUT.png",
               help="Where the picture of a digit and its counterexample goes.")
 def command(picture: str) -> None:
-    """Prove and attack two bundled digit networks: may any pixel move by eps without the digit changing its class?
+    """Prove and attack three bundled digit networks: may any pixel move by eps without the digit changing its class?
 
-    Prints a table and saves a picture of an original digit beside its counterexample.
+    Two were trained against attacks, the third (digits_certified) to be proved. Prints a table and saves a picture of an original digit beside its counterexample.
     """
     check_writable("--picture", picture)
     load_torch()
