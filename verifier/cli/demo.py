@@ -23,7 +23,8 @@ COLOURS = {"verified": "green", "falsified": "red", "unknown": "yellow"}
 def command(picture: str) -> None:
     """Prove and attack three bundled digit networks: may any pixel move by eps without the digit changing its class?
 
-    Two were trained against attacks, the third (digits_certified) to be proved. Prints a table and saves a picture of an original digit beside its counterexample.
+    Two were trained against attacks, the third (digits_certified) to be proved. Prints a table and saves a picture of
+    an original digit beside its counterexample.
     """
     check_writable("--picture", picture)
     load_torch()
