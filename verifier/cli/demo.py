@@ -49,6 +49,7 @@ def _print(answers: list[Answer]) -> None:
         colour = COLOURS[a.result.name]
         margin = {"verified": f">= {a.result.lower:.4f}", "falsified": f"<= {a.result.upper:.4f}"}.get(
             a.result.name, f"{a.result.lower:.2f} .. {a.result.upper:.2f}")
-        table.add_row(a.network.removesuffix(".onnx").removeprefix("digits_"), str(a.label), a.eps, f"[{colour}]{a.result.name}[/]", margin,
-                      a.result.method, f"{a.result.time_s:.2f}")
+        name = a.network.removesuffix(".onnx").removeprefix("digits_")
+        table.add_row(name, str(a.label), a.eps, f"[{colour}]{a.result.name}[/]", margin, a.result.method,
+                      f"{a.result.time_s:.2f}")
     Console().print(table)
