@@ -6,10 +6,10 @@
     python benchmarks/mutation.py --list
 
 Each fault is one exact replacement in a copy of the checkout. First run the tests that are to notice it (`-x`), then,
-if these pass, all others of the engine (`tests/bounds`, `tests/milp`, `tests/verifier`). It is *killed* by a test that
-fails; a copy whose modules do not load, or whose tests cannot be collected, is *broken* and counts for nothing. At the
-end all killing tests must pass without a fault (the control). The exit code is 1 if a fault survives, is broken or runs
-out of time, or if the control fails.
+if these pass, all others of the engine (`tests/bounds`, `tests/milp`, `tests/verifier`, `tests/certify`). It is
+*killed* by a test that fails; a copy whose modules do not load, or whose tests cannot be collected, is *broken* and
+counts for nothing. At the end all killing tests must pass without a fault (the control). The exit code is 1 if a fault
+survives, is broken or runs out of time, or if the control fails.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from benchmarks.faults import AREAS, KINDS, Fault  # noqa: E402
 from benchmarks.lines import Entry, Lines  # noqa: E402
 from benchmarks.machine import commit, environment, hardware, markdown  # noqa: E402
 
-SUITE = ("tests/bounds", "tests/milp", "tests/verifier")
+SUITE = ("tests/bounds", "tests/milp", "tests/verifier", "tests/certify")
 COPIED = ("bounds", "milp", "verifier", "certify", "tests", "benchmarks", "docs", "pyproject.toml", "README.md",
           "Makefile", "LICENSE", "constraints.txt")
 PASSED, FAILED = 0, 1  # of pytest

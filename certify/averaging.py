@@ -1,7 +1,8 @@
 """Averages of weights over a run, through `torch.optim.swa_utils`.
 
 `swa`: the mean of all (stochastic weight averaging, arXiv:1803.05407). `ema`: a moving one, `decay` of the old average
-and the rest of the new weights at each update. Running statistics of batch normalisation do not belong to averaged
+and the rest of the new weights at each update; early on less is kept, (1 + n) / (10 + n) after n updates, or a short
+run would end near its first weights. Running statistics of batch normalisation do not belong to averaged
 weights: recompute them afterwards (`certify.statistics`).
 """
 
@@ -27,8 +28,8 @@ class WeightAverage:
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
         self.start = start
-        average = get_swa_multi_avg_fn() if kind == "swa" else get_ema_multi_avg_fn(decay)
-        self._averaged = AveragedModel(module, multi_avg_fn=average)
+        self.kind, self.decay = kind, decay
+        self._averaged = AveragedModel(module, multi_avg_fn=get_swa_multi_avg_fn())
 
     @property
     def count(self) -> int:
@@ -38,6 +39,9 @@ class WeightAverage:
     def update(self, module: nn.Module, epoch: float) -> None:
         """Take the weights of now into the average, once `start` is reached."""
         if epoch >= self.start:
+            if self.kind == "ema":
+                kept = min(self.decay, (1 + self.count) / (10 + self.count))
+                self._averaged.multi_avg_fn = get_ema_multi_avg_fn(kept)
             self._averaged.update_parameters(module)
 
     @torch.no_grad()

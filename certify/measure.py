@@ -6,7 +6,7 @@ For choosing between epochs and for curves; `rmax evaluate` gives answers with e
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +49,8 @@ def margins_by(graph: Graph, sets: InputSet, y: Tensor, method: str) -> Tensor:
     return by_class(found.lower, y, classes)
 
 
-def measure(model: Classifier, examples: Examples, threat: Threatened, kinds: Sequence[str]) -> dict[str, float]:
+def measure(model: Classifier, examples: Examples, threat: Threatened, kinds: Sequence[str],
+            tell: Callable[[str], None] = lambda doing: None) -> dict[str, float]:
     """Shares of the examples, by kind: clean, pgd (10 steps), pgd-20, and what ibp, crown-ibp or crown certify."""
     training = model.module.training
     model.module.eval()
@@ -59,6 +60,7 @@ def measure(model: Classifier, examples: Examples, threat: Threatened, kinds: Se
         for kind in kinds:
             size = BATCH.get(kind, USUAL_BATCH)
             for first in range(0, len(examples), size):
+                tell(f"measuring {kind}, {first} of {len(examples)}")
                 part = examples.take(slice(first, first + size))
                 step = step_for(model, part.x.to(device), part.y.to(device), first, threat)
                 counts[kind] += int(_holds(step, kind).sum())

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class EpochEnd:
-    """After an epoch: a held-out step at the radius that is to hold, whatever the schedule says by then, on which a
-    method may measure; notes go to the log."""
+    """After an epoch: a held-out step (training examples, where nothing is held out) at the radius that is to hold,
+    whatever the schedule says by then, on which a method may measure; notes go to the log."""
 
     held_out: Step
     memory: dict[str, Any]

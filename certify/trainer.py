@@ -76,6 +76,8 @@ class Told:
     means: Callable[[], dict[str, float]]
     elapsed_s: float
     left_s: float
+    doing: str = ""
+    """What is done beside training, where it takes long."""
 
 
 Tell = Callable[[Told], None]
@@ -260,6 +262,11 @@ class Trainer:
         return Told(epoch, self.settings.epochs, self.eps.at(epoch), self.sums.means, elapsed,
                     elapsed * (1 - share) / share if share > 0 else math.inf)
 
+    def say(self, doing: str) -> None:
+        """Show what is done after an epoch."""
+        if self.tell is not None:
+            self.tell(replace(self._told(min(self.epoch + 1.0, self.settings.epochs)), doing=doing))
+
     # ------------------------------------------------------------------ after an epoch
 
     def _end_epoch(self) -> None:
@@ -267,17 +274,17 @@ class Trainer:
             raise self._diverged("weights are no numbers")  # of the last step: no loss has seen them yet
         end = min(self.epoch + 1.0, self.settings.epochs)
         notes: list[str] = []
-        if len(self.validation):
-            part = self.validation.take(slice(0, HELD_OUT))
-            step = step_for(self.model, part.x, part.y, 0, self.threat)
-            self.method.after_epoch(EpochEnd(step, self.memory, notes))
+        # Where nothing is held out methods look at what they train on, rather than not at all.
+        part = (self.validation if len(self.validation) else self.train).take(slice(0, HELD_OUT))
+        step = step_for(self.model, part.x, part.y, 0, self.threat)
+        self.method.after_epoch(EpochEnd(step, self.memory, notes))
         if self.average is not None and self.settings.average == "swa":
             self.average.update(self.module, end)
         measured: dict[str, float] = {}
         with self._as_kept():
             if len(self.validation):
                 kinds = dict.fromkeys(("clean", "pgd", self.settings.validate_with))
-                measured = measure(self.model, self.validation, self.threat, list(kinds))
+                measured = measure(self.model, self.validation, self.threat, list(kinds), self.say)
             if self.look is not None:
                 self.module.eval()
                 self.look(self.epoch + 1, self.model)

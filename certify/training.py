@@ -151,7 +151,9 @@ def _train_cascade(settings: TrainSettings, data: TrainingData, folder: Path | N
 
 
 def _write_card(folder: Path, card: dict[str, Any]) -> None:
-    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    beside = folder / f"{CARD}.part"
+    beside.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    beside.replace(folder / CARD)  # whole or not at all
 
 
 def _train_one(settings: TrainSettings, data: TrainingData, folder: Path | None, resume: bool, group: Processes,
@@ -199,7 +201,7 @@ def _card(trainer: Trainer, model: Classifier, data: TrainingData, kinds: Sequen
     for kind in kinds:
         part = test.take(slice(0, SLOW.get(kind, len(test))))
         name = kind if len(part) == len(test) else f"{kind} (first {len(part)})"
-        worth[name] = round(measure(model, part, trainer.threat, [kind])[kind], 6)
+        worth[name] = round(measure(model, part, trainer.threat, [kind], trainer.say)[kind], 6)
     return {
         "name": _title(s), "command": command_of(s), "settings": s.as_dict(),
         "parameters": sum(p.numel() for p in model.module.parameters()),

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from benchmarks.faults import attacking, operators, pricing, programmes, propagation, radius, searching, verdicts
+from benchmarks.faults import (
+    attacking,
+    operators,
+    pricing,
+    programmes,
+    propagation,
+    radius,
+    searching,
+    training,
+    verdicts,
+)
 from benchmarks.faults.fault import KINDS, Fault
 
 AREAS: dict[str, tuple[Fault, ...]] = {
@@ -14,6 +24,7 @@ AREAS: dict[str, tuple[Fault, ...]] = {
     "questions, answers": verdicts.FAULTS,
     "attacks": attacking.FAULTS,
     "radii, constants": radius.FAULTS,
+    "training, worth": training.FAULTS,
 }
 
 __all__ = ["AREAS", "KINDS", "Fault"]

@@ -11,6 +11,7 @@ KINDS = {
     "witness": "`falsified` can be wrong, or the question is another one",
     "attack": "an attack's success is none, or its distance, count or random number is wrong",
     "proof": "a proof file that proves nothing is accepted, or a good one refused",
+    "training": "a network is trained by another loss, attack, schedule or data than its record says",
     "looser": "nothing is wrong, less is proved",
 }
 

@@ -160,6 +160,9 @@ class _Line(ProgressLine):
             return
         if not self.is_due:
             return
+        if told.doing:
+            self.tell(f"epoch {told.epoch:.1f}/{told.epochs:g}  {told.doing}")
+            return
         means = told.means()
         shares = "".join(f"  {name} {100 * means[name]:.1f} %" for name in ("accuracy", "certified") if name in means)
         left = f"  left {told.left_s:.0f} s" if told.left_s < math.inf else ""

@@ -41,15 +41,15 @@ def test_swa_is_the_mean_from_its_start_on() -> None:
         torch.testing.assert_close(p.detach(), torch.stack([s[k] for s in seen[2:]]).mean(0))
 
 
-def test_ema_forgets() -> None:
+def test_ema_forgets_and_forgets_faster_at_first() -> None:
     net = network("mlp", dtype=torch.float64)
-    average = WeightAverage(net, "ema", 1, decay=0.75)
-    seen = run(net, average, range(5))
+    average = WeightAverage(net, "ema", 1, decay=0.3)
+    seen = run(net, average, range(7))
     average.apply(net)
     for k, p in enumerate(net.parameters()):
         expected = seen[1][k]
-        for later in seen[2:]:
-            expected = 0.75 * expected + 0.25 * later[k]
+        for later, kept in zip(seen[2:], (2 / 11, 3 / 12, 0.3, 0.3, 0.3), strict=True):  # 4 / 13 is above the decay
+            expected = kept * expected + (1 - kept) * later[k]
         torch.testing.assert_close(p.detach(), expected)
 
 

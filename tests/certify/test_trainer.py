@@ -42,7 +42,7 @@ def killed_after(updates: int) -> Any:
     seen = []
 
     def tell(told: Told) -> None:
-        seen.append(told)
+        seen.extend([told] * (not told.doing))
         if len(seen) == updates:
             raise Killed
     return tell
@@ -212,6 +212,16 @@ def test_gradients_are_clipped_and_weights_penalised() -> None:
         layers = [m for m in trainer.module.modules() if isinstance(m, nn.Linear)]
         sizes.append(sum(float(m.weight.detach().abs().sum()) for m in layers))
     assert sizes[1] < sizes[0]
+
+
+@pytest.mark.parametrize("count", [0, 16])
+def test_methods_measure_on_what_is_held_out_or_else_on_training_examples(count: int,
+                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(replace(SMALL, method="fgsm", epochs=1, ramp_end=0.0, validation=count), data())
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(type(trainer.method), "after_epoch", lambda self, end: seen.append(end.held_out.x))
+    trainer.run()
+    assert torch.equal(seen[0], trainer.validation.x if count else trainer.train.x)
 
 
 def test_looking_at_a_run_shows_each_epoch_and_changes_nothing() -> None:

@@ -131,7 +131,7 @@ def killed_after(updates: int) -> Any:
     seen: list[Told] = []
 
     def tell(told: Told) -> None:
-        seen.append(told)
+        seen.extend([told] * (not told.doing))
         if len(seen) == updates:
             raise Killed
     return tell
