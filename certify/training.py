@@ -7,7 +7,7 @@ import json
 import logging
 import platform
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from verifier.threads import threads_for
 log = logging.getLogger(__name__)
 
 CARD, LOG, CURVES, NETWORK, SETTINGS = "card.json", "log.csv", "curves.png", "model.onnx", "settings.yaml"
+ON_CARD = ("clean", "pgd-20", "ibp", "crown")
 SLOW = {"crown": 1000}  # examples of the test set on which a slow measure looks
 
 
@@ -47,12 +48,16 @@ class Trained:
 
 def train(settings: TrainSettings | Mapping[str, Any], *, data: TrainingData | None = None,
           data_dir: str | Path | None = None, out: str | Path | None = None, resume: bool = False,
-          device: str | None = None, tell: Tell | None = None, look: Look | None = None) -> Trained:
+          device: str | None = None, tell: Tell | None = None, look: Look | None = None,
+          measures: Sequence[str] = ON_CARD) -> Trained:
     """Train a network. settings: a record, or names and values (the rest from the recipe of the method and data set).
 
     data: instead of the data set that the settings name. out: a folder for checkpoints, log, curves, card and ONNX
     file; with `resume` a run that lies there goes on, exactly as if it had not stopped. look: called with (epoch from 1,
-    network in evaluation mode) after each epoch of this process. Under `torchrun` the processes share the work. Raises ValueError for wrong settings, FileNotFoundError for data that are not there, `Diverged`.
+    network in evaluation mode) after each epoch of this process. measures: what the card says of the test set, by names
+    of `certify.measure` (bounds of wide convolutional networks may need more time or memory than there is). Under
+    `torchrun` the processes share the work. Raises ValueError for wrong settings, FileNotFoundError for data that are
+    not there, `Diverged`.
     """
     if not isinstance(settings, TrainSettings):
         settings = resolve(settings if data is None else {"data": data.name, **settings})
@@ -66,8 +71,8 @@ def train(settings: TrainSettings | Mapping[str, Any], *, data: TrainingData | N
             _begin(folder, settings, resume)
         group.wait()
         if settings.cascade == 1:
-            return _train_one(settings, data, folder, resume, group, tell, look)
-        return _train_cascade(settings, data, folder, resume, group, tell, look)
+            return _train_one(settings, data, folder, resume, group, tell, look, measures)
+        return _train_cascade(settings, data, folder, resume, group, tell, look, measures)
 
 
 def said(settings: TrainSettings, data: TrainingData | None) -> TrainSettings:
@@ -100,7 +105,7 @@ def _begin(folder: Path, settings: TrainSettings, resume: bool) -> None:
 
 
 def _train_cascade(settings: TrainSettings, data: TrainingData, folder: Path | None, resume: bool, group: Processes,
-                   tell: Tell | None, look: Look | None) -> Trained:
+                   tell: Tell | None, look: Look | None, measures: Sequence[str]) -> Trained:
     """One network after the other, each on what those before do not certify (arXiv:1805.12514)."""
     certifier = Certifier(settings.eps, settings.p, data.clip)
     stages: list[Trained] = []
@@ -113,7 +118,7 @@ def _train_cascade(settings: TrainSettings, data: TrainingData, folder: Path | N
         if own is not None and group.is_first:
             own.mkdir(exist_ok=True)
         group.wait()
-        stages.append(_train_one(settings, replace(data, train=rest), own, resume, group, tell, look))
+        stages.append(_train_one(settings, replace(data, train=rest), own, resume, group, tell, look, measures))
         left = uncertified([stages[-1].model.graph], certifier, rest.x.to(group.device))
         rest = rest.take(left.cpu())
     answers = run_cascade([stage.model.graph for stage in stages], certifier, data.test.x.to(group.device),
@@ -136,7 +141,7 @@ def _write_card(folder: Path, card: dict[str, Any]) -> None:
 
 
 def _train_one(settings: TrainSettings, data: TrainingData, folder: Path | None, resume: bool, group: Processes,
-               tell: Tell | None, look: Look | None) -> Trained:
+               tell: Tell | None, look: Look | None, measures: Sequence[str]) -> Trained:
     trainer = Trainer(settings, data, folder, group, tell if group.is_first else None)
     trainer.look = look if group.is_first else None
     if resume and folder is not None and (folder / CHECKPOINT).exists():
@@ -153,7 +158,7 @@ def _train_one(settings: TrainSettings, data: TrainingData, folder: Path | None,
         # Threads that meet after each small operation cost small networks more than they gain.
         with threads_for(trainer.model.graph) if group.device.type == "cpu" else nullcontext():
             model = trainer.run()
-            card = _card(trainer, model, data)
+            card = _card(trainer, model, data, measures)
     finally:
         if board is not None:
             board.close()
@@ -171,13 +176,12 @@ def _title(settings: TrainSettings) -> str:
            f"seed {settings.seed}"
 
 
-def _card(trainer: Trainer, model: Classifier, data: TrainingData) -> dict[str, Any]:
+def _card(trainer: Trainer, model: Classifier, data: TrainingData, measures: Sequence[str]) -> dict[str, Any]:
     """What the network is, how it was made, and what it is worth on the test set."""
     s = trainer.settings
     test = data.test
-    kinds = ["clean", "pgd-20", "ibp", "crown"]
     worth: dict[str, Any] = {}
-    for kind in kinds:
+    for kind in measures:
         part = test.take(slice(0, SLOW.get(kind, len(test))))
         name = kind if len(part) == len(test) else f"{kind} (first {len(part)})"
         worth[name] = round(measure(model, part, trainer.threat, [kind], trainer.say)[kind], 6)

@@ -242,6 +242,8 @@ def test_looking_at_a_run_shows_each_epoch_and_changes_nothing() -> None:
                                                  alone.model.module.state_dict().values(), strict=True))
 
 
+
+
 def test_validation_examples_are_not_trained_on() -> None:
     whole = data().train
     train, validation = held_out(whole, 16, 0)
