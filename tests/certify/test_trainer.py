@@ -242,8 +242,6 @@ def test_looking_at_a_run_shows_each_epoch_and_changes_nothing() -> None:
                                                  alone.model.module.state_dict().values(), strict=True))
 
 
-
-
 def test_the_card_says_what_is_asked_for() -> None:
     settings = replace(SMALL, epochs=0.3)
     assert set(train(settings, data=data(), measures=("clean",)).card["test"]) == {"examples", "eps", "norm", "clean"}
