@@ -30,7 +30,7 @@ from verifier.threads import threads_for
 log = logging.getLogger(__name__)
 
 CARD, LOG, CURVES, NETWORK, SETTINGS = "card.json", "log.csv", "curves.png", "model.onnx", "settings.yaml"
-ON_CARD = ("clean", "pgd-20", "ibp", "crown")
+WORTH = ("clean", "pgd-20", "ibp", "crown")
 SLOW = {"crown": 1000}  # examples of the test set on which a slow measure looks
 
 
@@ -49,12 +49,12 @@ class Trained:
 def train(settings: TrainSettings | Mapping[str, Any], *, data: TrainingData | None = None,
           data_dir: str | Path | None = None, out: str | Path | None = None, resume: bool = False,
           device: str | None = None, tell: Tell | None = None, look: Look | None = None,
-          measures: Sequence[str] = ON_CARD) -> Trained:
+          worth: Sequence[str] = WORTH) -> Trained:
     """Train a network. settings: a record, or names and values (the rest from the recipe of the method and data set).
 
     data: instead of the data set that the settings name. out: a folder for checkpoints, log, curves, card and ONNX
     file; with `resume` a run that lies there goes on, exactly as if it had not stopped. look: called with (epoch from 1,
-    network in evaluation mode) after each epoch of this process. measures: what the card says of the test set, by names
+    network in evaluation mode) after each epoch of this process. worth: what the card says of the test set, by names
     of `certify.measure` (bounds of wide convolutional networks may need more time or memory than there is). Under
     `torchrun` the processes share the work. Raises ValueError for wrong settings, FileNotFoundError for data that are
     not there, `Diverged`.
@@ -71,8 +71,8 @@ def train(settings: TrainSettings | Mapping[str, Any], *, data: TrainingData | N
             _begin(folder, settings, resume)
         group.wait()
         if settings.cascade == 1:
-            return _train_one(settings, data, folder, resume, group, tell, look, measures)
-        return _train_cascade(settings, data, folder, resume, group, tell, look, measures)
+            return _train_one(settings, data, folder, resume, group, tell, look, worth)
+        return _train_cascade(settings, data, folder, resume, group, tell, look, worth)
 
 
 def said(settings: TrainSettings, data: TrainingData | None) -> TrainSettings:
@@ -105,7 +105,7 @@ def _begin(folder: Path, settings: TrainSettings, resume: bool) -> None:
 
 
 def _train_cascade(settings: TrainSettings, data: TrainingData, folder: Path | None, resume: bool, group: Processes,
-                   tell: Tell | None, look: Look | None, measures: Sequence[str]) -> Trained:
+                   tell: Tell | None, look: Look | None, worth: Sequence[str]) -> Trained:
     """One network after the other, each on what those before do not certify (arXiv:1805.12514)."""
     certifier = Certifier(settings.eps, settings.p, data.clip)
     stages: list[Trained] = []
@@ -118,16 +118,16 @@ def _train_cascade(settings: TrainSettings, data: TrainingData, folder: Path | N
         if own is not None and group.is_first:
             own.mkdir(exist_ok=True)
         group.wait()
-        stages.append(_train_one(settings, replace(data, train=rest), own, resume, group, tell, look, measures))
+        stages.append(_train_one(settings, replace(data, train=rest), own, resume, group, tell, look, worth))
         left = uncertified([stages[-1].model.graph], certifier, rest.x.to(group.device))
         rest = rest.take(left.cpu())
     answers = run_cascade([stage.model.graph for stage in stages], certifier, data.test.x.to(group.device),
                           data.test.y.to(group.device))
     first = stages[0]
-    worth = {"clean": round(1 - answers.clean_error, 6), "certified": round(1 - answers.robust_error, 6),
-             "answered": [int((answers.stage == k).sum()) for k in range(len(stages))]}
+    cascade = {"clean": round(1 - answers.clean_error, 6), "certified": round(1 - answers.robust_error, 6),
+               "answered": [int((answers.stage == k).sum()) for k in range(len(stages))]}
     card = {**first.card, "parameters": sum(stage.card["parameters"] for stage in stages),
-            "seconds": round(sum(stage.card["seconds"] for stage in stages), 1), "cascade": worth,
+            "seconds": round(sum(stage.card["seconds"] for stage in stages), 1), "cascade": cascade,
             "stages": [stage.card["test"] for stage in stages], "uncertified_training_examples": len(rest)}
     if folder is not None and group.is_first:
         _write_card(folder, card)
@@ -141,7 +141,7 @@ def _write_card(folder: Path, card: dict[str, Any]) -> None:
 
 
 def _train_one(settings: TrainSettings, data: TrainingData, folder: Path | None, resume: bool, group: Processes,
-               tell: Tell | None, look: Look | None, measures: Sequence[str]) -> Trained:
+               tell: Tell | None, look: Look | None, worth: Sequence[str]) -> Trained:
     trainer = Trainer(settings, data, folder, group, tell if group.is_first else None)
     trainer.look = look if group.is_first else None
     if resume and folder is not None and (folder / CHECKPOINT).exists():
@@ -158,7 +158,7 @@ def _train_one(settings: TrainSettings, data: TrainingData, folder: Path | None,
         # Threads that meet after each small operation cost small networks more than they gain.
         with threads_for(trainer.model.graph) if group.device.type == "cpu" else nullcontext():
             model = trainer.run()
-            card = _card(trainer, model, data, measures)
+            card = _card(trainer, model, data, worth)
     finally:
         if board is not None:
             board.close()
@@ -176,12 +176,12 @@ def _title(settings: TrainSettings) -> str:
            f"seed {settings.seed}"
 
 
-def _card(trainer: Trainer, model: Classifier, data: TrainingData, measures: Sequence[str]) -> dict[str, Any]:
+def _card(trainer: Trainer, model: Classifier, data: TrainingData, kinds: Sequence[str]) -> dict[str, Any]:
     """What the network is, how it was made, and what it is worth on the test set."""
     s = trainer.settings
     test = data.test
     worth: dict[str, Any] = {}
-    for kind in measures:
+    for kind in kinds:
         part = test.take(slice(0, SLOW.get(kind, len(test))))
         name = kind if len(part) == len(test) else f"{kind} (first {len(part)})"
         worth[name] = round(measure(model, part, trainer.threat, [kind], trainer.say)[kind], 6)

@@ -244,8 +244,8 @@ def test_looking_at_a_run_shows_each_epoch_and_changes_nothing() -> None:
 
 def test_the_card_says_what_is_asked_for() -> None:
     settings = replace(SMALL, epochs=0.3)
-    assert set(train(settings, data=data(), measures=("clean",)).card["test"]) == {"examples", "eps", "norm", "clean"}
-    cascade = train(replace(settings, cascade=2), data=data(), measures=("clean", "ibp")).card
+    assert set(train(settings, data=data(), worth=("clean",)).card["test"]) == {"examples", "eps", "norm", "clean"}
+    cascade = train(replace(settings, cascade=2), data=data(), worth=("clean", "ibp")).card
     assert all(set(stage) == {"examples", "eps", "norm", "clean", "ibp"} for stage in cascade["stages"])
 
 
