@@ -5,19 +5,19 @@
     python benchmarks/studies/fosc.py --mode paper --data-dir data --device cuda --set data=mnist --set model=wang4 \\
         --set eps=0.3 --set epochs=50 --set milestones=[20,40] --set look_at=[4,25,42] --set fgsm_epochs=8
 
-Networks are trained on PGD with several step sizes, several numbers of steps, and with FGSM in the first epochs. FOSC and
-loss of training examples are those of a training's own attack on the network after an epoch; robustness is the share of
-test examples that keep their label at the last point of PGD. The paper's settings are the mode `paper` (its data
-augmentation, which it does not name, is that of the data set). On the digits the schedule is the paper's with half the
-epochs and Adam, and eps is a round number for which the training PGD leaves about half of the test examples their
-labels, as in the paper (44 %).
+Networks are trained on PGD with several step sizes, several numbers of steps, and with FGSM in the first epochs. FOSC
+and loss of training examples are taken where a training's own attack ends on the network after an epoch; robustness is
+the share of test examples that keep their label where PGD ends. Mode `paper` has the paper's settings (augmentation,
+which it does not name, is that of the data set). On the digits the schedule is the paper's with half the epochs and
+Adam, and eps is a round number for which PGD leaves about half of the test examples their labels, as in the paper
+(44 %).
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -52,6 +52,7 @@ from verifier.panels import new_figure  # noqa: E402
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TRAINED = ("data", "model", "eps", "epochs", "batch_size", "optimiser", "lr", "lr_factor", "weight_decay", "milestones")
 LINES = 20            # examples that are drawn one by one, as in the paper
@@ -62,11 +63,12 @@ BANDS = (0.1, 0.5, 0.9)  # quantiles along the steps
 MIDDLE = (0.5, 0.25)  # the step sizes that the paper finds best
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: told apart by all
 STYLES = ("-", "--", "-.", ":")
+UNITS = {"fosc": "FOSC, nats", "loss": "cross-entropy, nats"}
 PLACE = "Wang et al. 2019, "
 
 
 class Training(NamedTuple):
-    """PGD from a random start, `steps` of `size` eps, in the first epochs FGSM instead; or the same as a test attack."""
+    """PGD from a random start, `steps` of `size` eps each, in the first epochs FGSM; or PGD as an attack that tests."""
 
     steps: int
     size: float
@@ -191,7 +193,8 @@ def described_group(end: Reached, chosen: Tensor) -> dict[str, float]:
     if not len(chosen):
         return {"examples": 0, "fosc": 0.0, "accuracy": 0.0, "loss": 0.0}
     return {"examples": len(chosen), "fosc": short(float(end.fosc[chosen].mean())),
-            "accuracy": short(float(end.correct[chosen].double().mean())), "loss": short(float(end.loss[chosen].mean()))}
+            "accuracy": short(float(end.correct[chosen].double().mean())),
+            "loss": short(float(end.loss[chosen].mean()))}
 
 
 def along(paths: Sequence[Reached]) -> Numbers:
@@ -237,16 +240,24 @@ def swept(trainings: Sequence[Training], seen: Mapping[tuple[Training, int], See
 
 
 def staged(seen: Mapping[tuple[Training, int], Seen], s: Settings) -> Numbers:
-    """Figure 3: FOSC after early, middle and late epochs, and what the networks are worth at the end."""
-    trainings = by_stage(s)
-    whole = {(t, epoch): [seen[t, seed].epochs[epoch].fosc for seed in s["seeds"]]
-             for t in trainings for epoch in s["look_at"]}
+    """Figure 3: FOSC after early, middle and late epochs, and what the networks are worth at the end. lower_first: the
+    share of examples whose FOSC is lower after the first of the epochs than after each other; lower_plain: lower after
+    the last of them than with PGD of the same settings throughout."""
+    trainings, seeds = by_stage(s), s["seeds"]
+    whole = {(t, epoch): [seen[t, seed].epochs[epoch].fosc for seed in seeds] for t in trainings for epoch in s["look_at"]}
     places = grid([sample for samples in whole.values() for sample in samples])
-    rows = [{"name": t.name, "clean": [short(seen[t, seed].clean) for seed in s["seeds"]],
-             "robust": [[short(seen[t, seed].robust[a]) for seed in s["seeds"]] for a in stage_attacks(s)],
-             "epochs": [described_sample(whole[t, epoch], places, s["near"]) for epoch in s["look_at"]]}
-            for t in trainings]
+    early, *later = s["look_at"]
+    rows = [{"name": t.name, "clean": [short(seen[t, seed].clean) for seed in seeds],
+             "robust": [[short(seen[t, seed].robust[a]) for seed in seeds] for a in stage_attacks(s)],
+             "epochs": [described_sample(whole[t, epoch], places, s["near"]) for epoch in s["look_at"]],
+             "lower_first": [lower_shares(whole[t, early], whole[t, epoch]) for epoch in later],
+             "lower_plain": lower_shares(whole[t, later[-1]], whole[trainings[0], later[-1]])} for t in trainings]
     return {"attacks": [t.name for t in stage_attacks(s)], "grid": places, "trainings": rows}
+
+
+def lower_shares(samples: Sequence[Tensor], others: Sequence[Tensor]) -> list[float]:
+    """Of each network, the share of examples whose value lies below that in the other sample; ties count half."""
+    return [short(float(((a < b).double() + 0.5 * (a == b)).mean())) for a, b in zip(samples, others, strict=True)]
 
 
 def described_sample(samples: Sequence[Tensor], places: Sequence[float], near: float) -> Numbers:
@@ -267,23 +278,22 @@ def judge(numbers: Numbers, s: Settings) -> list[Verdict]:
 
 
 def judge_groups(found: Numbers, s: Settings) -> Verdict:
-    groups = found[s["grouping"]]
-    fosc, accuracy, loss = ([row[key] for row in groups] for key in ("fosc", "accuracy", "loss"))
-    by_accuracy, by_loss = rank_correlation(fosc, accuracy), rank_correlation(fosc, loss)
-    other = found["width" if s["grouping"] == "count" else "count"]
-    there = [rank_correlation([row["fosc"] for row in other], [row[key] for row in other])
+    kind, other = s["grouping"], "width" if s["grouping"] == "count" else "count"
+    ranks = {k: [rank_correlation([row["fosc"] for row in found[k]], [row[key] for row in found[k]])
+                 for key in ("accuracy", "loss")] for k in (kind, other)}
+    lines = [explained([row["fosc"] for row in found[kind]], [row[key] for row in found[kind]])
              for key in ("accuracy", "loss")]
     rho = {name: float(np.mean(values)) for name, values in found["rho"].items()}
-    said = (f"Over {len(groups)} groups of equal {s['grouping']} the rank correlation of FOSC is {by_accuracy} with "
+    by_accuracy, by_loss = ranks[kind]
+    said = (f"Over {len(found[kind])} groups of equal {kind} the rank correlation of FOSC is {by_accuracy} with "
             f"accuracy and {by_loss} with loss (needed: rising and falling, p < 0.05); straight lines explain "
-            f"{100 * explained(fosc, accuracy):.0f} % and {100 * explained(fosc, loss):.0f} % of the variance. In groups of "
-            f"equal {'width' if s['grouping'] == 'count' else 'count'}: {there[0]} and {there[1]}. Over single examples "
-            f"FOSC goes with the loss at rho = {rho['loss']:+.2f} and with the length of the gradient at rho = "
-            f"{rho['slope']:+.2f}; as a share of the largest value that this length allows, with the loss at rho = "
-            f"{rho['share_loss']:+.2f}.")
+            f"{100 * lines[0]:.0f} % and {100 * lines[1]:.0f} % of the variance. In groups of equal {other}: "
+            f"{ranks[other][0]} and {ranks[other][1]}. Over single examples FOSC goes with the loss at rho = "
+            f"{rho['loss']:+.2f} and with the length of the gradient at rho = {rho['slope']:+.2f}; as a share of the "
+            f"largest value that this length allows, with the loss at rho = {rho['share_loss']:+.2f}.")
     if not (by_accuracy.rises and by_loss.falls) and rho["slope"] > abs(rho["share_loss"]):
-        said += (f" PGD leaves {100 * np.mean(found['accuracy']):.0f} % of the examples their label here; where the network "
-                 "is sure of it gradients nearly vanish, and FOSC, which is in units of the loss, with them.")
+        said += (f" PGD leaves {100 * np.mean(found['accuracy']):.0f} % of the examples their label here; where the "
+                 "network is sure of it, gradients nearly vanish, and FOSC, which is in units of the loss, with them.")
     return Verdict("The lower the FOSC of PGD examples, the lower the accuracy on them and the higher their loss",
                    PLACE + "Figure 1a", outcome(by_accuracy.rises, by_loss.falls), said)
 
@@ -296,49 +306,51 @@ def explained(x: Sequence[float], y: Sequence[float]) -> float:
 def judge_paths(found: Numbers) -> Verdict:
     fosc, loss = found["fosc"], found["loss"]
     falls, rises = float(np.mean(fosc["as_said"])), float(np.mean(loss["as_said"]))
-    widths = {name: [part["bands"][-1][k] - part["bands"][0][k] for k in (0, -1)]
-              for name, part in (("FOSC", fosc), ("loss", loss))}
-    narrower, wider = widths["FOSC"][1] < widths["FOSC"][0], widths["loss"][1] > widths["loss"][0]
-    said = (f"From the random start to the last step FOSC falls for {100 * falls:.1f} % of the test examples and the loss "
-            f"rises for {100 * rises:.1f} % (needed: {100 * NEARLY_ALL:.0f} %); the mean rank correlation with the step "
-            f"is {np.mean(fosc['rho']):+.2f} for FOSC and {np.mean(loss['rho']):+.2f} for the loss. Between the 10 % and "
-            f"90 % quantiles FOSC spans {widths['FOSC'][0]:.3g} at the start and {widths['FOSC'][1]:.3g} at the end, the "
-            f"loss {widths['loss'][0]:.3g} and {widths['loss'][1]:.3g}; the median FOSC goes from {fosc['bands'][1][0]:.3g} "
-            f"to {fosc['bands'][1][-1]:.3g}.")
-    return Verdict("Along the steps of PGD, FOSC falls consistently towards zero, while the loss rises and ends in a wider "
-                   "range of values", PLACE + "Figure 1b",
-                   outcome(falls >= NEARLY_ALL, rises >= NEARLY_ALL, narrower, wider), said)
+    low, middle, high = (fosc["bands"][k] for k in range(3))
+    spans = [high[0] - low[0], high[-1] - low[-1]]
+    loss_spans = [loss["bands"][-1][k] - loss["bands"][0][k] for k in (0, -1)]
+    said = (f"From the random start to the last step FOSC falls for {100 * falls:.1f} % of the test examples, and the "
+            f"loss rises for {100 * rises:.1f} % (needed: {100 * NEARLY_ALL:.0f} %); the mean rank correlation with "
+            f"the step is {np.mean(fosc['rho']):+.2f} for FOSC and {np.mean(loss['rho']):+.2f} for the loss. The "
+            f"median FOSC goes from {middle[0]:.3g} to {middle[-1]:.3g}. Between its 10 % and 90 % quantiles FOSC "
+            f"spans {spans[0]:.3g} at the start and {spans[1]:.3g} at the end (needed: less), the loss {loss_spans[0]:.3g} "
+            f"and {loss_spans[1]:.3g} (needed: more).")
+    return Verdict("Along the steps of PGD, FOSC falls consistently towards zero, while the loss rises and ends in a "
+                   "wider range of values", PLACE + "Figure 1b",
+                   outcome(falls >= NEARLY_ALL, rises >= NEARLY_ALL, spans[1] < spans[0],
+                           loss_spans[1] > loss_spans[0]), said)
 
 
 def robustness(row: Numbers) -> np.ndarray[Any, Any]:
     """Of each seed, the mean over the attacks."""
-    return np.mean(row["robust"], axis=0)
+    shares: np.ndarray[Any, Any] = np.mean(row["robust"], axis=0)
+    return shares
 
 
 def judge_sizes(found: Numbers) -> Verdict:
     rows = {row["size"]: row for row in found["trainings"]}
     middle = np.mean([robustness(rows[size]) for size in rows if size in MIDDLE], axis=0)
     gains = {size: mean_of((middle - robustness(row)).tolist()) for size, row in rows.items() if size not in MIDDLE}
-    best = [max(rows, key=lambda size, k=k: float(np.mean(rows[size]["robust"][k])))  # type: ignore[misc]
+    best = [max(rows.values(), key=lambda row: float(np.mean(row["robust"][k])))["size"]  # noqa: B023
             for k in range(len(found["attacks"]))]
     told = "; ".join(f"over {size_name(size)} {points(gain)}" for size, gain in gains.items())
-    said = (f"Gain in robustness of eps/2 and eps/4 together, in percentage points with 95 % intervals over seeds: {told} "
-            f"(needed: above zero). Best against the attacks with steps of {listed(map(size_name, rows))}: training with "
-            f"{listed(map(size_name, best))}.")
-    return Verdict("Of the step sizes of PGD training, eps/2 and eps/4 give more robustness than larger and smaller ones",
-                   PLACE + "Figure 2a", outcome(*(gain.lower > 0 for gain in gains.values())), said)
+    said = ("Gain in robustness of eps/2 and eps/4 together, in percentage points with 95 % intervals over seeds: "
+            f"{told} (needed: above zero). Against attacks with steps of {', '.join(map(size_name, rows))}, most "
+            f"robust is training with {', '.join(map(size_name, best))}.")
+    return Verdict("Of the step sizes of PGD training, eps/2 and eps/4 give more robustness than larger and smaller "
+                   "ones", PLACE + "Figure 2a", outcome(*(gain.lower > 0 for gain in gains.values())), said)
 
 
 def judge_indicator(found: Numbers) -> Verdict:
     rows = found["trainings"]
     robust = [float(v) for row in rows for v in robustness(row)]
-    fosc, loss = ([v for row in rows for v in row[name]["means"]] for name in ("fosc", "loss"))
-    by_fosc, by_loss = rank_correlation(fosc, robust), rank_correlation(loss, robust)
-    said = (f"Over the networks of all step sizes and seeds, robustness has the rank correlation {by_fosc} with the mean "
-            f"FOSC of the last epoch's training examples (needed: falling, p < 0.05) and {by_loss} with their mean loss "
-            "(needed: weaker).")
-    return Verdict("The lower the FOSC of training examples in the last epoch, the more robust the network; FOSC says it "
-                   "better than the loss", PLACE + "Figures 2a and 2c",
+    by_fosc, by_loss = (rank_correlation([v for row in rows for v in row[name]["means"]], robust)
+                        for name in ("fosc", "loss"))
+    said = (f"Over the networks of all step sizes and seeds, robustness has the rank correlation {by_fosc} with the "
+            f"mean FOSC of training examples in the last epoch (needed: falling, p < 0.05) and {by_loss} with their "
+            "mean loss (needed: weaker).")
+    return Verdict("The lower the FOSC of training examples in the last epoch, the more robust the network; FOSC tells "
+                   "more than the loss", PLACE + "Figures 2a and 2c",
                    outcome(by_fosc.falls, by_fosc.falls and abs(by_loss.rho) < abs(by_fosc.rho)), said)
 
 
@@ -346,88 +358,92 @@ def judge_shapes(found: Numbers) -> Verdict:
     gap = mean_of([a - b for a, b in zip(found["apart"]["fosc"], found["apart"]["loss"], strict=True)])
     means = {name: float(np.mean(values)) for name, values in found["apart"].items()}
     said = (f"The two most different distributions of the last epoch are {means['fosc']:.3f} apart in FOSC and "
-            f"{means['loss']:.3f} in loss (largest difference of the cumulative shares, mean over seeds); the difference "
-            f"between the two is {gap} (needed: above zero).")
+            f"{means['loss']:.3f} in loss (largest difference of cumulative shares, mean over seeds); FOSC's is larger "
+            f"by {gap} (needed: above zero).")
     return Verdict("Distributions of the loss are almost the same for all step sizes, while those of FOSC differ",
                    PLACE + "Figures 2c and 2e", outcome(gap.lower > 0), said)
 
 
 def judge_steps(steps: Numbers, sizes: Numbers) -> Verdict:
-    rows = steps["trainings"]
-    few, many = (pick(rows, key=lambda row: row["steps"]) for pick in (min, max))
+    few, many = (pick(steps["trainings"], key=lambda row: row["steps"]) for pick in (min, max))
     gain = mean_of((robustness(many) - robustness(few)).tolist())
     closer = mean_of([a - b for a, b in zip(sizes["apart"]["fosc"], steps["apart"]["fosc"], strict=True)])
-    said = (f"From {few['steps']} to {many['steps']} steps robustness gains {points(gain)} percentage points (needed: the "
-            f"interval ends below {100 * MARGINAL:g}). FOSC distributions are {np.mean(steps['apart']['fosc']):.3f} apart "
-            f"at most, by step size {np.mean(sizes['apart']['fosc']):.3f}; difference {closer} (needed: above zero).")
+    said = (f"From {few['steps']} to {many['steps']} steps robustness gains {points(gain)} percentage points (needed: "
+            f"the interval ends below {100 * MARGINAL:g}). Distributions of FOSC are "
+            f"{np.mean(steps['apart']['fosc']):.3f} apart at most, by step size {np.mean(sizes['apart']['fosc']):.3f}; "
+            f"difference {closer} (needed: above zero).")
     return Verdict("More steps than reach the surface of the ball bring marginal robustness or none, and leave the "
                    "distribution of FOSC as it is", PLACE + "Figures 2b and 2d",
                    outcome(gain.upper < MARGINAL, closer.lower > 0), said)
 
 
 def judge_stages(found: Numbers, s: Settings) -> Verdict:
-    early, *later = s["look_at"]
     parts: list[bool] = []
     told = []
     for row in found["trainings"][:2]:
-        first, *others = (np.array(epoch["medians"]) for epoch in row["epochs"])
-        rises = [mean_of((other - first).tolist()) for other in others]
-        parts += [rise.lower > 0 for rise in rises]
-        told.append(f"{row['name']}: median {first.mean():.3g} after epoch {early}, then by "
-                    + listed(f"{rise} until epoch {epoch}" for rise, epoch in zip(rises, later, strict=True)))
-    return Verdict("Early in PGD training FOSC is lower than in the middle and at the end: converged attacks are easy to "
-                   "find there", PLACE + "Figure 3a", outcome(*parts),
-                   f"FOSC of training examples, {'; '.join(told)} (changes with 95 % intervals over seeds; needed: all "
-                   "above zero).")
+        lower = [mean_of(shares) for shares in row["lower_first"]]
+        parts += [share.lower > 0.5 for share in lower]
+        means = ", ".join(f"{np.mean(epoch['means']):.3g}" for epoch in row["epochs"])
+        told.append(f"{row['name']}: {' and '.join(map(as_share, lower))}, mean FOSC {means}")
+    early, *later = s["look_at"]
+    said = (f"Share of training examples whose FOSC is lower after epoch {early} than after epochs "
+            f"{' and '.join(map(str, later))} (ties count half), with 95 % intervals over seeds, and the mean FOSC "
+            f"after these epochs. {'; '.join(told)} (needed: shares above 0.5).")
+    return Verdict("Early in PGD training FOSC is lower than in the middle and at the end: converged attacks are easy "
+                   "to find there", PLACE + "Figure 3a", outcome(*parts), said)
 
 
 def judge_fgsm(found: Numbers, s: Settings) -> Verdict:
     plain, _, after = found["trainings"]
     gain = mean_of((robustness(after) - robustness(plain)).tolist())
-    late = [np.array(row["epochs"][-1]["medians"]) for row in (plain, after)]
-    fosc = mean_of((late[1] - late[0]).tolist())
-    near = [float(np.mean(row["epochs"][-1]["near"])) for row in (plain, after)]
-    said = (f"Robustness gains {points(gain)} percentage points, with 95 % interval over seeds (needed: above zero); the "
-            f"median FOSC after epoch {s['look_at'][-1]} changes by {fosc} from {late[0].mean():.3g} (needed: below zero). "
-            f"FOSC is at most {s['near']:g} for {100 * near[0]:.1f} % of the training examples with PGD throughout and for "
-            f"{100 * near[1]:.1f} % after FGSM.")
-    return Verdict("With FGSM instead of PGD in the first epochs, the network is more robust in the end, and PGD converges "
-                   "better late in training", PLACE + "Figures 3b and 3c", outcome(gain.lower > 0, fosc.upper < 0), said)
+    lower = mean_of(after["lower_plain"])
+    near = [100 * float(np.mean(row["epochs"][-1]["near"])) for row in (plain, after)]
+    said = (f"Robustness gains {points(gain)} percentage points, with 95 % interval over seeds (needed: above zero). "
+            f"After epoch {s['look_at'][-1]} FOSC is lower than with PGD throughout for a share of {as_share(lower)} of "
+            f"the training examples (ties count half; needed: above 0.5); it is at most {s['near']:g} for {near[0]:.1f} % "
+            f"of them with PGD throughout and for {near[1]:.1f} % after FGSM.")
+    return Verdict("With FGSM instead of PGD in the first epochs, the network is more robust in the end, and PGD "
+                   "converges better late in training", PLACE + "Figures 3b and 3c",
+                   outcome(gain.lower > 0, lower.lower > 0.5), said)
 
 
 def points(share: Mean) -> str:
     """A difference of shares in percentage points."""
-    return str(Mean(*(100 * value for value in share[:3]), share.n))
+    return str(Mean(100 * share.mean, 100 * share.lower, 100 * share.upper, share.n))
 
 
-def listed(names: Any) -> str:
-    return ", ".join(names)
+def as_share(share: Mean) -> str:
+    ends = "no interval" if math.isinf(share.lower) else f"{share.lower:.2f} to {share.upper:.2f}"
+    return f"{share.mean:.2f} ({ends}, n = {share.n})"
 
 
 # ---------------------------------------------------------------------- showing
 
 
 def draw(numbers: Numbers, s: Settings) -> dict[str, Drawing]:
-    of = (f"Data: {s['data']} ({numbers['examples']['train']} training and {numbers['examples']['test']} test examples); "
-          f"network {s['model']}, l_inf eps {s['eps']:.4g}, {s['epochs']} epochs; seeds {listed(map(str, s['seeds']))}.")
-    return {"strength": Drawing(draw_strength(numbers, s), (
-                f"FOSC (in units of the loss) and strength of {by_stage(s)[0].name} against networks trained with it. (a) "
-                "Test examples in groups of equal count by their FOSC, a mean over networks; (b) in groups of equal width, "
-                f"all networks together, groups of fewer than {LEAST} examples left out; (c), (d) {LINES} test examples of "
-                f"the first network along the steps, the median of all examples in black. {of}")),
-            "settings": Drawing(draw_settings(numbers), (
-                "Left: training with several step sizes, "
-                f"{s['size_steps']} steps; right: with several numbers of steps of {size_name(s['step_size'])}. Top: test "
-                "examples that keep their label under PGD with each setting (mean over seeds, bars: standard deviation); "
-                "middle and bottom: densities (Gaussian kernels) of FOSC and loss of training examples under the "
-                f"training's own attack after the last epoch, all seeds together. {of}")),
-            "epochs": Drawing(draw_epochs(numbers["stages"], s), (
-                "(a) Densities of the FOSC of training examples after early, middle and late epochs of PGD training with "
-                "two step sizes; (b) robustness at the end, a dot a seed; (c) as (a), with FGSM in the first "
-                f"{s['fgsm_epochs']} epochs, whose points are then those of FGSM. {of}"))}
+    count = numbers["examples"]
+    of = (f"Data: {s['data']} ({count['train']} training and {count['test']} test examples); network {s['model']}, "
+          f"l_inf eps {s['eps']:.4g}, {s['epochs']} epochs, seeds {', '.join(map(str, s['seeds']))}.")
+    return {
+        "strength": Drawing(draw_strength(numbers), (
+            f"FOSC and strength of {by_stage(s)[0].name} on test examples, against networks trained with it. (a) "
+            "Groups of equal count by FOSC, within each network, means over networks; (b) groups of equal width, all "
+            f"networks together, groups of fewer than {LEAST} examples left out; (c), (d) {LINES} examples of the "
+            f"first network along the steps, and the median of all examples of all networks. {of}")),
+        "settings": Drawing(draw_settings(numbers), (
+            f"Left: training with several step sizes, {s['size_steps']} steps; right: with several numbers of steps of "
+            f"{size_name(s['step_size'])}. Top: test examples that keep their label under PGD with each setting "
+            "(mean over seeds, bars: standard deviation). Middle and bottom: densities (Gaussian kernels) of FOSC and "
+            f"loss of {count['shown']} training examples under the training's own attack after the last epoch, all "
+            f"seeds together. {of}")),
+        "epochs": Drawing(draw_epochs(numbers["stages"], s), (
+            f"(a) Densities of the FOSC of {count['shown']} training examples after early, middle and late epochs of "
+            "PGD training with two step sizes, all seeds together; (b) robustness at the end, a dot a seed, squares "
+            f"and bars: mean and standard deviation; (c) as (a), with FGSM in the first {s['fgsm_epochs']} epochs, "
+            f"whose points are then those of FGSM. {of}"))}
 
 
-def draw_strength(numbers: Numbers, s: Settings) -> Any:
+def draw_strength(numbers: Numbers) -> Figure:
     figure = new_figure(10, 7.5)
     axes = figure.subplots(2, 2)
     for axis, kind, title in zip(axes[0], ("count", "width"), (
@@ -439,99 +455,100 @@ def draw_strength(numbers: Numbers, s: Settings) -> Any:
                  *other.plot(fosc, [row["loss"] for row in rows], "s--", color=COLOURS[1], label="loss")]
         if kind == "count" and sum(v > 0 for v in fosc) > 2:
             axis.set_xscale("symlog", linthresh=min(v for v in fosc if v > 0))
-        axis.set(title=title, xlabel="mean FOSC of the group", ylabel="accuracy, %")
+        axis.set(title=title, xlabel="mean FOSC of the group, nats", ylabel="accuracy, %")
         other.set_ylabel("mean cross-entropy, nats")
         axis.legend(handles=lines, fontsize=8)
-    for axis, name, title, what in zip(axes[1], ("fosc", "loss"), ("(c) FOSC along PGD", "(d) loss along PGD"), (
-            "FOSC, nats", "cross-entropy, nats"), strict=True):
+    for axis, name, title, unit in zip(axes[1], ("fosc", "loss"), ("(c) FOSC along PGD", "(d) loss along PGD"),
+                                       UNITS.values(), strict=True):
         found = numbers["paths"][name]
         for k, line in enumerate(found["lines"]):
             axis.plot(line, color=COLOURS[k % len(COLOURS)], linewidth=0.8, alpha=0.7)
-        axis.plot(found["bands"][1], color="black", linewidth=2, label="median of all")
-        axis.set(title=title, xlabel="step", ylabel=what)
+        axis.plot(found["bands"][BANDS.index(0.5)], color="black", linewidth=2, label="median of all")
+        axis.set(title=title, xlabel="step", ylabel=unit)
         axis.legend(fontsize=8)
     return figure
 
 
-def draw_settings(numbers: Numbers) -> Any:
+def draw_settings(numbers: Numbers) -> Figure:
     figure = new_figure(10, 10)
     axes = figure.subplots(3, 2)
-    for column, (key, label, what) in enumerate((
-            ("sizes", lambda row: size_name(row["size"]), "step size"),
-            ("steps", lambda row: f"{row['steps']}", "steps"))):
+    for column, (key, what) in enumerate((("sizes", "step size"), ("steps", "number of steps"))):
         found = numbers[key]
         rows = found["trainings"]
-        for k, row in enumerate(rows):
-            shares = 100 * np.array([other["robust"][k] for other in rows])
+        names = [size_name(row["size"]) if key == "sizes" else f"{row['steps']} steps" for row in rows]
+        for k, name in enumerate(names):
+            shares = 100 * np.array([row["robust"][k] for row in rows])
             axes[0, column].errorbar(range(len(rows)), shares.mean(1), yerr=deviation(shares), capsize=3,
-                                     color=COLOURS[k % len(COLOURS)], linestyle=STYLES[k % len(STYLES)], marker="o",
-                                     label=f"test {label(row)}")
-        axes[0, column].set_xticks(range(len(rows)), [label(row) for row in rows])
-        axes[0, column].set(title=f"({'ab'[column]}) robustness", xlabel=f"{what} in training",
+                                     label=f"tested with {name}", marker="o", **look_of(k))
+        axes[0, column].set_xticks(range(len(rows)), names)
+        axes[0, column].set(title=f"({'ab'[column]}) robustness, by {what}", xlabel=f"{what} in training",
                             ylabel="accuracy under PGD, %")
         axes[0, column].legend(fontsize=8)
-        for line, (name, unit) in enumerate((("fosc", "FOSC, nats"), ("loss", "cross-entropy, nats")), 1):
-            densities(axes[line, column], found["grids"][name], [(label(row), row[name]) for row in rows], unit)
-            axes[line, column].set_title(f"({'cdef'[2 * line - 2 + column]}) {'FOSC' if name == 'fosc' else 'loss'} of "
-                                         f"training examples, by {what}")
+        for line, (quantity, unit) in enumerate(UNITS.items(), 1):
+            axis = axes[line, column]
+            densities(axis, found["grids"][quantity], zip(names, (row[quantity] for row in rows), strict=True), unit)
+            letter, name = "cdef"[2 * line - 2 + column], unit.partition(",")[0]
+            axis.set_title(f"({letter}) {name} of training examples, by {what}")
+            axis.legend(fontsize=8)
     return figure
 
 
-def draw_epochs(found: Numbers, s: Settings) -> Any:
+def draw_epochs(found: Numbers, s: Settings) -> Figure:
     figure = new_figure(13, 4.2)
-    axes = figure.subplots(1, 3)
+    left, middle, right = figure.subplots(1, 3)
     rows = found["trainings"]
-    for axis, chosen, title in ((axes[0], rows[:2], "(a) PGD throughout"), (axes[2], rows[2:], "(c) FGSM, then PGD")):
+    for axis, chosen, title in ((left, rows[:2], "(a) PGD throughout"), (right, rows[2:], "(c) FGSM, then PGD")):
         for style, row in zip(STYLES, chosen, strict=False):
-            samples = [(f"{row['name']}: epoch {epoch}", sample)
-                       for epoch, sample in zip(s["look_at"], row["epochs"], strict=True)]
-            densities(axis, found["grid"], samples, "FOSC, nats", style)
+            names = [f"{row['name']}: epoch {epoch}" for epoch in s["look_at"]]
+            densities(axis, found["grid"], zip(names, row["epochs"], strict=True), UNITS["fosc"], style)
         axis.set_title(title)
         axis.legend(fontsize=7)
     for k, attack in enumerate(found["attacks"]):
         shares = 100 * np.array([row["robust"][k] for row in rows])
         places = np.arange(len(rows)) + 0.15 * (k - (len(found["attacks"]) - 1) / 2)
-        axes[1].plot(np.repeat(places, shares.shape[1]), shares.ravel(), "o", color=COLOURS[k], alpha=0.5, markersize=4)
-        axes[1].errorbar(places, shares.mean(1), yerr=deviation(shares), fmt="s", color=COLOURS[k], capsize=3,
-                         label=f"under {attack}")
-    axes[1].set_xticks(range(len(rows)), [row["name"].replace("epochs, ", "epochs,\n").replace("PGD", "\nPGD", 1)
-                                          for row in rows], fontsize=7)
-    axes[1].set(title="(b) robustness by training", ylabel="accuracy under PGD, %")
-    axes[1].legend(fontsize=7)
+        middle.plot(np.repeat(places, shares.shape[1]), shares.ravel(), "o", color=COLOURS[k], alpha=0.5, markersize=4)
+        middle.errorbar(places, shares.mean(1), yerr=deviation(shares), fmt="s", color=COLOURS[k], capsize=3,
+                        label=f"under {attack}")
+    middle.set_xticks(range(len(rows)), [row["name"].replace(", ", ",\n") for row in rows], fontsize=7)
+    middle.set(title="(b) robustness, by training", ylabel="accuracy under PGD, %")
+    middle.legend(fontsize=7)
     return figure
 
 
 def deviation(shares: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Over seeds, the last axis; zero for one seed."""
-    spread_of: np.ndarray[Any, Any] = shares.std(1, ddof=1) if shares.shape[1] > 1 else np.zeros(len(shares))
-    return spread_of
+    found: np.ndarray[Any, Any] = shares.std(1, ddof=1) if shares.shape[1] > 1 else np.zeros(len(shares))
+    return found
 
 
-def densities(axis: Axes, places: Sequence[float], samples: Sequence[tuple[str, Numbers]], unit: str,
+def look_of(k: int) -> dict[str, str]:
+    """Colour and line of the k-th curve: either alone tells curves apart."""
+    return {"color": COLOURS[k % len(COLOURS)], "linestyle": STYLES[k % len(STYLES)]}
+
+
+def densities(axis: Axes, places: Sequence[float], samples: Iterable[tuple[str, Numbers]], unit: str,
               style: str | None = None) -> None:
     for k, (label, sample) in enumerate(samples):
-        axis.plot(places, sample["density"], color=COLOURS[k % len(COLOURS)], linestyle=style or STYLES[k % len(STYLES)],
-                  label=label)
+        look = look_of(k) if style is None else look_of(k) | {"linestyle": style}
+        axis.plot(places, sample["density"], label=label, **look)
     axis.set(xlabel=unit, ylabel="density, 1/nat", xlim=(0, places[-1]))
     axis.set_ylim(bottom=0)
-    axis.legend(fontsize=8)
 
 
 def table(numbers: Numbers, s: Settings) -> str:
-    header = ["training", "clean %", "robust %", "mean FOSC, last epoch", f"FOSC <= {s['near']:g}, %", "mean loss"]
-    lines = []
-    for row in (*numbers["sizes"]["trainings"], *numbers["steps"]["trainings"]):
-        lines.append([row["name"], percent(row["clean"]), percent(robustness(row)), spread(row["fosc"]["means"], 4),
-                      percent(row["fosc"]["near"]), spread(row["loss"]["means"], 3)])
-    stages = []
-    for row in numbers["stages"]["trainings"]:
-        stages.append([row["name"], percent(row["clean"]), percent(robustness(row)),
-                       *(spread(epoch["medians"], 5) for epoch in row["epochs"])])
+    swept_lines = [[row["name"], percent(row["clean"]), percent(robustness(row)), spread(row["fosc"]["means"], 4),
+                    percent(row["fosc"]["near"]), spread(row["loss"]["means"], 3)]
+                   for key in ("sizes", "steps") for row in numbers[key]["trainings"]]
+    stage_lines = [[row["name"], percent(row["clean"]), percent(robustness(row)),
+                    *(spread(epoch["means"], 4) for epoch in row["epochs"])] for row in numbers["stages"]["trainings"]]
     return "\n".join([
-        markdown(header, lines, 1), "",
-        "Robust: under PGD with the step sizes (numbers of steps) of its group, the mean over these attacks; the spread over "
-        f"{len(s['seeds'])} seeds behind ±. The first network of Figure 1 and those of Figure 3:", "",
-        markdown(["training", "clean %", "robust %", *(f"median FOSC, epoch {e}" for e in s["look_at"])], stages, 1)])
+        markdown(["training", "clean %", "robust %", "mean FOSC at the end", f"FOSC <= {s['near']:g}, %", "mean loss"],
+                 swept_lines, 1),
+        "", "Robust: under PGD with the step sizes (numbers of steps) of the same group, the mean over these attacks; "
+        f"means over {len(s['seeds'])} seeds, behind ± their standard deviation. FOSC and loss: of training examples. "
+        "By epochs:",
+        "", markdown(["training", "clean %", "robust %", *(f"mean FOSC, epoch {e}" for e in s["look_at"])],
+                     stage_lines, 1)])
 
 
 def percent(shares: Sequence[float] | np.ndarray[Any, Any]) -> str:
@@ -549,22 +566,22 @@ DIGITS: Settings = {
     "stage_sizes": [0.25, 0.125], "stage_steps": 10, "look_at": [5, 30, 50], "fgsm_epochs": 10,
     "grouping": "count", "groups": 20, "groups_end": 0.0, "near": 0.02,
 }
-MODES_OF: dict[str, Settings] = {
-    "quick": DIGITS | {"train_examples": 300, "test_examples": 100, "examples": 100, "model": "mlp", "seeds": [0, 1],
-                       "epochs": 3, "milestones": [2], "size_steps": 4, "steps": [2, 4], "stage_steps": 3,
-                       "look_at": [1, 2, 3], "fgsm_epochs": 1, "groups": 5},
-    "default": DIGITS,
-    "paper": DIGITS | {"data": "cifar10", "examples": 10_000, "model": "wang8", "eps": 8 / 255, "seeds": [0, 1, 2],
-                       "epochs": 120, "batch_size": 128, "optimiser": "sgd", "lr": 0.01, "milestones": [60, 100],
-                       "look_at": [10, 60, 100], "fgsm_epochs": 20, "grouping": "width", "groups_end": 0.1, "near": 0.1},
+QUICK = DIGITS | {
+    "train_examples": 300, "test_examples": 100, "examples": 100, "model": "mlp", "seeds": [0, 1],
+    "epochs": 3, "milestones": [2], "size_steps": 4, "steps": [2, 4], "stage_steps": 3, "look_at": [1, 2, 3],
+    "fgsm_epochs": 1, "groups": 5,
+}
+PAPER = DIGITS | {
+    "data": "cifar10", "examples": 10_000, "model": "wang8", "eps": 8 / 255, "seeds": [0, 1, 2],
+    "epochs": 120, "batch_size": 128, "optimiser": "sgd", "lr": 0.01, "milestones": [60, 100],
+    "look_at": [10, 60, 100], "fgsm_epochs": 20, "grouping": "width", "groups_end": 0.1, "near": 0.1,
 }
 
-Part = Callable[[Numbers], Verdict]
-
 STUDY = Study(name="fosc", title="FOSC and adversarial strength",
-              source="Wang et al., On the Convergence and Robustness of Adversarial Training, ICML 2019 (arXiv:2112.08304), "
-                     "Figures 1 to 3",
-              modes=MODES_OF, measure=measure, draw=draw, judge=judge, table=table)
+              source="Wang et al., On the Convergence and Robustness of Adversarial Training, ICML 2019 "
+                     "(arXiv:2112.08304), Figures 1 to 3",
+              modes={"quick": QUICK, "default": DIGITS, "paper": PAPER}, measure=measure, draw=draw, judge=judge,
+              table=table)
 
 if __name__ == "__main__":
     sys.exit(run(STUDY))
