@@ -53,8 +53,8 @@ def train(settings: TrainSettings | Mapping[str, Any], *, data: TrainingData | N
     """Train a network. settings: a record, or names and values (the rest from the recipe of the method and data set).
 
     data: instead of the data set that the settings name. out: a folder for checkpoints, log, curves, card and ONNX
-    file; with `resume` a run that lies there goes on, exactly as if it had not stopped. look: called with (epoch from 1,
-    network in evaluation mode) after each epoch of this process. worth: what the card says of the test set, by names
+    file; with `resume` a run that lies there goes on, exactly as if it had not stopped. look: called with (epoch from
+    1, network in evaluation mode) after each epoch of this process. worth: what the card says of the test set, by names
     of `certify.measure` (bounds of wide convolutional networks may need more time or memory than there is). Under
     `torchrun` the processes share the work. Raises ValueError for wrong settings, FileNotFoundError for data that are
     not there, `Diverged`.

@@ -244,7 +244,8 @@ def staged(seen: Mapping[tuple[Training, int], Seen], s: Settings) -> Numbers:
     share of examples whose FOSC is lower after the first of the epochs than after each other; lower_plain: lower after
     the last of them than with PGD of the same settings throughout."""
     trainings, seeds = by_stage(s), s["seeds"]
-    whole = {(t, epoch): [seen[t, seed].epochs[epoch].fosc for seed in seeds] for t in trainings for epoch in s["look_at"]}
+    whole = {(t, epoch): [seen[t, seed].epochs[epoch].fosc for seed in seeds]
+             for t in trainings for epoch in s["look_at"]}
     places = grid([sample for samples in whole.values() for sample in samples])
     early, *later = s["look_at"]
     rows = [{"name": t.name, "clean": [short(seen[t, seed].clean) for seed in seeds],
@@ -313,8 +314,8 @@ def judge_paths(found: Numbers) -> Verdict:
             f"loss rises for {100 * rises:.1f} % (needed: {100 * NEARLY_ALL:.0f} %); the mean rank correlation with "
             f"the step is {np.mean(fosc['rho']):+.2f} for FOSC and {np.mean(loss['rho']):+.2f} for the loss. The "
             f"median FOSC goes from {middle[0]:.3g} to {middle[-1]:.3g}. Between its 10 % and 90 % quantiles FOSC "
-            f"spans {spans[0]:.3g} at the start and {spans[1]:.3g} at the end (needed: less), the loss {loss_spans[0]:.3g} "
-            f"and {loss_spans[1]:.3g} (needed: more).")
+            f"spans {spans[0]:.3g} at the start and {spans[1]:.3g} at the end (needed: less), the loss "
+            f"{loss_spans[0]:.3g} and {loss_spans[1]:.3g} (needed: more).")
     return Verdict("Along the steps of PGD, FOSC falls consistently towards zero, while the loss rises and ends in a "
                    "wider range of values", PLACE + "Figure 1b",
                    outcome(falls >= NEARLY_ALL, rises >= NEARLY_ALL, spans[1] < spans[0],
@@ -399,9 +400,9 @@ def judge_fgsm(found: Numbers, s: Settings) -> Verdict:
     lower = mean_of(after["lower_plain"])
     near = [100 * float(np.mean(row["epochs"][-1]["near"])) for row in (plain, after)]
     said = (f"Robustness gains {points(gain)} percentage points, with 95 % interval over seeds (needed: above zero). "
-            f"After epoch {s['look_at'][-1]} FOSC is lower than with PGD throughout for a share of {as_share(lower)} of "
-            f"the training examples (ties count half; needed: above 0.5); it is at most {s['near']:g} for {near[0]:.1f} % "
-            f"of them with PGD throughout and for {near[1]:.1f} % after FGSM.")
+            f"After epoch {s['look_at'][-1]} FOSC is lower than with PGD throughout for a share of {as_share(lower)} "
+            f"of the training examples (ties count half; needed: above 0.5); it is at most {s['near']:g} for "
+            f"{near[0]:.1f} % of them with PGD throughout and for {near[1]:.1f} % after FGSM.")
     return Verdict("With FGSM instead of PGD in the first epochs, the network is more robust in the end, and PGD "
                    "converges better late in training", PLACE + "Figures 3b and 3c",
                    outcome(gain.lower > 0, lower.lower > 0.5), said)
