@@ -4,6 +4,7 @@ end."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,18 @@ from torch import Tensor
 
 from benchmarks.studies import fosc
 from benchmarks.studies.convergence import Reached
-from benchmarks.studies.fosc import STUDY, Training, along, lower_shares, rank_along, size_name, strength, swept, trained
+from benchmarks.studies.fosc import (
+    STUDY,
+    Training,
+    along,
+    lower_shares,
+    rank_along,
+    robustness,
+    size_name,
+    strength,
+    swept,
+    trained,
+)
 from benchmarks.studies.study import NOT_SEEN, PARTLY, SEEN, Context, perform
 from certify.data.registry import load
 
@@ -32,12 +44,12 @@ def test_a_quick_run_leaves_figures_verdicts_and_a_small_record(record: dict[str
     out: Path = record["out"]
     assert set(record["figures"]) == {"fosc-strength.png", "fosc-settings.png", "fosc-epochs.png"}
     for name, caption in record["figures"].items():
-        assert 5_000 < (out / name).stat().st_size < 200_000
+        assert 5_000 < (out / name).stat().st_size < 150_000
         assert "digits" in caption and "eps 0.2" in caption and "seeds 0, 1" in caption
     assert (out / "fosc.json").stat().st_size < 300_000
     assert [v["place"].rpartition("2019, ")[2] for v in record["verdicts"]] == [
-        "Figure 1a", "Figure 1b", "Figure 2a", "Figures 2a and 2c", "Figures 2c and 2e", "Figures 2b and 2d", "Figure 3a",
-        "Figures 3b and 3c"]
+        "Figure 1a", "Figure 1b", "Figure 2a", "Figures 2a and 2c", "Figures 2c and 2e", "Figures 2b and 2d",
+        "Figure 3a", "Figures 3b and 3c"]
     assert all("nan" not in v["why"] and "inf " not in v["why"] for v in record["verdicts"])
     assert "FGSM 1 epochs, PGD-3, eps/4" in record["table"]
 
@@ -49,14 +61,14 @@ def test_numbers_are_shares_and_distances(record: dict[str, Any]) -> None:
             assert all(0 <= share <= 1 for shares in row["robust"] for share in shares)
             assert len(row["robust"]) == len(numbers[key]["attacks"])
             for shares in row["robust"]:
-                assert all(a <= b for a, b in zip(shares, row["clean"], strict=True)), "an attack corrects nothing here"
+                assert all(a <= b + 0.05 for a, b in zip(shares, row["clean"], strict=True)), "corrects hardly any"
     assert all(row["fosc"]["quantiles"][0] >= 0 for row in numbers["sizes"]["trainings"])
     assert json.loads((record["out"] / "fosc.json").read_text())["numbers"] == numbers
 
 
 def test_the_same_settings_give_the_same_numbers() -> None:
     data = load("digits")
-    data = fosc.replace(data, train=data.train.take(slice(0, 100)), test=data.test.take(slice(0, 40)))
+    data = replace(data, train=data.train.take(slice(0, 100)), test=data.test.take(slice(0, 40)))
     s = QUICK | {"epochs": 2, "look_at": [1, 2, 2]}
     one, other = (trained(Training(2, 0.5), 0, [Training(3, 0.5)], s, data, QUIET) for _ in range(2))
     assert one.robust == other.robust and torch.equal(one.epochs[2].fosc, other.epochs[2].fosc)
@@ -68,7 +80,7 @@ def test_epochs_of_fgsm_are_looked_at_with_fgsm(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(fosc, "distribution", lambda model, examples, **how: (asked.append(how),
                                                                              whole(model, examples, **how))[1])
     data = load("digits")
-    data = fosc.replace(data, train=data.train.take(slice(0, 100)), test=data.test.take(slice(0, 40)))
+    data = replace(data, train=data.train.take(slice(0, 100)), test=data.test.take(slice(0, 40)))
     seen = trained(Training(2, 0.5, 1), 0, [], QUICK | {"look_at": [1, 2]}, data, QUIET)
     assert [(how["steps"], how["step_size"], how.get("random", True)) for how in asked[:3]] == [
         (1, 1.0, False), (2, 0.5, True), (2, 0.5, True)]
@@ -91,9 +103,9 @@ def test_groups_hold_neighbours_in_fosc() -> None:
     assert [row["examples"] for row in found["count"]] == [10] * 4
     assert [row["fosc"] for row in found["count"]] == pytest.approx([0.1125, 0.3625, 0.6125, 0.8625])
     assert [row["accuracy"] for row in found["count"]] == pytest.approx([0, 0, 0.9, 1])
-    assert [row["examples"] for row in found["width"]] == [10] * 4, "half of both samples, and what lies beyond left out"
-    assert found["within"] == [0.5, 0.5] and found["rho"]["loss"] == [-1.0, -1.0] and found["rho"]["slope"] == [0.0, 0.0]
-    assert fosc.judge_groups(found, DEFAULT).outcome == SEEN
+    assert [row["examples"] for row in found["width"]] == [10] * 4, "half of both samples; what lies beyond is left out"
+    assert found["within"] == [0.5, 0.5]
+    assert found["rho"] == {"loss": [-1.0, -1.0], "slope": [0.0, 0.0], "share_loss": [-1.0, -1.0]}
 
 
 def test_ranks_along_the_steps() -> None:
@@ -107,7 +119,8 @@ def test_shares_of_lower_values_count_ties_half() -> None:
     assert lower_shares([torch.tensor([0.0, 0, 1, 2])], [torch.tensor([0.0, 1, 1, 1])]) == [0.5]
 
 
-@pytest.mark.parametrize(("share", "name"), [(1.0, "eps"), (0.5, "eps/2"), (1 / 6, "eps/6"), (0.4, "0.4 eps"), (2.0, "2 eps")])
+@pytest.mark.parametrize(("share", "name"), [
+    (1.0, "eps"), (0.5, "eps/2"), (1 / 6, "eps/6"), (0.4, "0.4 eps"), (2.0, "2 eps")])
 def test_step_sizes_have_the_names_of_the_paper(share: float, name: str) -> None:
     assert size_name(share) == name
 
@@ -158,15 +171,16 @@ def test_verdict_on_paths() -> None:
     assert fosc.judge_paths(along([mixed])).outcome == PARTLY
 
 
-def sizes(middle: float, *, fosc_of: tuple[float, ...] = (2, 1, 1.1, 3), loss_of: tuple[float, ...] = (1, 1.2, 1.1, 1),
-          apart: tuple[float, float] = (0.5, 0.1)) -> dict[str, Any]:
+def sizes(middle: float, *, apart: tuple[float, float] = (0.5, 0.1)) -> dict[str, Any]:
     """Four step sizes, three seeds; `middle` is what eps/2 and eps/4 gain."""
     rows = []
     for k, size in enumerate((1.0, 0.5, 0.25, 0.125)):
         level = 0.5 + middle * (k in (1, 2))
         shift = [0.0, 0.001, -0.001]
-        rows.append({"name": f"{size}", "size": size, "steps": 20, "robust": [[level + v * (1 + k / 5) for v in shift]] * 4,
-                     "fosc": {"means": [fosc_of[k] + v for v in shift]}, "loss": {"means": [loss_of[k] + v for v in shift]}})
+        rows.append({"name": f"{size}", "size": size, "steps": 20,
+                     "robust": [[level + v * (1 + k / 5) for v in shift]] * 4,
+                     "fosc": {"means": [(2, 1, 1.1, 3)[k] + v for v in shift]},
+                     "loss": {"means": [1 + v for v in shift]}})
     return {"attacks": ["a"] * 4, "trainings": rows,
             "apart": {name: [value, value + 0.01, value - 0.01]
                       for name, value in zip(("fosc", "loss"), apart, strict=True)}}
@@ -187,8 +201,10 @@ def test_one_good_neighbour_makes_the_verdict_on_step_sizes_partial() -> None:
 def test_verdict_on_what_fosc_tells() -> None:
     assert fosc.judge_indicator(sizes(0.1)).outcome == SEEN
     assert fosc.judge_indicator(sizes(-0.1)).outcome == NOT_SEEN
-    assert fosc.judge_indicator(sizes(0.1, loss_of=(1, 5, 5, 1), fosc_of=(1.02, 1.01, 1.011, 1.019))).outcome in (
-        PARTLY, SEEN), "the loss tells as much"
+    found = sizes(0.1)
+    for row in found["trainings"]:
+        row["loss"]["means"] = [-float(share) for share in robustness(row)]
+    assert fosc.judge_indicator(found).outcome == PARTLY, "the loss tells more"
 
 
 @pytest.mark.parametrize(("apart", "expected"), [((0.5, 0.1), SEEN), ((0.1, 0.5), NOT_SEEN), ((0.1, 0.1), NOT_SEEN)])
