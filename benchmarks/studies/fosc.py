@@ -422,14 +422,15 @@ def as_share(share: Mean) -> str:
 
 
 def draw(numbers: Numbers, s: Settings) -> dict[str, Drawing]:
-    count = numbers["examples"]
+    count, found = numbers["examples"], numbers["strength"]
     of = (f"Data: {s['data']} ({count['train']} training and {count['test']} test examples); network {s['model']}, "
           f"l_inf eps {s['eps']:.4g}, {s['epochs']} epochs, seeds {', '.join(map(str, s['seeds']))}.")
     return {
         "strength": Drawing(draw_strength(numbers), (
             f"FOSC and strength of {by_stage(s)[0].name} on test examples, against networks trained with it. (a) "
-            "Groups of equal count by FOSC, within each network, means over networks; (b) groups of equal width, all "
-            f"networks together, groups of fewer than {LEAST} examples left out; (c), (d) {LINES} examples of the "
+            "Groups of equal count by FOSC, within each network, means over networks; (b) groups of equal width up to "
+            f"{found['width_end']:.3g}, where {100 * np.mean(found['within']):.0f} % of the examples of all networks lie, groups "
+            f"of fewer than {LEAST} examples left out; (c), (d) {LINES} examples of the "
             f"first network along the steps, and the median of all examples of all networks. {of}")),
         "settings": Drawing(draw_settings(numbers), (
             f"Left: training with several step sizes, {s['size_steps']} steps; right: with several numbers of steps of "
