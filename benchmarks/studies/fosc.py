@@ -332,7 +332,7 @@ def judge_sizes(found: Numbers) -> Verdict:
     rows = {row["size"]: row for row in found["trainings"]}
     middle = np.mean([robustness(rows[size]) for size in rows if size in MIDDLE], axis=0)
     gains = {size: mean_of((middle - robustness(row)).tolist()) for size, row in rows.items() if size not in MIDDLE}
-    best = [max(rows.values(), key=lambda row: float(np.mean(row["robust"][k])))["size"]  # noqa: B023
+    best = [max(rows.values(), key=lambda row: float(np.mean(row["robust"][k])))["size"]
             for k in range(len(found["attacks"]))]
     told = "; ".join(f"over {size_name(size)} {points(gain)}" for size, gain in gains.items())
     said = ("Gain in robustness of eps/2 and eps/4 together, in percentage points with 95 % intervals over seeds: "
@@ -425,73 +425,82 @@ def draw(numbers: Numbers, s: Settings) -> dict[str, Drawing]:
     count, found = numbers["examples"], numbers["strength"]
     of = (f"Data: {s['data']} ({count['train']} training and {count['test']} test examples); network {s['model']}, "
           f"l_inf eps {s['eps']:.4g}, {s['epochs']} epochs, seeds {', '.join(map(str, s['seeds']))}.")
+    attacked = f"test examples under {by_stage(s)[0].name} from a random start, against networks trained with it"
+    densities_of = (f"densities (Gaussian kernels) of FOSC and loss of {count['shown']} training examples under the "
+                    "training's own attack after the last epoch, all seeds together")
+    robust = "test examples that keep their label where PGD ends (mean over seeds, bars: standard deviation)"
     return {
-        "strength": Drawing(draw_strength(numbers), (
-            f"FOSC and strength of {by_stage(s)[0].name} on test examples, against networks trained with it. (a) "
-            "Groups of equal count by FOSC, within each network, means over networks; (b) groups of equal width up to "
-            f"{found['width_end']:.3g}, where {100 * np.mean(found['within']):.0f} % of the examples of all networks lie, groups "
-            f"of fewer than {LEAST} examples left out; (c), (d) {LINES} examples of the "
-            f"first network along the steps, and the median of all examples of all networks. {of}")),
-        "settings": Drawing(draw_settings(numbers), (
-            f"Left: training with several step sizes, {s['size_steps']} steps; right: with several numbers of steps of "
-            f"{size_name(s['step_size'])}. Top: test examples that keep their label under PGD with each setting "
-            "(mean over seeds, bars: standard deviation). Middle and bottom: densities (Gaussian kernels) of FOSC and "
-            f"loss of {count['shown']} training examples under the training's own attack after the last epoch, all "
-            f"seeds together. {of}")),
+        "groups": Drawing(draw_groups(found), (
+            f"Accuracy and mean loss by FOSC: {attacked}. (a) Groups of equal count, within each network, means over "
+            f"networks; (b) groups of equal width up to {found['width_end']:.3g}, where "
+            f"{100 * np.mean(found['within']):.0f} % of the examples of all networks lie, groups of fewer than {LEAST} "
+            f"examples left out. {of}")),
+        "paths": Drawing(draw_paths(numbers["paths"]), (
+            f"FOSC and loss along the steps: {LINES} {attacked} (the first seed), and the median of all test examples "
+            f"and networks. {of}")),
+        "sizes": Drawing(draw_sweep(numbers["sizes"], "step size"), (
+            f"Training on PGD with {s['size_steps']} steps of several sizes. (a) {robust}, for each step size in "
+            f"training (axis) and testing (line); (b), (c) {densities_of}. {of}")),
+        "steps": Drawing(draw_sweep(numbers["steps"], "number of steps"), (
+            f"Training on PGD with several numbers of steps of {size_name(s['step_size'])}. (a) {robust}, for each "
+            f"number of steps in training (axis) and testing (line); (b), (c) {densities_of}. {of}")),
         "epochs": Drawing(draw_epochs(numbers["stages"], s), (
             f"(a) Densities of the FOSC of {count['shown']} training examples after early, middle and late epochs of "
             "PGD training with two step sizes, all seeds together; (b) robustness at the end, a dot a seed, squares "
             f"and bars: mean and standard deviation; (c) as (a), with FGSM in the first {s['fgsm_epochs']} epochs, "
-            f"whose points are then those of FGSM. {of}"))}
+            f"when FOSC is that of the points of FGSM. {of}"))}
 
 
-def draw_strength(numbers: Numbers) -> Figure:
-    figure = new_figure(10, 7.5)
-    axes = figure.subplots(2, 2)
-    for axis, kind, title in zip(axes[0], ("count", "width"), (
+def draw_groups(found: Numbers) -> Figure:
+    figure = new_figure(10, 3.6)
+    axes = figure.subplots(1, 2)
+    for axis, kind, title in zip(axes, ("count", "width"), (
             "(a) groups of equal count", "(b) groups of equal width"), strict=True):
-        rows = numbers["strength"][kind]
+        rows = found[kind]
         fosc = [row["fosc"] for row in rows]
         other = axis.twinx()
         lines = [*axis.plot(fosc, [100 * row["accuracy"] for row in rows], "o-", color=COLOURS[0], label="accuracy"),
                  *other.plot(fosc, [row["loss"] for row in rows], "s--", color=COLOURS[1], label="loss")]
-        if kind == "count" and sum(v > 0 for v in fosc) > 2:
-            axis.set_xscale("symlog", linthresh=min(v for v in fosc if v > 0))
+        if kind == "count" and (above := [v for v in fosc if v > 0]):
+            axis.set_xscale("symlog", linthresh=min(above))
         axis.set(title=title, xlabel="mean FOSC of the group, nats", ylabel="accuracy, %")
         other.set_ylabel("mean cross-entropy, nats")
         axis.legend(handles=lines, fontsize=8)
-    for axis, name, title, unit in zip(axes[1], ("fosc", "loss"), ("(c) FOSC along PGD", "(d) loss along PGD"),
-                                       UNITS.values(), strict=True):
-        found = numbers["paths"][name]
-        for k, line in enumerate(found["lines"]):
-            axis.plot(line, color=COLOURS[k % len(COLOURS)], linewidth=0.8, alpha=0.7)
-        axis.plot(found["bands"][BANDS.index(0.5)], color="black", linewidth=2, label="median of all")
-        axis.set(title=title, xlabel="step", ylabel=unit)
+    return figure
+
+
+def draw_paths(found: Numbers) -> Figure:
+    figure = new_figure(10, 3.6)
+    axes = figure.subplots(1, 2)
+    for axis, (name, unit), title in zip(axes, UNITS.items(), ("(a) FOSC", "(b) loss"), strict=True):
+        for k, line in enumerate(found[name]["lines"]):
+            axis.plot(line, color=COLOURS[k % len(COLOURS)], linewidth=0.8)
+        axis.plot(found[name]["bands"][BANDS.index(0.5)], color="black", linewidth=2, label="median of all")
+        axis.set(title=title, xlabel="step of PGD", ylabel=unit)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(fontsize=8)
     return figure
 
 
-def draw_settings(numbers: Numbers) -> Figure:
-    figure = new_figure(10, 10)
-    axes = figure.subplots(3, 2)
-    for column, (key, what) in enumerate((("sizes", "step size"), ("steps", "number of steps"))):
-        found = numbers[key]
-        rows = found["trainings"]
-        names = [size_name(row["size"]) if key == "sizes" else f"{row['steps']} steps" for row in rows]
-        for k, name in enumerate(names):
-            shares = 100 * np.array([row["robust"][k] for row in rows])
-            axes[0, column].errorbar(range(len(rows)), shares.mean(1), yerr=deviation(shares), capsize=3,
-                                     label=f"tested with {name}", marker="o", **look_of(k))
-        axes[0, column].set_xticks(range(len(rows)), names)
-        axes[0, column].set(title=f"({'ab'[column]}) robustness, by {what}", xlabel=f"{what} in training",
-                            ylabel="accuracy under PGD, %")
-        axes[0, column].legend(fontsize=8)
-        for line, (quantity, unit) in enumerate(UNITS.items(), 1):
-            axis = axes[line, column]
-            densities(axis, found["grids"][quantity], zip(names, (row[quantity] for row in rows), strict=True), unit)
-            letter, name = "cdef"[2 * line - 2 + column], unit.partition(",")[0]
-            axis.set_title(f"({letter}) {name} of training examples, by {what}")
-            axis.legend(fontsize=8)
+def draw_sweep(found: Numbers, what: str) -> Figure:
+    figure = new_figure(13, 4)
+    robust, *others = figure.subplots(1, 3)
+    rows = found["trainings"]
+    names = [size_name(row["size"]) if what == "step size" else f"{row['steps']} steps" for row in rows]
+    for k, name in enumerate(names):
+        shares = 100 * np.array([row["robust"][k] for row in rows])
+        # Side by side, so that bars do not hide each other.
+        places = np.arange(len(rows)) + 0.06 * (k - (len(rows) - 1) / 2)
+        robust.errorbar(places, shares.mean(1), yerr=deviation(shares), capsize=3, label=f"tested with {name}",
+                        marker="o", markersize=4, **look_of(k))
+    robust.set_xticks(range(len(rows)), names)
+    robust.set(title=f"(a) robustness, by {what}", xlabel=f"{what} in training", ylabel="accuracy under PGD, %")
+    robust.legend(fontsize=8)
+    for axis, (quantity, unit), title in zip(others, UNITS.items(), ("(b) FOSC", "(c) loss"), strict=True):
+        samples = zip(names, (row[quantity] for row in rows), strict=True)
+        densities(axis, found["grids"][quantity], samples, unit)
+        axis.set_title(f"{title} of training examples")
+        axis.legend(fontsize=8)
     return figure
 
 
@@ -560,7 +569,7 @@ def percent(shares: Sequence[float] | np.ndarray[Any, Any]) -> str:
 # ---------------------------------------------------------------------- settings
 
 DIGITS: Settings = {
-    "data": "digits", "train_examples": 0, "test_examples": 0, "examples": 1000, "model": "wang4", "eps": 0.2,
+    "data": "digits", "train_examples": 0, "test_examples": 0, "examples": 1000, "model": "mlp", "eps": 0.2,
     "seeds": [0, 1, 2, 3, 4],
     "epochs": 60, "batch_size": 64, "optimiser": "adam", "lr": 2e-3, "lr_factor": 0.1, "weight_decay": 1e-4,
     "milestones": [30, 50],
@@ -569,7 +578,7 @@ DIGITS: Settings = {
     "grouping": "count", "groups": 20, "groups_end": 0.0, "near": 0.02,
 }
 QUICK = DIGITS | {
-    "train_examples": 300, "test_examples": 100, "examples": 100, "model": "mlp", "seeds": [0, 1],
+    "train_examples": 300, "test_examples": 100, "examples": 100, "seeds": [0, 1],
     "epochs": 3, "milestones": [2], "size_steps": 4, "steps": [2, 4], "stage_steps": 3, "look_at": [1, 2, 3],
     "fgsm_epochs": 1, "groups": 5,
 }

@@ -42,7 +42,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_a_quick_run_leaves_figures_verdicts_and_a_small_record(record: dict[str, Any]) -> None:
     out: Path = record["out"]
-    assert set(record["figures"]) == {"fosc-strength.png", "fosc-settings.png", "fosc-epochs.png"}
+    assert set(record["figures"]) == {f"fosc-{end}.png" for end in ("groups", "paths", "sizes", "steps", "epochs")}
     for name, caption in record["figures"].items():
         assert 5_000 < (out / name).stat().st_size < 150_000
         assert "digits" in caption and "eps 0.2" in caption and "seeds 0, 1" in caption
