@@ -293,8 +293,9 @@ def judge_groups(found: Numbers, s: Settings) -> Verdict:
             f"{rho['loss']:+.2f} and with the length of the gradient at rho = {rho['slope']:+.2f}; as a share of the "
             f"largest value that this length allows, with the loss at rho = {rho['share_loss']:+.2f}.")
     if not (by_accuracy.rises and by_loss.falls) and rho["slope"] > abs(rho["share_loss"]):
-        said += (f" PGD leaves {100 * np.mean(found['accuracy']):.0f} % of the examples their label here; where the "
-                 "network is sure of it, gradients nearly vanish, and FOSC, which is in units of the loss, with them.")
+        said += (" FOSC is in units of the loss: small where PGD has converged, but also where gradients are small, as "
+                 f"they are where the network is sure of a label (PGD leaves "
+                 f"{100 * np.mean(found['accuracy']):.0f} % of the examples theirs).")
     return Verdict("The lower the FOSC of PGD examples, the lower the accuracy on them and the higher their loss",
                    PLACE + "Figure 1a", outcome(by_accuracy.rises, by_loss.falls), said)
 
@@ -366,16 +367,21 @@ def judge_shapes(found: Numbers) -> Verdict:
 
 
 def judge_steps(steps: Numbers, sizes: Numbers) -> Verdict:
-    few, many = (pick(steps["trainings"], key=lambda row: row["steps"]) for pick in (min, max))
-    gain = mean_of((robustness(many) - robustness(few)).tolist())
+    rows = sorted(steps["trainings"], key=lambda row: int(row["steps"]))
+    few, many = rows[0], rows[-1]
+    # Twice eps is the way across the ball.
+    enough = next((row for row in rows if row["steps"] * row["size"] >= 2), few)
+    gain, later = (mean_of((robustness(many) - robustness(row)).tolist()) for row in (few, enough))
     closer = mean_of([a - b for a, b in zip(sizes["apart"]["fosc"], steps["apart"]["fosc"], strict=True)])
-    said = (f"From {few['steps']} to {many['steps']} steps robustness gains {points(gain)} percentage points (needed: "
-            f"the interval ends below {100 * MARGINAL:g}). Distributions of FOSC are "
+    said = (f"In percentage points robustness gains {points(gain)} from {few['steps']} to {many['steps']} steps and "
+            f"{points(later)} from {enough['steps']}, the fewest that reach every side of the ball from anywhere "
+            f"(needed: intervals that end below {100 * MARGINAL:g}). Distributions of FOSC are "
             f"{np.mean(steps['apart']['fosc']):.3f} apart at most, by step size {np.mean(sizes['apart']['fosc']):.3f}; "
             f"difference {closer} (needed: above zero).")
-    return Verdict("More steps than reach the surface of the ball bring marginal robustness or none, and leave the "
-                   "distribution of FOSC as it is", PLACE + "Figures 2b and 2d",
-                   outcome(gain.upper < MARGINAL, closer.lower > 0), said)
+    return Verdict("Numbers of steps give networks of nearly the same robustness and distributions of FOSC that differ "
+                   "less than those of step sizes; steps beyond what crosses the ball gain next to nothing",
+                   PLACE + "Figures 2b and 2d",
+                   outcome(gain.upper < MARGINAL, later.upper < MARGINAL, closer.lower > 0), said)
 
 
 def judge_stages(found: Numbers, s: Settings) -> Verdict:
@@ -446,9 +452,9 @@ def draw(numbers: Numbers, s: Settings) -> dict[str, Drawing]:
             f"number of steps in training (axis) and testing (line); (b), (c) {densities_of}. {of}")),
         "epochs": Drawing(draw_epochs(numbers["stages"], s), (
             f"(a) Densities of the FOSC of {count['shown']} training examples after early, middle and late epochs of "
-            "PGD training with two step sizes, all seeds together; (b) robustness at the end, a dot a seed, squares "
-            f"and bars: mean and standard deviation; (c) as (a), with FGSM in the first {s['fgsm_epochs']} epochs, "
-            f"when FOSC is that of the points of FGSM. {of}"))}
+            "PGD training with two step sizes, all seeds together, on a logarithmic scale; (b) robustness at the end, "
+            "a dot a seed, squares and bars: mean and standard deviation; (c) as (a), with FGSM in the first "
+            f"{s['fgsm_epochs']} epochs, when FOSC is that of the points of FGSM. {of}"))}
 
 
 def draw_groups(found: Numbers) -> Figure:
@@ -459,13 +465,13 @@ def draw_groups(found: Numbers) -> Figure:
         rows = found[kind]
         fosc = [row["fosc"] for row in rows]
         other = axis.twinx()
-        lines = [*axis.plot(fosc, [100 * row["accuracy"] for row in rows], "o-", color=COLOURS[0], label="accuracy"),
-                 *other.plot(fosc, [row["loss"] for row in rows], "s--", color=COLOURS[1], label="loss")]
+        axis.plot(fosc, [100 * row["accuracy"] for row in rows], "o-", color=COLOURS[0])
+        other.plot(fosc, [row["loss"] for row in rows], "s--", color=COLOURS[1])
         if kind == "count" and (above := [v for v in fosc if v > 0]):
             axis.set_xscale("symlog", linthresh=min(above))
-        axis.set(title=title, xlabel="mean FOSC of the group, nats", ylabel="accuracy, %")
-        other.set_ylabel("mean cross-entropy, nats")
-        axis.legend(handles=lines, fontsize=8)
+        axis.set(title=title, xlabel="mean FOSC of the group, nats")
+        axis.set_ylabel("accuracy, % (dots)", color=COLOURS[0])
+        other.set_ylabel("mean cross-entropy, nats (squares)", color=COLOURS[1])
     return figure
 
 
@@ -508,10 +514,13 @@ def draw_epochs(found: Numbers, s: Settings) -> Figure:
     figure = new_figure(13, 4.2)
     left, middle, right = figure.subplots(1, 3)
     rows = found["trainings"]
+    highest = max(max(epoch["density"]) for row in rows for epoch in row["epochs"])
     for axis, chosen, title in ((left, rows[:2], "(a) PGD throughout"), (right, rows[2:], "(c) FGSM, then PGD")):
         for style, row in zip(STYLES, chosen, strict=False):
             names = [f"{row['name']}: epoch {epoch}" for epoch in s["look_at"]]
             densities(axis, found["grid"], zip(names, row["epochs"], strict=True), UNITS["fosc"], style)
+        axis.set_yscale("log")
+        axis.set_ylim(highest / 1e3, 2 * highest)
         axis.set_title(title)
         axis.legend(fontsize=7)
     for k, attack in enumerate(found["attacks"]):

@@ -150,7 +150,7 @@ def test_verdict_on_groups(slope: float, expected: str) -> None:
              "rho": {"loss": [0.5], "slope": [0.9], "share_loss": [0.1]}}
     verdict = fosc.judge_groups(found, DEFAULT)
     assert verdict.outcome == expected
-    assert ("nearly vanish" in verdict.why) == (expected != SEEN), "told only where it explains something"
+    assert ("gradients are small" in verdict.why) == (expected != SEEN), "told only where it explains something"
 
 
 def test_the_setting_says_which_groups_count() -> None:
@@ -216,10 +216,18 @@ def test_verdict_on_distributions(apart: tuple[float, float], expected: str) -> 
     (0.0, 0.1, SEEN), (0.2, 0.1, PARTLY), (0.0, 0.6, PARTLY), (0.2, 0.6, NOT_SEEN), (-0.2, 0.1, SEEN)])
 def test_verdict_on_numbers_of_steps(gain: float, apart: float, expected: str) -> None:
     shift = [0.0, 0.001, -0.001]
-    steps = {"trainings": [{"steps": n, "robust": [[0.5 + gain * (n > 10) + v * n / 40 for v in shift]]}
-                           for n in (10, 40)],
+    steps = {"trainings": [{"steps": n, "size": 1 / 6, "robust": [[gain * (n - 10) / 30 + v * n / 40 for v in shift]]}
+                           for n in (10, 20, 40)],
              "apart": {"fosc": [apart, apart + 0.01, apart - 0.005]}}
     assert fosc.judge_steps(steps, sizes(0.1)).outcome == expected
+
+
+def test_only_steps_that_cross_the_ball_are_more_than_enough() -> None:
+    """Twelve of eps/6; from ten to more a gain is no surprise."""
+    steps = {"trainings": [{"steps": n, "size": 1 / 6, "robust": [[0.5 + 0.1 * (n >= 12)] * 2]} for n in (10, 12, 40)],
+             "apart": {"fosc": [0.1, 0.1, 0.1]}}
+    verdict = fosc.judge_steps(steps, sizes(0.1))
+    assert verdict.outcome == PARTLY and "from 12, the fewest" in verdict.why
 
 
 def stages(lower: float, gain: float, after: float) -> dict[str, Any]:
