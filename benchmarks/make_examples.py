@@ -3,8 +3,8 @@
     python benchmarks/make_examples.py
 
 Data: scikit-learn's digits (1,797 images, 8 x 8, scaled to [0, 1]). Training of `digits_mlp` and `digits_cnn`: cross
-entropy on PGD adversarial examples (arXiv:1706.06083) whose radius grows during the first half, so that the networks are
-robust enough to prove something and weak enough to attack. `digits_certified` has the layers of the first, is what
+entropy on PGD adversarial examples (arXiv:1706.06083) whose radius grows during the first half, so that the networks
+are robust enough to prove something and weak enough to attack. `digits_certified` has the layers of the first, is what
 `rmax train` makes of CERTIFIED, and is asked the same questions. One fixed seed; some seconds on two cores.
 """
 

@@ -1,8 +1,8 @@
 """Averages of weights over a run, through `torch.optim.swa_utils`.
 
 `swa`: the mean of all (stochastic weight averaging, arXiv:1803.05407). `ema`: a moving one, `decay` of the old average
-and the rest of the new weights at each update; early on less is kept, (1 + n) / (10 + n) after n updates, or a short run
-would end near its first weights. Running statistics of batch normalisation do not belong to averaged
+and the rest of the new weights at each update; early on less is kept, (1 + n) / (10 + n) after n updates, or a short
+run would end near its first weights. Running statistics of batch normalisation do not belong to averaged
 weights: recompute them afterwards (`certify.statistics`).
 """
 

@@ -1,4 +1,4 @@
-"""The bundled example: prove and attack small digit networks, one of them trained to be proved, and show what an attack does to a digit."""
+"""The bundled example: prove and attack small digit networks, and show what an attack does to a digit."""
 
 from __future__ import annotations
 

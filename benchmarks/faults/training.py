@@ -1,4 +1,4 @@
-"""Faults of training and of what a network is said to be worth: losses, inner attacks, schedules, resumption, shares."""
+"""Faults of training and of what a network is said to be worth: losses, inner attacks, schedules, the loop, shares."""
 
 from __future__ import annotations
 
@@ -56,13 +56,14 @@ FAULTS = (
     Fault("margins-of-the-label", "certify/margins.py", "training", "worst logits have the wrong sign",
           "return -margins", "return margins", _loss("ibp")),
     Fault("natural-weight-swapped", "certify/losses/ibp.py", "training", "the two losses change their weights",
-          "step.natural * natural + (1 - step.natural) * robust", "(1 - step.natural) * natural + step.natural * robust",
-          _loss("ibp")),
+          "step.natural * natural + (1 - step.natural) * robust",
+          "(1 - step.natural) * natural + step.natural * robust", _loss("ibp")),
     Fault("set-of-target-radius", "certify/terms.py", "training", "bounds ignore the schedule of the radius",
           "room = self.room(eps)\n            return Box(room.lower, room.upper)",
           "room = self.room(self.target_eps)\n            return Box(room.lower, room.upper)", _loss("ibp") + LOOP),
     Fault("chord-of-the-lower-end", "certify/losses/crown_ibp.py", "training",
-          "the fused loss's chords meet the exponential at the wrong end", "total = linear + (top - slope * upper).sum(1)",
+          "the fused loss's chords meet the exponential at the wrong end",
+          "total = linear + (top - slope * upper).sum(1)",
           "total = linear + (top - slope * low).sum(1)", _loss("crown_ibp")),
     Fault("beta-reversed", "certify/losses/crown_ibp.py", "training", "CROWN-IBP's weight grows in place of falling",
           "return self.beta_start + (self.beta_end - self.beta_start) * share",
@@ -83,8 +84,8 @@ FAULTS = (
           "the dual bound forgets the range of inputs", "step if self.bounded else replace(step, clip=None)",
           "replace(step, clip=None)", _loss("wong_kolter")),
     Fault("median-of-generators", "certify/projections.py", "training",
-          "Cauchy estimates take the mean of an even number's upper half", "high if count % 2 else", "high if count else",
-          _loss("wong_kolter")),
+          "Cauchy estimates take the mean of an even number's upper half", "high if count % 2 else",
+          "high if count else", _loss("wong_kolter")),
     Fault("zonotope-spread-halved", "certify/losses/zonotope.py", "training", "margins of zonotopes are too good",
           "(middle - spread).flatten()", "(middle - spread / 2).flatten()", _loss("zonotope")),
     Fault("connector-to-one-end", "certify/losses/taps.py", "training", "gradients reach one end of the box alone",

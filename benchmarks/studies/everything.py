@@ -32,8 +32,8 @@ INTRODUCTION = """# Studies: what papers claim, seen with our own engine
 
 Each section is a script under `benchmarks/studies/`, rerun by `make studies` (all of them, on the bundled digits;
 `make studies DATA_DIR=...` with the folder of the MNIST files). This page is written by
-`benchmarks/studies/everything.py` from the JSON files in `docs/studies/`: figures, numbers and verdicts are computed from
-them. `--mode paper` has the published settings. A verdict is about our networks and data at the size that is named,
+`benchmarks/studies/everything.py` from the JSON files in `docs/studies/`: figures, numbers and verdicts are computed
+from them. `--mode paper` has the published settings. A verdict is about our networks and data at the size that is named,
 not about the paper's own experiments.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_each_takes_a_step(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = read(monkeypatch, words)
     assert found.device == "cuda" and found.settings.data == "mnist"
     data = made()
-    trainer = Trainer(found.settings, data)
+    trainer = Trainer(replace(found.settings, validation=4), data)
     trainer.method.prepare(trainer.model, data.train.x, data.train.y, trainer.memory, 0)
     before = [p.detach().clone() for p in trainer.module.parameters()]
     trainer._run_batch(trainer.step(data.train.x[:2], data.train.y[:2], torch.arange(2), 0.9 * found.settings.epochs))
