@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +53,16 @@ def memory_gib() -> float | None:
         return None
 
 
-def commit() -> str | None:
-    """The checkout's commit, with a + where files differ from it; None outside git."""
+def commit(apart: Sequence[str] = ()) -> str | None:
+    """The checkout's commit, with a + where tracked files differ from it, but for paths `apart`; None outside git."""
     try:
-        done = subprocess.run(["git", "describe", "--always", "--abbrev=12", "--dirty=+"], cwd=ROOT,
-                              capture_output=True, text=True, check=True)
+        name = subprocess.run(["git", "describe", "--always", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True,
+                              check=True).stdout.strip()
+        changed = subprocess.run(["git", "diff", "--name-only", "HEAD", "--", ".", *(f":(exclude){p}" for p in apart)],
+                                 cwd=ROOT, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return name + "+" * bool(changed)
 
 
 def finite(value: Any) -> Any:

@@ -5,13 +5,14 @@
     python benchmarks/studies/everything.py --redraw                 # figures, verdicts and the page alone
 
 Two studies run at a time, one thread each. A study that fails leaves the record before it as it was; the page says
-from which mode, commit and machine each section comes.
+from which mode, commit and machine each section comes. Another `--out DIR` has its page beside it (DIR/../studies.md).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -27,52 +28,62 @@ from benchmarks.machine import available_cores, environment  # noqa: E402
 from benchmarks.studies.study import HOME, MODES, described  # noqa: E402
 
 STUDIES = ("fosc", "dynamic", "ascent", "zeroth_order", "certified")
-PAGE = ROOT / "docs" / "studies.md"
 INTRODUCTION = """# Studies: what papers claim, seen with our own engine
 
 Each section is a script under `benchmarks/studies/`, rerun by `make studies` (all of them, on the bundled digits;
 `make studies DATA_DIR=...` with the folder of the MNIST files). This page is written by
 `benchmarks/studies/everything.py` from the JSON files in `docs/studies/`: figures, numbers and verdicts are computed
-from them. `--mode paper` has the published settings. A verdict is about our networks and data at the size that is named,
-not about the paper's own experiments.
+from them. `--mode paper` has the published settings. A verdict is about our networks and data at the size that is
+named, not about the paper's own experiments.
 """
 
 
-def section(record: dict[str, Any]) -> str:
-    """One study as Markdown."""
-    lines = [f"## {record['title']}", "", f"Source: {record['source']}. Script: "
-             f"`python benchmarks/studies/{record['study']}.py{_mode(record['mode'])}`.", ""]
+def section(record: dict[str, Any], pictures: str) -> str:
+    """One study as Markdown. pictures: where its figures lie, as the page says it."""
+    lines = [f"## {record['title']}", "", f"Source: {record['source']}. Script: `{command(record)}`.", ""]
     for verdict in record["verdicts"]:
         lines += [f"- **{verdict['outcome'].capitalize()}**: {verdict['claim']} ({verdict['place']}). {verdict['why']}"]
     lines += ["", record["table"], ""]
     for file, caption in record["figures"].items():
-        lines += [f"![{file}](studies/{file})", "", f"*{caption}*", ""]
+        lines += [f"![{file}]({pictures}/{file})", "", f"*{caption}*", ""]
+    machine = record["hardware"]
+    place = f"a machine of {machine['cores']} cores"
+    if "accelerator" in machine:
+        place += f", {machine['accelerator']}"
     lines += [f"Settings: {described(record['settings'])}. Mode {record['mode']}, {record['seconds']:.0f} s on "
-              f"{record['hardware']['cores']} cores, commit {record['commit']}.", ""]
+              f"{place}, commit {record['commit']}.", ""]
     return "\n".join(lines)
 
 
-def _mode(mode: str) -> str:
-    return "" if mode == "default" else f" --mode {mode}"
+def command(record: dict[str, Any]) -> str:
+    """What measures the same again."""
+    words = ["python", f"benchmarks/studies/{record['study']}.py"]
+    words += [] if record["mode"] == "default" else ["--mode", record["mode"]]
+    for key, value in record.get("overriding", {}).items():
+        words += ["--set", f"'{key}={json.dumps(value)}'"]
+    return " ".join([*words, *(["--device", "cuda"] if "accelerator" in record["hardware"] else [])])
 
 
-def page(folder: Path = HOME) -> str:
-    """The whole text, from the records that lie in the folder."""
+def page(folder: Path = HOME, beside: Path | None = None) -> str:
+    """The whole text, from the records that lie in the folder; beside: the folder of the page, that folder's own where
+    none is named."""
     records = [json.loads(file.read_text(encoding="utf-8")) for name in STUDIES
                if (file := folder / f"{name}.json").exists()]
-    return "\n".join([INTRODUCTION, *map(section, records)])
+    pictures = Path(os.path.relpath(folder, beside or folder.parent)).as_posix()
+    return "\n".join([INTRODUCTION, *(section(record, pictures) for record in records)])
 
 
 def script(name: str, arguments: argparse.Namespace) -> tuple[str, int, float, str]:
-    """Run one study in a process of its own: (name, exit code, seconds, what it said)."""
-    command = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), "--mode", arguments.mode, "--out",
-               str(arguments.out)]
-    command += ["--redraw"] if arguments.redraw else []
-    command += ["--data-dir", arguments.data_dir] if arguments.data_dir else []
-    command += ["--device", arguments.device] if arguments.device else []
+    """Run one study in a process of its own: (name, exit code, seconds, what it found). How it gets on, and what goes
+    wrong, is told as it comes."""
+    words = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), "--mode", arguments.mode, "--out",
+             str(arguments.out)]
+    words += ["--redraw"] if arguments.redraw else []
+    words += ["--data-dir", arguments.data_dir] if arguments.data_dir else []
+    words += ["--device", arguments.device] if arguments.device else []
     begin = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(1))
-    return name, done.returncode, time.monotonic() - begin, done.stdout if done.returncode == 0 else done.stderr
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, env=environment(1))
+    return name, done.returncode, time.monotonic() - begin, done.stdout
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,8 +92,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--mode", choices=MODES, default="default")
     p.add_argument("--data-dir", metavar="D", help="where the files of MNIST lie")
     p.add_argument("--device", choices=["cpu", "cuda"])
-    p.add_argument("--out", type=Path, default=HOME, metavar="DIR")
-    p.add_argument("--page", type=Path, default=PAGE, metavar="FILE.md")
+    p.add_argument("--out", type=Path, default=HOME, metavar="DIR", help="for JSON and figures [docs/studies]")
+    p.add_argument("--page", type=Path, metavar="FILE.md", help="[studies.md beside --out]")
     p.add_argument("--redraw", action="store_true", help="measure nothing")
     p.add_argument("--jobs", type=int, default=min(2, available_cores()), metavar="N", help="studies at a time")
     return p
@@ -90,17 +101,20 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    names = arguments.only.split(",")
+    names = list(dict.fromkeys(arguments.only.split(",")))
     if unknown := set(names) - set(STUDIES):
         raise SystemExit(f"--only: unknown {', '.join(sorted(unknown))}; known: {', '.join(STUDIES)}")
+    if arguments.jobs < 1:
+        raise SystemExit(f"--jobs must be at least 1, got {arguments.jobs}")
+    written = arguments.page or arguments.out.resolve().parent / "studies.md"
     failed = []
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for name, code, seconds, said in pool.map(lambda name: script(name, arguments), names):
             print(f"=== {name}: {'done' if code == 0 else f'FAILED, exit code {code}'}, {seconds:.0f} s\n{said}",
                   flush=True)
             failed += [name] * (code != 0)
-    arguments.page.write_text(page(arguments.out), encoding="utf-8")
-    print(f"{arguments.page}" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    written.write_text(page(arguments.out.resolve(), written.resolve().parent), encoding="utf-8")
+    print(f"{written}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SEEN, PARTLY, NOT_SEEN = "seen", "seen in part", "not seen"
 MODES = ("quick", "default", "paper")
 HOME = ROOT / "docs" / "studies"
+WRITTEN = ("docs/studies", "docs/studies.md")  # by studies: a checkout is none the worse for what the one before wrote
 
 Settings = dict[str, Any]
 Numbers = dict[str, Any]
@@ -31,7 +32,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Verdict:
-    """claim: in our words; place: where the source makes it; outcome: one of the three; why: a sentence with numbers."""
+    """claim: in our words; place: where the source makes it; outcome: one of the three; why: in numbers."""
 
     claim: str
     place: str
@@ -44,13 +45,17 @@ class Verdict:
 
 
 def outcome(*held: bool) -> str:
-    """All parts of a claim held: seen; some: in part; none: not seen."""
+    """All parts of a claim held: seen; some: in part; none: not seen. Raises ValueError where there are no parts: what
+    was not looked at was not seen."""
+    if not held:
+        raise ValueError("an outcome needs at least one part of the claim")
     return SEEN if all(held) else PARTLY if any(held) else NOT_SEEN
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure and what a person must know to read it; settings and seeds are added to the caption."""
+    """A figure and what a person must know to read it: what is drawn, on which data and network, which seeds, and the
+    settings that matter (all of them stand at the end of the section)."""
 
     figure: Figure
     caption: str
@@ -91,34 +96,78 @@ class Study:
 
 def perform(study: Study, mode: str, out: Path, context: Context, overriding: Mapping[str, Any] | None = None,
             ) -> dict[str, Any]:
-    """Measure, store, draw, judge: the record that lies in `out`/NAME.json afterwards. SystemExit for wrong settings."""
+    """Measure, store, draw, judge: the record that lies in `out`/NAME.json afterwards. SystemExit for wrong settings.
+
+    A measurement that cannot be drawn or judged is kept beside the record, which stays as it was.
+    """
+    settings = _plain(chosen(study, mode, overriding or {}))
+    out.mkdir(parents=True, exist_ok=True)  # before hours of work
+    begun = {"study": study.name, "mode": mode, "overriding": _plain(overriding or {}), "settings": settings,
+             "commit": commit(apart=WRITTEN), "hardware": hardware() | _accelerator(context.device)}
+    begin = time.monotonic()
+    numbers = study.measure(settings, context)
+    record = {**begun, "seconds": round(time.monotonic() - begin, 1), "numbers": numbers}
+    beside = _beside(study, out)
+    beside.write_text(json.dumps(record), encoding="utf-8")
+    try:
+        return finish(study, _plain(record), out)
+    except Exception as error:
+        error.add_note(f"What was measured lies in {beside}: as {study.name}.json it can be drawn with --redraw.")
+        raise
+
+
+def chosen(study: Study, mode: str, overriding: Mapping[str, Any]) -> Settings:
+    """The settings of a mode with some of them set otherwise. SystemExit for a name that is none, or another type."""
     settings = {**study.modes[mode]}
-    for key, value in (overriding or {}).items():
+    for key, value in overriding.items():
         if key not in settings:
             raise SystemExit(f"--set {key}: unknown; {study.name} knows {', '.join(settings)}")
+        if settings[key] is not None and _kind(value) != _kind(settings[key]):
+            raise SystemExit(f"--set {key}={json.dumps(value)}: expected {_kind(settings[key])}, as in "
+                             f"{key}={json.dumps(settings[key])}")
         settings[key] = value
-    machine, begin = hardware(), time.monotonic()
-    numbers = json.loads(json.dumps(study.measure(settings, context), allow_nan=False))
-    record = {"study": study.name, "mode": mode, "settings": settings, "commit": commit(), "hardware": machine,
-              "seconds": round(time.monotonic() - begin, 1), "numbers": numbers}
-    return finish(study, record, out)
+    return settings
+
+
+def _kind(value: Any) -> str:
+    """What JSON calls a value."""
+    kinds = {bool: "true or false", str: "a word", int: "a number", float: "a number", list: "a list", tuple: "a list"}
+    return kinds.get(type(value), "an object")
+
+
+def _plain(value: Any) -> Any:
+    """As a file gives it back, so that a figure drawn now is the one that is drawn from the file. Raises ValueError for
+    what is no finite number."""
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
+def _accelerator(device: str | None) -> dict[str, Any]:
+    """What a measurement ran on beside the processor."""
+    if device != "cuda":
+        return {}
+    import torch
+    return {"accelerator": torch.cuda.get_device_name()}
+
+
+def _beside(study: Study, out: Path) -> Path:
+    return out / f"{study.name}.json.part"
 
 
 def finish(study: Study, record: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Draw and judge what was measured, and write the record with both."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Draw and judge what was measured, and write the record with both. Where one of them fails nothing is written."""
     from verifier.panels import save
     settings, numbers = record["settings"], record["numbers"]
-    figures = {}
-    for end, drawing in study.draw(numbers, settings).items():
-        file = f"{study.name}-{end}.png"
+    verdicts = [asdict(verdict) for verdict in study.judge(numbers, settings)]
+    table = study.table(numbers, settings)
+    drawings = {f"{study.name}-{end}.png": drawing for end, drawing in study.draw(numbers, settings).items()}
+    whole = {**record, "title": study.title, "source": study.source,
+             "figures": {file: drawing.caption for file, drawing in drawings.items()},
+             "verdicts": verdicts, "table": table}
+    text = json.dumps(whole, allow_nan=False, indent=1) + "\n"
+    for file, drawing in drawings.items():
         save(drawing.figure, out / file)
-        figures[file] = drawing.caption
-    whole = {**record, "title": study.title, "source": study.source, "figures": figures,
-             "verdicts": [asdict(verdict) for verdict in study.judge(numbers, settings)],
-             "table": study.table(numbers, settings)}
-    beside = out / f"{study.name}.json.part"
-    beside.write_text(json.dumps(whole, allow_nan=False, indent=1) + "\n", encoding="utf-8")
+    beside = _beside(study, out)
+    beside.write_text(text, encoding="utf-8")
     beside.replace(out / f"{study.name}.json")
     return whole
 
@@ -139,7 +188,7 @@ def parser(study: Study) -> argparse.ArgumentParser:
     p.add_argument("--mode", choices=MODES, default="default",
                    help="quick: a check that it runs; default: minutes on two cores; paper: as published [default]")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="others",
-                   help=f"a setting of the mode, as JSON: {described(study.modes['default'])}")
+                   help="a setting of the mode, as JSON: " + described(study.modes["default"]).replace("%", "%%"))
     p.add_argument("--data-dir", metavar="D", help="where the files of MNIST or CIFAR-10 lie; the digits need none")
     p.add_argument("--device", choices=["cpu", "cuda"], help="where to compute [cpu]")
     p.add_argument("--out", type=Path, default=HOME, metavar="DIR", help="for JSON and figures [docs/studies]")
@@ -151,14 +200,19 @@ def run(study: Study, argv: Sequence[str] | None = None) -> int:
     """The command line of a study's script."""
     arguments = parser(study).parse_args(argv)
     if arguments.redraw:
+        if arguments.others:
+            raise SystemExit("--redraw measures nothing: it has the settings of the record, and no use for --set")
         file = arguments.out / f"{study.name}.json"
         if not file.exists():
             raise SystemExit(f"{file} is not there: run without --redraw first")
-        record = json.loads(file.read_text(encoding="utf-8"))
-        whole = finish(study, record, arguments.out)
+        whole = finish(study, json.loads(file.read_text(encoding="utf-8")), arguments.out)
     else:
-        context = Context(lambda text: print(text, file=sys.stderr, flush=True), arguments.data_dir, arguments.device)
-        whole = perform(study, arguments.mode, arguments.out, context, dict(_setting(text) for text in arguments.others))
+        context = Context(lambda text: print(f"{study.name}: {text}", file=sys.stderr, flush=True), arguments.data_dir,
+                          arguments.device)
+        try:
+            whole = perform(study, arguments.mode, arguments.out, context, dict(map(_setting, arguments.others)))
+        except FileNotFoundError as error:  # data that are not there: it says how to get them
+            raise SystemExit(str(error)) from error
     print(whole["table"])
     for verdict in whole["verdicts"]:
         print(f"\n{verdict['outcome'].upper()}: {verdict['claim']} ({verdict['place']})\n  {verdict['why']}")

@@ -81,7 +81,7 @@ def test_the_command_prints_a_table_and_saves_a_picture(
     assert run(["demo", "--picture", str(tmp_path / "digit.png")]) == 0
     assert time.monotonic() - start < 60
     out = capsys.readouterr().out
-    assert "digits_mlp" in out
+    assert "mlp" in out and "certified" in out
     assert "27 questions in" in out
     assert (tmp_path / "digit.png").stat().st_size < 200_000
     assert matplotlib.image.imread(tmp_path / "digit.png").shape[0] > 200

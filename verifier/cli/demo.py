@@ -42,13 +42,14 @@ def command(picture: str) -> None:
 def _print(answers: list[Answer]) -> None:
     from rich.console import Console
     from rich.table import Table
-    table = Table(title="May the digit change its class when every pixel moves by at most eps?")
+    table = Table(title="Digit networks: may the digit change its class when every pixel moves by at most eps?")
     for heading in ("network", "digit", "eps", "verdict", "margin", "method", "seconds"):
         table.add_column(heading, justify="right" if heading in ("digit", "eps", "seconds") else "left")
     for a in answers:
         colour = COLOURS[a.result.name]
         margin = {"verified": f">= {a.result.lower:.4f}", "falsified": f"<= {a.result.upper:.4f}"}.get(
             a.result.name, f"{a.result.lower:.2f} .. {a.result.upper:.2f}")
-        table.add_row(a.network.removesuffix(".onnx"), str(a.label), a.eps, f"[{colour}]{a.result.name}[/]", margin,
-                      a.result.method, f"{a.result.time_s:.2f}")
+        name = a.network.removesuffix(".onnx").removeprefix("digits_")
+        table.add_row(name, str(a.label), a.eps, f"[{colour}]{a.result.name}[/]", margin, a.result.method,
+                      f"{a.result.time_s:.2f}")
     Console().print(table)

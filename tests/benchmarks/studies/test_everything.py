@@ -1,0 +1,112 @@
+"""All studies and their page: it is made of the records alone, and a study that fails costs nothing that was there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.studies import everything
+from benchmarks.studies.everything import STUDIES, command, main, page
+from benchmarks.studies.study import HOME, Context, perform
+from tests.benchmarks.studies.toy import STUDY
+
+TOY = "from dataclasses import replace\nfrom tests.benchmarks.studies.toy import STUDY\n" \
+      "from benchmarks.studies.study import run\n"
+SCRIPTS = {"good": TOY + "raise SystemExit(run(replace(STUDY, name='good')))\n",
+           "bad": TOY + "raise SystemExit(run(replace(STUDY, name='bad', measure=lambda s, c: 1 / 0)))\n"}
+
+
+@pytest.fixture
+def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two studies, of which one fails; returns the folder of their records."""
+    for name, text in SCRIPTS.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.setattr(everything, "__file__", str(tmp_path / "everything.py"))
+    monkeypatch.setattr(everything, "STUDIES", tuple(SCRIPTS))
+    return tmp_path / "docs" / "studies"
+
+
+def record_of(folder: Path, name: str, **more: Any) -> dict[str, Any]:
+    """A record of the toy under another name."""
+    from dataclasses import replace
+    record = perform(replace(STUDY, name=name), "quick", folder, Context(lambda text: None)) | more
+    (folder / f"{name}.json").write_text(json.dumps(record))
+    return record
+
+
+def test_a_study_that_fails_leaves_its_record_and_the_others(scripts: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = record_of(scripts, "bad")
+    assert main(["--only", "good,bad,good", "--out", str(scripts)]) == 1
+    told = capfd.readouterr()
+    assert told.out.count("=== good: done") == 1 and "=== bad: FAILED, exit code 1" in told.out
+    assert "failed: bad" in told.out and "ZeroDivisionError" in told.err and "good: measuring" in told.err
+    assert json.loads((scripts / "bad.json").read_text()) == before
+    assert json.loads((scripts / "good.json").read_text())["mode"] == "default"
+    text = (scripts.parent / "studies.md").read_text()
+    assert text == page(scripts) and text.count("## A toy") == 2
+
+
+def test_redrawing_all_measures_nothing(scripts: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The study whose measurement fails is redrawn too."""
+    record_of(scripts, "bad")
+    assert main(["--only", "bad", "--redraw", "--out", str(scripts)]) == 0
+    assert "=== bad: done" in capfd.readouterr().out
+
+
+def test_another_folder_has_its_own_page(scripts: Path) -> None:
+    (scripts.parent.parent / "there").mkdir()
+    elsewhere = scripts.parent.parent / "there" / "page.md"
+    assert main(["--only", "good", "--mode", "quick", "--out", str(scripts), "--page", str(elsewhere)]) == 0
+    assert "](../docs/studies/good-line.png)" in elsewhere.read_text()
+    assert not (scripts.parent / "studies.md").exists()
+
+
+def test_wrong_names_and_numbers_are_refused() -> None:
+    with pytest.raises(SystemExit, match="unknown foscs; known: fosc, "):
+        main(["--only", "fosc,foscs"])
+    with pytest.raises(SystemExit, match="--jobs must be at least 1"):
+        main(["--jobs", "0"])
+
+
+def test_the_page_is_computed_from_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "studies"
+    monkeypatch.setattr(everything, "STUDIES", ("one", "two", "three"))
+    two = record_of(folder, "two", title="The second")
+    one = record_of(folder, "one", title="The first")
+    text = page(folder)
+    assert text.index("## The first") < text.index("## The second"), "in the order of the list, not of the files"
+    for record in (one, two):
+        (verdict,), (caption,) = record["verdicts"], record["figures"].values()
+        assert f"- **Seen**: {verdict['claim']} ({verdict['place']}). {verdict['why']}" in text
+        assert record["table"] in text and f"*{caption}*" in text
+        assert f"](studies/{record['study']}-line.png)" in text and f"commit {record['commit']}" in text
+    one["verdicts"][0] |= {"outcome": "not seen", "why": "From 3 to 2."}
+    (folder / "one.json").write_text(json.dumps(one))
+    assert "- **Not seen**: Values grow (Figure 1). From 3 to 2." in page(folder)
+
+
+def test_the_page_says_what_measures_the_same_again(tmp_path: Path) -> None:
+    record = record_of(tmp_path, "one")
+    assert command(record) == "python benchmarks/studies/one.py --mode quick"
+    record |= {"mode": "default", "overriding": {"seeds": [0, 1]}}
+    record["hardware"]["accelerator"] = "a GPU"
+    assert command(record) == "python benchmarks/studies/one.py --set 'seeds=[0, 1]' --device cuda"
+
+
+def test_every_study_is_in_the_list() -> None:
+    files = Path(everything.__file__).parent.glob("*.py")
+    found = {file.stem for file in files if "\nSTUDY = Study(" in file.read_text(encoding="utf-8")}
+    assert found <= set(STUDIES)
+
+
+def test_the_committed_page_is_that_of_the_committed_records() -> None:
+    written = HOME.parent / "studies.md"
+    if not written.exists():
+        pytest.skip("no study has been measured yet")
+    assert written.read_text(encoding="utf-8") == page()
+    named = {file for name in STUDIES if (record := HOME / f"{name}.json").exists()
+             for file in json.loads(record.read_text(encoding="utf-8"))["figures"]}
+    assert {file.name for file in HOME.glob("*.png")} == named, "figures of records, all of them and no others"
