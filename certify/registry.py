@@ -38,6 +38,7 @@ METHODS = {
                        "arXiv:1902.02918"),
     "pgd": _attacked("pgd:Pgd", "projected gradient ascent", "arXiv:1706.06083"),
     "fgsm": _attacked("fgsm:Fgsm", "one step from the input", "arXiv:1412.6572"),
+    "fgsm-pgd": _attacked("fgsm_pgd:FgsmPgd", "one step in the first epochs, then PGD", "arXiv:2112.08304"),
     "fgsm-rs": _attacked("fgsm_rs:FgsmRs", "fast: one step from a random start, guarded", "arXiv:2001.03994"),
     "n-fgsm": _attacked("n_fgsm:NFgsm", "one step after strong noise", "arXiv:2202.01181"),
     "free": _attacked("free:Free", "one pass for weights and perturbation, replayed", "arXiv:1904.12843"),

@@ -35,6 +35,7 @@ RECIPES: dict[str, dict[str, Row]] = {
         "standard": _digits(),
         "pgd": _digits(),
         "fgsm": _digits(),
+        "fgsm-pgd": _digits(),
         "fgsm-rs": _digits(),
         "n-fgsm": _digits(noise=1.0),
         "free": _digits(epochs=30, replays=4),

@@ -242,6 +242,13 @@ def test_looking_at_a_run_shows_each_epoch_and_changes_nothing() -> None:
                                                  alone.model.module.state_dict().values(), strict=True))
 
 
+def test_the_card_says_what_is_asked_for() -> None:
+    settings = replace(SMALL, epochs=0.3)
+    assert set(train(settings, data=data(), worth=("clean",)).card["test"]) == {"examples", "eps", "norm", "clean"}
+    cascade = train(replace(settings, cascade=2), data=data(), worth=("clean", "ibp")).card
+    assert all(set(stage) == {"examples", "eps", "norm", "clean", "ibp"} for stage in cascade["stages"])
+
+
 def test_validation_examples_are_not_trained_on() -> None:
     whole = data().train
     train, validation = held_out(whole, 16, 0)

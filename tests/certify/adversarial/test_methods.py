@@ -23,8 +23,8 @@ from certify.trainer import CHECKPOINT, Told, Trainer
 from tests.certify.cases import CLASSES, SHAPE, assert_gradients_agree, examples, network, step_of
 
 QUICK: dict[str, dict[str, Any]] = {
-    "pgd": {"steps": 4}, "fgsm": {"guard": 0.5}, "fgsm-rs": {}, "n-fgsm": {}, "free": {"replays": 2},
-    "yopo": {"outer": 2, "inner": 2}, "trades": {"steps": 4}, "mart": {"steps": 4},
+    "pgd": {"steps": 4}, "fgsm": {"guard": 0.5}, "fgsm-pgd": {"steps": 4}, "fgsm-rs": {}, "n-fgsm": {},
+    "free": {"replays": 2}, "yopo": {"outer": 2, "inner": 2}, "trades": {"steps": 4}, "mart": {"steps": 4},
     "curriculum": {"threshold": 0.1, "last": 3}, "dynamic": {"c_max": 0.05, "steps": 4}, "guided": {"gamma": 0.5},
     "distillation": {"teacher_epochs": 2},
 }
@@ -208,7 +208,8 @@ def test_training_withstands_attacks_better_than_standard_training(name: str, st
     ("free", {"replays": 0}), ("free", {"step_size": 0.0}), ("yopo", {"outer": 0}), ("yopo", {"inner": 0}),
     ("trades", {"beta": -1.0}), ("trades", {"noise": 0.0}), ("mart", {"weight": -1.0}), ("curriculum", {"last": -1}),
     ("curriculum", {"patience": 0}), ("dynamic", {"c_max": -0.1}), ("dynamic", {"control": 0.0}),
-    ("dynamic", {"control": 1.1}), ("guided", {"gamma": 0.0}), ("guided", {"most": 0}),
+    ("dynamic", {"control": 1.1}), ("fgsm-pgd", {"first": 1.5}), ("fgsm-pgd", {"steps": 0}), ("guided", {"gamma": 0.0}),
+    ("guided", {"most": 0}),
     ("distillation", {"temperature": 0.0}), ("distillation", {"teacher_batch": 1}),
 ])
 def test_settings_out_of_range_are_refused(name: str, wrong: dict[str, Any]) -> None:
