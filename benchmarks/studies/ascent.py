@@ -13,8 +13,9 @@ ratio eps / ||x|| makes the ball smaller against the step, which alone makes lea
 eps take that effect away and leave what the landscape does.
 
 On spheres of d >= 3 Lemma 4.4 (no saddle points) and Theorem 5.1 (one maximum) go together: between two maxima there
-is a mountain pass, which is a saddle. The paper's scales and widths stand in a supplement that is not at hand: 0.01
-and the ratio 10 are named in its text, the rest is ours.
+is a mountain pass, which is a saddle unless it lies where y = f and the loss is zero. The paper's scales, widths and
+step sizes stand in a supplement that is not at hand: on the circle the scale 0.01 and the ratio 10, on images all
+scales and the ends of the ratios are named in its text, the rest is ours.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ from benchmarks.studies.two_layer import (  # noqa: E402
     tangent,
 )
 
-RULES = image_escape.RULES
+RULES, HALF = image_escape.RULES, image_escape.HALF
 SLACK = 0.1              # by which a fitted exponent may miss the claimed one
 NEAR = 0.01              # radians between a minimum on the circle and the start beside it
 SHARE = 0.1              # of eps: a step of the relative rule on the circle
@@ -79,21 +80,17 @@ PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 # ---------------------------------------------------------------------- the circle (Figure 1)
 
 def left_after(net: TwoLayer, bottom: Tensor, eps: float, rule: str, eta: float, limit: int) -> Tensor:
-    """From both sides of points "N" (angles) on the circle: the first step that is eps or further away, limit + 1 where
-    there is none: "N 2"."""
-    corner = at_angles(bottom, eps).unsqueeze(1)
+    """From both sides of points "N" (angles) on the circle: the step after which the loss has done half of the rise
+    that the whole ascent of `limit` steps does: "N 2"."""
     delta = at_angles(torch.stack([bottom - NEAR, bottom + NEAR], 1), eps)
-    first = torch.full(delta.shape[:2], limit + 1)
-    for t in range(1, limit + 1):
-        _, slope = net.loss_and_slope(delta)
+    losses = []
+    for _ in range(limit + 1):
+        loss, slope = net.loss_and_slope(delta)
+        losses.append(loss)
         move = SHARE * eps * functional.normalize(slope, dim=2) if rule == "relative" else eta * slope
         delta = projected(delta + move, eps)
-        # A little less than eps: on its way through the middle of the ball a point may be just there.
-        gone = torch.linalg.vector_norm(delta - corner, dim=2) >= eps * (1 - 1e-9)
-        first = torch.where(gone, first.clamp(max=t), first)
-        if bool((first <= t).all()):
-            break
-    return first
+    path = torch.stack(losses)
+    return (path - path[0] >= HALF * (path.amax(0) - path[0])).long().argmax(0)
 
 
 def landscapes(settings: Settings, context: Context) -> list[dict[str, Any]]:
@@ -124,17 +121,17 @@ def landscapes(settings: Settings, context: Context) -> list[dict[str, Any]]:
 
 
 def picture(net: TwoLayer, eps: float, maxima: list[float], start: Tensor, eta: float, steps: int) -> dict[str, Any]:
-    """The loss of one network over the square around the disc, as numbers from 0 to 255, and an ascent from "1 1 2"."""
+    """The loss of one network over the square around the disc, a hexadecimal byte each, and an ascent from "1 1 2"."""
     side = torch.linspace(-1.1, 1.1, PICTURE, dtype=EXACT) * eps
     loss = net.loss(torch.stack(torch.meshgrid(side, side, indexing="xy"), 2).view(1, -1, 2)).view(PICTURE, PICTURE)
     low, high = float(loss.min()), float(loss.max())
-    shades = ((loss - low) / max(high - low, 1e-300) * 255).round().int().tolist()
+    shades = ((loss - low) / max(high - low, 1e-300) * 255).round().to(torch.uint8)
     path, rate = [start], torch.tensor(eta, dtype=EXACT)
     for _ in range(steps):
         path.append(ascended(net, path[-1], eps, rate, 1))
     shown = sorted({round(k * steps / 60) for k in range(61)})
-    return {"loss": shades, "low": float(f"{low:.5g}"), "high": float(f"{high:.5g}"),
-            "maxima": [round(a, 4) for a in maxima[:40]], "steps": steps,
+    return {"loss": [bytes(line).hex() for line in shades.tolist()], "low": float(f"{low:.5g}"),
+            "high": float(f"{high:.5g}"), "maxima": [round(a, 4) for a in maxima[:40]], "steps": steps,
             "path": [[round(v, 4) for v in (path[k] / eps).flatten().tolist()] for k in shown]}
 
 
@@ -159,8 +156,9 @@ def sphere(d: int, width: int, eps: float, settings: Settings) -> dict[str, Any]
     row["best"] = (net.loss(end) >= best.unsqueeze(1) * (1 - SAME_LOSS)).double().mean(1).tolist()
     slope = functional.normalize(net.output_slope(torch.cat([start, rim], 1)), dim=2)
     row["cosine"] = (slope @ slope.mT).amin((1, 2)).tolist()
-    # Critical points of all kinds: where ascent and descent end, and where Newton's method goes from anywhere.
-    all_, is_critical = settled(net, torch.cat([end, low, rim], 1), eps)
+    # Critical points of all kinds: where ascent and descent end, and where Newton's method goes from anywhere and from
+    # the lowest point between two ends.
+    all_, is_critical = settled(net, torch.cat([end, low, rim, passes(net, end, eps)], 1), eps)
     # Where y = f the loss has a whole surface of minima, which the paper's assumption excludes.
     is_critical &= net.loss(all_) >= AWAY_FROM_ZERO**2
     is_new, kind = first_of_each(all_, eps, is_critical), kinds(net, all_)
@@ -170,6 +168,15 @@ def sphere(d: int, width: int, eps: float, settings: Settings) -> dict[str, Any]
         counts["maxima"] = [len(e.maxima) for e in each]
         row["unresolved"] = sum(not e.resolved for e in each)
     return {**row, **counts}
+
+
+def passes(net: TwoLayer, end: Tensor, eps: float) -> Tensor:
+    """Where the loss is lowest on the way over the sphere from each end "N P d" to the next: near a saddle, if any."""
+    shares = torch.linspace(0, 1, 21, dtype=EXACT)[:, None]
+    way = end.unsqueeze(2) * (1 - shares) + end.roll(-1, 1).unsqueeze(2) * shares
+    way = eps * functional.normalize(way, dim=3)
+    lowest = net.loss(way.flatten(1, 2)).view(way.shape[:3]).argmin(2)
+    return way.gather(2, lowest[:, :, None, None].expand(-1, -1, 1, way.shape[3])).squeeze(2)
 
 
 def spheres(settings: Settings, context: Context) -> list[dict[str, Any]]:
@@ -254,12 +261,13 @@ def shrinking(net: TwoLayer, delta: Tensor, goal: Tensor, eps: float, eta: float
 
 def walk_of(settings: Settings) -> image_escape.Walk:
     steps = settings["image_steps"]
-    return image_escape.Walk(steps, settings["image_eta"], settings["image_share"], tuple(places(steps)))
+    return image_escape.Walk(steps, settings["image_search"], settings["image_eta"], settings["image_share"],
+                             tuple(places(steps)))
 
 
 def places(steps: int) -> list[int]:
     """The steps whose losses are drawn."""
-    return sorted({round(k * steps / 25) for k in range(26)} | {1, 2})
+    return sorted({round(k * steps / 16) for k in range(17)} | {1, 2})
 
 
 def measure(settings: Settings, context: Context) -> Numbers:
@@ -267,7 +275,7 @@ def measure(settings: Settings, context: Context) -> Numbers:
                         "rates": rates(settings, context)}
     from certify.data.registry import load
     data, walk = load(settings["data"], context.data_dir), walk_of(settings)
-    data = image_escape.first_of(data, settings["train_images"])
+    data = image_escape.first_of(data, settings["train_images"], settings["test_images"])
     context.tell(f"images: {data.name}, untrained")
     numbers["images"] = image_escape.at_initialisation(
         data, scales=settings["image_scales"], ratios=settings["image_ratios"], seeds=settings["image_seeds"],
@@ -378,7 +386,7 @@ def _no_saddles(rows: list[dict[str, Any]], settings: Settings) -> Verdict:
         outcome(not any(first["saddles"]) and all(first["maxima"])),
         f"d = {first['d']}, eps = {first['eps']:g}: {sum(first['saddles'])} saddles, {sum(first['maxima'])} maxima and "
         f"{sum(first['minima'])} minima of {settings['nets']} networks, by the eigenvalues of the Riemannian Hessian "
-        f"where Newton's method settled from {3 * settings['starts']} points each; {later}. On a circle there is none "
+        f"where Newton's method settled from {4 * settings['starts']} points each; {later}. On a circle there is none "
         "by dimension")
 
 
@@ -394,7 +402,7 @@ def _one_maximum(rows: list[dict[str, Any]], settings: Settings) -> Verdict:
         outcome(all(held), grows[0]),
         f"Share of networks with exactly one, {'; '.join(parts)} (all, and Wilson's lower end at {LIKELY:g}, is asked "
         f"for at the smallest). The number grows with eps ({grows[1]}). Where d > 2 it counts what "
-        f"{3 * settings['starts']} searches found")
+        f"{4 * settings['starts']} searches found")
 
 
 def _threshold(mine: list[dict[str, Any]]) -> str:
@@ -443,8 +451,8 @@ def _judge_circle(rows: list[dict[str, Any]], settings: Settings) -> list[Verdic
         verdicts.append(Verdict(
             claim, "Deng et al. 2020, Figure 1 and Section 5.1.2" + ("" if rule == "fixed" else "; our control"),
             outcome(slower[0], later[0]),
-            f"{setting}, from {NEAR:g} radians beside the lowest minimum on the circle until eps away, at most {limit} "
-            f"steps (counted as one more): at ratio {ratios[-1]:g} steps rise with the scale ({slower[1]}; medians "
+            f"{setting}, from {NEAR:g} radians beside the lowest minimum on the circle until half of the rise that "
+            f"{limit} steps make is done: at ratio {ratios[-1]:g} steps rise with the scale ({slower[1]}; medians "
             f"{_medians(widest, steps)}), at scale {scales[-1]:g} with the ratio ({later[1]}; medians "
             f"{_medians(largest, steps)}); at scale {scales[0]:g} never more than {max(quick):.0f}"))
     return verdicts
@@ -542,13 +550,14 @@ def _draw_landscapes(rows: list[dict[str, Any]], settings: Settings) -> Drawing:
 
     from verifier.panels import new_figure
     scales, ratios = settings["scales"], settings["ratios"]
-    figure = new_figure(3.1 * len(ratios), 3.1 * len(scales))
+    figure = new_figure(2.7 * len(ratios), 2.8 * len(scales))
     axes = figure.subplots(len(scales), len(ratios), squeeze=False)
     for row in rows:
         axis = axes[scales.index(row["scale"])][ratios.index(row["ratio"])]
         shown = row["picture"]
-        axis.imshow(np.array(shown["loss"]), cmap="cividis", origin="lower", extent=(-1.1, 1.1, -1.1, 1.1), vmin=0,
-                    vmax=255)
+        loss, side = [list(bytes.fromhex(line)) for line in shown["loss"]], np.linspace(-1.1, 1.1, len(shown["loss"]))
+        axis.contourf(side, side, loss, np.linspace(0, 255, 16), cmap="cividis")
+        axis.set_aspect("equal")
         turn = np.linspace(0, 2 * np.pi, 200)
         axis.plot(np.cos(turn), np.sin(turn), "w-", linewidth=1)
         path = np.array(shown["path"])
@@ -600,9 +609,9 @@ def _draw_leaving(rows: list[dict[str, Any]], settings: Settings) -> Drawing:
     axes[0].legend(fontsize=7)
     return Drawing(figure, (
         f"Over {settings['circle_nets']} networks as in the landscapes (median and range; seed {settings['seed']}): "
-        f"maxima on the circle, and steps until ascent from {NEAR:g} radians beside the lowest minimum is eps away, "
-        f"with steps of one eta and with steps that are a share of eps; at most "
-        f"{settings['leave_limit']}, more are drawn as one more."))
+        f"maxima on the circle, and steps in which ascent from {NEAR:g} radians beside the lowest minimum does half of "
+        f"the rise that {settings['leave_limit']} steps make, with steps of one eta and with steps that are a share of "
+        "eps."))
 
 
 def _draw_spheres(rows: list[dict[str, Any]], settings: Settings) -> Drawing:
@@ -720,7 +729,7 @@ def _draw_curves(rows: list[dict[str, Any]], settings: Settings, ratios: Sequenc
             for k, ratio in enumerate(ratios):
                 mine = [r["middle"] for r in rows if r["rule"] == rule and r["ratio"] == ratio
                         and all(r[name] == v for name, v in chosen.items())]
-                axis.plot(at, np.mean(mine, 0), color=PALETTE[k], marker="osD^v"[k % 5], markevery=5, markersize=4,
+                axis.plot(at, np.mean(mine, 0), color=PALETTE[k], marker="osD^v"[k % 5], markevery=3, markersize=4,
                           linewidth=1.2, label=f"ratio {ratio:g}")
             axis.axhline(image_escape.HALF, color="0.6", linestyle=":", linewidth=0.8)
             axis.set_title(title, fontsize=8)
@@ -761,24 +770,24 @@ MODES: dict[str, Settings] = {
     "quick": {**COMMON, "circle_nets": 3, "circle_width": 50, "leave_limit": 200, "d": 4, "width": 64, "nets": 4,
               "starts": 8, "ascent_steps": 100, "circle_radii": [0.01, 100.0], "radii": [0.01, 30.0], "rate_nets": 3,
               "rate_starts": 3, "rate_limit": 5000, "etas": [3e-3, 1e-3, 3e-4], "shrink_steps": 200, "data": "digits",
-              "train_images": 200, "images": 8, "image_ratios": [0.01, 1.0], "image_seeds": 2, "image_steps": 20,
-              "train_scales": [0.1, 10.0], "train_ratios": [0.1], "epochs": [0, 1, 2]},
-    "default": {**COMMON, "circle_nets": 20, "circle_width": 200, "leave_limit": 2000, "d": 10, "width": 400,
+              "train_images": 200, "test_images": 20, "images": 6, "image_ratios": [0.01, 1.0], "image_seeds": 2,
+              "image_steps": 20, "image_search": 10, "train_scales": [0.1, 10.0], "train_ratios": [0.1], "epochs": [0, 1, 2]},
+    "default": {**COMMON, "circle_nets": 20, "circle_width": 200, "leave_limit": 1000, "d": 10, "width": 400,
                 "nets": 20, "starts": 32, "ascent_steps": 300,
                 "circle_radii": [0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0],
                 "radii": [0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0], "rate_nets": 10, "rate_starts": 8,
                 "rate_limit": 50_000, "etas": [3e-3, 1e-3, 3e-4, 1e-4, 3e-5], "shrink_steps": 3000, "data": "digits",
-                "train_images": 1437, "images": 32, "image_ratios": [0.001, 0.01, 0.1, 1.0, 10.0], "image_seeds": 3,
-                "image_steps": 100, "train_scales": [0.1, 10.0], "train_ratios": [0.001, 0.01, 0.1, 1.0, 10.0],
-                "epochs": [0, 3, 30]},
+                "train_images": 1437, "test_images": 360, "images": 32, "image_ratios": [0.001, 0.01, 0.1, 1.0, 10.0], "image_seeds": 3,
+                "image_steps": 100, "image_search": 50, "train_scales": [0.1, 10.0],
+                "train_ratios": [0.001, 0.01, 0.1, 1.0, 10.0], "epochs": [0, 3, 30]},
     "paper": {**COMMON, "circle_nets": 50, "circle_width": 1000, "leave_limit": 5000, "d": 20, "width": 2000,
               "nets": 50, "starts": 64, "ascent_steps": 1000,
               "circle_radii": [0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0],
               "radii": [0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0], "rate_nets": 20, "rate_starts": 16,
               "rate_limit": 200_000, "etas": [3e-3, 1e-3, 3e-4, 1e-4, 3e-5], "shrink_steps": 10_000, "data": "mnist",
-              "train_images": 60_000, "images": 200, "image_ratios": [0.001, 0.01, 0.1, 1.0, 10.0], "image_seeds": 3,
-              "image_steps": 500, "train_scales": [0.1, 1.0, 10.0], "train_ratios": [0.001, 0.01, 0.1, 1.0, 10.0],
-              "epochs": [0, 3, 50]},
+              "train_images": 60_000, "test_images": 2000, "images": 200, "image_ratios": [0.001, 0.01, 0.1, 1.0, 10.0], "image_seeds": 3,
+              "image_steps": 500, "image_search": 200, "train_scales": [0.1, 1.0, 10.0],
+              "train_ratios": [0.001, 0.01, 0.1, 1.0, 10.0], "epochs": [0, 3, 50]},
 }
 STUDY = Study(
     name="ascent", title="Dynamics of projected gradient ascent",

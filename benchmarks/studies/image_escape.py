@@ -33,10 +33,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Walk:
-    """steps: of an ascent; eta: of the fixed rule; share: of eps, of the relative rule; places: the steps whose losses
-    are kept."""
+    """steps: of an ascent; eta: of the fixed rule; share: of eps, of the relative rule; search: steps of descents to a
+    start and of the ascents that look for the highest loss; places: the steps whose losses are kept."""
 
     steps: int
+    search: int
     eta: float
     share: float
     places: tuple[int, ...]
@@ -48,9 +49,9 @@ def scaled(data: TrainingData, scale: float) -> TrainingData:
                    test=Examples(scale * data.test.x, data.test.y), clip=None)
 
 
-def first_of(data: TrainingData, count: int) -> TrainingData:
-    """With the first so many training images."""
-    return replace(data, train=data.train.take(slice(0, count)))
+def first_of(data: TrainingData, train: int, test: int) -> TrainingData:
+    """With the first so many training and test images."""
+    return replace(data, train=data.train.take(slice(0, train)), test=data.test.take(slice(0, test)))
 
 
 def radius(examples: Examples, ratio: float) -> float:
@@ -72,14 +73,14 @@ def untrained(data: TrainingData, seed: int, *, xavier: bool, device: str | None
     return Classifier(module.to(device or "cpu").eval(), data.shape)
 
 
-def bottoms(step: Step) -> Tensor:
+def bottoms(step: Step, search: int) -> Tensor:
     """Points near minima of the loss in the balls: descent with long steps, then with short ones."""
     climb = cross_entropy_of(step)
 
     def negated(logits: Tensor, owner: Tensor) -> Tensor:
         return -climb(logits, owner)
-    rough = ascend(step, steps=50, step_size=0.1, objective=negated)
-    return ascend(step, steps=50, step_size=0.01, start=rough, objective=negated)
+    rough = ascend(step, steps=search, step_size=0.1, objective=negated)
+    return ascend(step, steps=search, step_size=0.01, start=rough, objective=negated)
 
 
 def climbed(step: Step, start: Tensor, rule: str, walk: Walk) -> Tensor:
@@ -96,12 +97,12 @@ def climbed(step: Step, start: Tensor, rule: str, walk: Walk) -> Tensor:
 
 
 def escapes(model: Classifier, examples: Examples, eps: float, walk: Walk) -> Iterator[Row]:
-    """For each rule: the median over examples of the share of the way up at `places`, its quartiles, the median step
-    at which half of it is done (steps + 1: not within them), and the share of examples for which it was."""
+    """For each rule: the median over examples of the share of the way up at `places`, the median step at which half of
+    it is done (steps + 1: not within them), and the share of examples for which it was."""
     device = next(model.module.parameters()).device
     step = step_for(model, examples.x.to(device), examples.y.to(device), 0, Threatened(eps, 2.0, None))
-    start = bottoms(step)
-    top = ascend(step, steps=50, step_size=0.1, restarts=3)
+    start = bottoms(step, walk.search)
+    top = ascend(step, steps=walk.search, step_size=0.1, restarts=3)
     climb = cross_entropy_of(step)
     with torch.no_grad():
         highest = climb(model(top), step.everyone)
@@ -112,10 +113,8 @@ def escapes(model: Classifier, examples: Examples, eps: float, walk: Walk) -> It
         share = ((path - low) / (highest - low).clamp(min=torch.finfo(path.dtype).tiny)).clamp(0, 1).cpu()
         over = share >= HALF
         first = torch.where(over.any(0), over.long().argmax(0), walk.steps + 1).double()
-        kept = share[list(walk.places)]
         yield {"rule": rule, "steps": float(first.median()), "escaped": float(over.any(0).double().mean()),
-               **{name: [round(v, 3) for v in kept.quantile(q, 1).tolist()]
-                  for name, q in (("low", 0.25), ("middle", 0.5), ("high", 0.75))}}
+               "middle": [round(v, 3) for v in share[list(walk.places)].quantile(0.5, 1).tolist()]}
 
 
 def at_initialisation(data: TrainingData, *, scales: list[float], ratios: list[float], seeds: int, images: int,

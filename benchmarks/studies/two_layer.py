@@ -198,7 +198,8 @@ def settled(net: TwoLayer, delta: Tensor, eps: float, steps: int = 40) -> tuple[
         slope, hessian, n = riemannian(net, delta)
         # Along the normal nothing is asked for: any other number there makes the matrix regular.
         matrix = hessian + n.unsqueeze(3) * n.unsqueeze(2) * hessian.abs().amax((2, 3), keepdim=True)
-        move = tangent(-torch.nan_to_num(torch.linalg.solve_ex(matrix, slope.unsqueeze(3)).result.squeeze(3)), delta)
+        move = -torch.linalg.solve_ex(matrix, slope.unsqueeze(3)).result.squeeze(3)
+        move = tangent(torch.nan_to_num(move, nan=0.0, posinf=0.0, neginf=0.0), delta)  # singular: stay
         length = torch.linalg.vector_norm(move, dim=2, keepdim=True)
         move = move * (0.3 * eps / length.clamp(min=0.3 * eps))
         delta = eps * functional.normalize(delta + move, dim=2)

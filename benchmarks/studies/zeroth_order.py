@@ -468,7 +468,7 @@ def draw(numbers: Numbers, settings: Settings) -> dict[str, Drawing]:
 
 def _draw_steps(numbers: Numbers, settings: Settings) -> Drawing:
     from verifier.panels import new_figure
-    figure = new_figure(9.5, 7.0)
+    figure = new_figure(8.4, 6.2)
     axes = figure.subplots(2, 2)
     for row in numbers["complexity"]:
         axis = axes[list(PROFILES).index(row["profile"])][("eps", "d").index(row["by"])]
@@ -497,7 +497,7 @@ def _draw_steps(numbers: Numbers, settings: Settings) -> Drawing:
         "Steps until ||grad f||^2 <= eps, against 1/eps (left) and the dimension (right), on two functions f(x) = "
         f"mean_i psi(sqrt(d) x_i). Median and range over {settings['seeds']} seeds (starts and directions); the dotted "
         f"line has slope 1. A step takes one gradient, two values, or {2 * settings['pairs']} (NES). Width of "
-        f"differences {settings['width']:g}."))
+        f"differences {settings['width']:g}, so narrow that forward and central ones agree."))
 
 
 def _guide(axis: Axes) -> None:
