@@ -492,7 +492,7 @@ def _draw_steps(numbers: Numbers, settings: Settings) -> Drawing:
             axis.set_xlabel(by if j else f"1 / eps (at d = {settings['dimension']})")
             axis.set_ylabel("steps")
             axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=7)
+    axes[0][1].legend(fontsize=6.5, loc="upper left")
     return Drawing(figure, (
         "Steps until ||grad f||^2 <= eps, against 1/eps (left) and the dimension (right), on two functions f(x) = "
         f"mean_i psi(sqrt(d) x_i). Median and range over {settings['seeds']} seeds (starts and directions); the dotted "
@@ -517,9 +517,9 @@ def _draw_saddle(found: dict[str, Any], settings: Settings) -> Drawing:
     side = np.linspace(-1.2, 1.2, 121)
     first, second = np.meshgrid(side, side)
     plane.contour(first, second, (first**2 - second**2) / 2 + second**4 / 4, 12, cmap="Greys", linewidths=0.7)
-    for name, colour in (("plain", "#D55E00"), ("perturbed", "#0072B2")):
+    for name, colour, width in (("plain", "#D55E00", 5), ("perturbed", "#0072B2", 1)):
         path = np.array(found["paths"][f"bounded, {name}"])
-        plane.plot(path[:, 0], path[:, 1], ".-", color=colour, markersize=4, linewidth=1,
+        plane.plot(path[:, 0], path[:, 1], ".-", color=colour, markersize=3 + width, linewidth=width,
                    label="gradient descent" if name == "plain" else "perturbed")
     plane.plot([0, 0], [-1, 1], "k*", label="minima")
     plane.plot([0], [0], "kx", label="saddle")
@@ -538,7 +538,7 @@ def _draw_saddle(found: dict[str, Any], settings: Settings) -> Drawing:
                           linewidth=0)
         axis.axhline(float(np.mean(runs[0])), color="#0072B2", linestyle=":", label="perturbed, from the line")
         axis.set_xscale("log")
-        axis.set_xlabel("distance s of the start (1, s) from the line")
+        axis.set_xlabel("s, for starts (1, s)")
         axis.set_ylabel(f"steps until |x_2| >= {AWAY:g}")
         axis.set_title(SADDLES[kind], fontsize=8)
         axis.grid(alpha=0.3)
