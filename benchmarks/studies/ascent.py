@@ -551,7 +551,7 @@ def _draw_landscapes(rows: list[dict[str, Any]], settings: Settings) -> Drawing:
 
     from verifier.panels import new_figure
     scales, ratios = settings["scales"], settings["ratios"]
-    figure = new_figure(2.4 * len(ratios), 2.55 * len(scales))
+    figure = new_figure(2.25 * len(ratios), 2.4 * len(scales))
     axes = figure.subplots(len(scales), len(ratios), squeeze=False)
     for row in rows:
         axis = axes[scales.index(row["scale"])][ratios.index(row["ratio"])]
