@@ -98,11 +98,15 @@ class Ascent:
         self.momentum, self.share = momentum, share
         self.mean: Tensor | None = None
 
-    def step(self, run: Run, i: Tensor, slope: Tensor) -> Tensor:
+    def averaged(self, slope: Tensor) -> Tensor:
+        """An estimate together with those before."""
         if self.momentum and self.mean is not None:
             slope = self.momentum * self.mean + (1 - self.momentum) * slope
         self.mean = slope
-        return self.share * run.room.eps * steepest(slope, run.room.norm, run.room.free[i])
+        return slope
+
+    def step(self, run: Run, i: Tensor, slope: Tensor) -> Tensor:
+        return self.share * run.room.eps * steepest(self.averaged(slope), run.room.norm, run.room.free[i])
 
     def keep(self, open_: Tensor) -> None:
         self.mean = None if self.mean is None else self.mean[open_]

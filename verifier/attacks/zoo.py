@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from verifier.attacks.base import Attack
+from verifier.attacks.estimate import coordinate_slopes
 from verifier.attacks.model import Gives
 from verifier.attacks.run import Run
 
@@ -108,16 +109,11 @@ class Zoo(Attack):
 
     def _differences(self, run: Run, x: Tensor, i: Tensor, at: Tensor) -> Tensor:
         """d margin / d x at coordinates "P K", over the move that the room allows; zero where there is none."""
-        flat = x.flatten(1)
-        moves = torch.zeros(*at.shape, flat.shape[1], dtype=x.dtype, device=x.device)
-        moves.scatter_(2, at.unsqueeze(2), self.width)
-        points = torch.cat([flat.unsqueeze(1) + moves, flat.unsqueeze(1) - moves], 1)
-        who = i.repeat_interleave(points.shape[1])
-        seen = run.evaluate(points.view(-1, *run.room.shape), who)
-        margins = seen.margin.view(i.numel(), 2, -1)
-        reached = seen.x.flatten(1).view_as(points).gather(2, torch.cat([at, at], 1).unsqueeze(2)).squeeze(2)
-        gone = reached[:, : at.shape[1]] - reached[:, at.shape[1] :]
-        return torch.nan_to_num((margins[:, 0] - margins[:, 1]) / gone, nan=0.0, posinf=0.0, neginf=0.0)
+        def margins(points: Tensor) -> tuple[Tensor, Tensor]:
+            who = i.repeat_interleave(points.shape[1])
+            seen = run.evaluate(points.view(-1, *run.room.shape), who)
+            return seen.margin.view(i.numel(), -1), seen.x.flatten(1).view_as(points)
+        return coordinate_slopes(margins, x.flatten(1), at, self.width)
 
 
 class CoordinateAdam:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from tests.verifier.attacks.problems import bowl, linear
 from verifier.attacks.criterion import Misclassified
 from verifier.attacks.draws import Draws
-from verifier.attacks.estimate import estimated_slope, feature_size
-from verifier.attacks.gradient_free import Adam, GradientFree, Nes, RandomGradientFree, Spsa
+from verifier.attacks.estimate import estimated_slope, feature_size, slope_of
+from verifier.attacks.gradient_free import Adam, Ascent, GradientFree, Nes, RandomGradientFree, Spsa
 from verifier.attacks.losses import loss_named
 from verifier.attacks.model import as_model
 from verifier.attacks.run import Run
@@ -156,3 +156,22 @@ def test_adam_is_adam() -> None:
 def test_settings_are_checked(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
         Nes(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("forward", [False, True])
+def test_plain_functions_are_estimated_without_a_run(forward: bool) -> None:
+    model = Quadratic(curved=not forward)
+    x = torch.randn(COUNT, FEATURES, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    width = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+    seen: list[tuple[int, ...]] = []
+
+    def f(points: Tensor) -> Tensor:
+        seen.append(tuple(points.shape))
+        return model.value(points.flatten(0, 1)).view(points.shape[:2])
+    torch.testing.assert_close(slope_of(f, x, basis(), width, model.value(x) if forward else None), model.slope(x))
+    assert seen == [(COUNT, FEATURES if forward else 2 * FEATURES, FEATURES)]
+
+
+def test_the_average_of_estimates_fades() -> None:
+    ascent = Ascent(0.75, share=1.0)
+    assert [float(ascent.averaged(torch.tensor(v))) for v in (4.0, 0.0, 8.0)] == [4.0, 3.0, 4.25]

@@ -11,6 +11,7 @@ from torch import nn
 
 from tests.verifier.attacks.problems import bowl, linear
 from verifier.attacks.draws import Draws
+from verifier.attacks.estimate import coordinate_slopes
 from verifier.attacks.model import as_model
 from verifier.attacks.run import Run
 from verifier.attacks.threat import Threat
@@ -38,6 +39,14 @@ def test_differences_are_the_slope_of_the_margin_at_the_coordinates() -> None:
     (slope,) = torch.autograd.grad(margin.sum(), x)
     torch.testing.assert_close(zoo._differences(run, run.x0, i, at), slope.flatten(1).gather(1, at))
     assert (run.forward_calls == 1 + 2 * 5).all()
+
+
+def test_plain_functions_have_differences_without_a_run() -> None:
+    x = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)
+    found = coordinate_slopes(lambda points: (points.square().sum(2), points), x, torch.tensor([[2, 0]]), 1e-3)
+    torch.testing.assert_close(found, torch.tensor([[6.0, 2.0]], dtype=torch.float64))
+    stuck = coordinate_slopes(lambda points: (points.square().sum(2), 0 * points), x, torch.tensor([[1]]), 1e-3)
+    assert stuck.tolist() == [[0.0]], "points that did not move tell nothing"
 
 
 def test_at_the_end_of_the_range_differences_are_one_sided() -> None:

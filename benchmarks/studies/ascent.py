@@ -1,0 +1,804 @@
+"""What projected gradient ascent does in the ball of an attack: where it ends, how soon, and how many ends there are.
+
+    python benchmarks/studies/ascent.py [--mode quick|default]
+    python benchmarks/studies/ascent.py --mode paper --data-dir DIR [--device cuda]    # MNIST; was not run
+
+Deng et al. 2020 study max over ||delta||_2 <= eps of (y - f(x + delta))^2 for two-layer softplus networks with Xavier
+weights. In its proofs the paper minimises the negative loss: its local minima are the local maxima of the loss, which
+is how they are called here throughout. Two-layer networks are in closed form (`two_layer`), all networks and starts at
+once; images and convolutional networks go through the library (`image_escape`).
+
+Ascent has two rules of steps here. With one eta for all inputs, as in the paper, a smaller input scale at the same
+ratio eps / ||x|| makes the ball smaller against the step, which alone makes leaving quicker; steps that are a share of
+eps take that effect away and leave what the landscape does.
+
+On spheres of d >= 3 Lemma 4.4 (no saddle points) and Theorem 5.1 (one maximum) go together: between two maxima there
+is a mountain pass, which is a saddle unless it lies where y = f and the loss is zero. The paper's scales, widths and
+step sizes stand in a supplement that is not at hand: on the circle the scale 0.01 and the ratio 10, on images all
+scales and the ends of the ratios are named in its text, the rest is ours.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # measure the checkout that this file lies in, installed or not
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torch.nn import functional  # noqa: E402
+
+from benchmarks.machine import markdown  # noqa: E402
+from benchmarks.studies import image_escape  # noqa: E402
+from benchmarks.studies.fits import exponents, interval, rank_correlation, share, told  # noqa: E402
+from benchmarks.studies.study import (  # noqa: E402
+    Context,
+    Drawing,
+    Numbers,
+    Settings,
+    Study,
+    Verdict,
+    outcome,
+    run,
+)
+from benchmarks.studies.two_layer import (  # noqa: E402
+    EXACT,
+    TwoLayer,
+    ascended,
+    at_angles,
+    circle_extrema,
+    drawn,
+    first_of_each,
+    in_ball,
+    is_on_sphere,
+    kinds,
+    projected,
+    riemannian,
+    safe_rate,
+    settled,
+    tangent,
+)
+
+RULES, HALF = image_escape.RULES, image_escape.HALF
+SLACK = 0.1              # by which a fitted exponent may miss the claimed one
+NEAR = 0.01              # radians between a minimum on the circle and the start beside it
+SHARE = 0.1              # of eps: a step of the relative rule on the circle
+PICTURE = 41             # pixels of a landscape's side
+SAME_LOSS = 1e-6         # relative: end points with losses as near as this reached the same height
+AWAY_FROM_ZERO = 0.1     # |y - f| below which the paper's assumption counts as broken
+SIGNIFICANT = 0.05
+LIKELY = 0.8             # what "with high probability" has to reach at least
+PARALLEL = 0.99          # a cosine
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
+
+
+# ---------------------------------------------------------------------- the circle (Figure 1)
+
+def left_after(net: TwoLayer, bottom: Tensor, eps: float, rule: str, eta: float, limit: int) -> Tensor:
+    """From both sides of points "N" (angles) on the circle: the step after which the loss has done half of the rise
+    that the whole ascent of `limit` steps does: "N 2"."""
+    delta = at_angles(torch.stack([bottom - NEAR, bottom + NEAR], 1), eps)
+    losses = []
+    for _ in range(limit + 1):
+        loss, slope = net.loss_and_slope(delta)
+        losses.append(loss)
+        move = SHARE * eps * functional.normalize(slope, dim=2) if rule == "relative" else eta * slope
+        delta = projected(delta + move, eps)
+    path = torch.stack(losses)
+    return (path - path[0] >= HALF * (path.amax(0) - path[0])).long().argmax(0)
+
+
+def landscapes(settings: Settings, context: Context) -> list[dict[str, Any]]:
+    """For every scale and ratio: how many maxima the circle has and how soon the lowest minimum is left, network by
+    network; the picture of the first one."""
+    rows = []
+    for scale in settings["scales"]:
+        net = drawn(settings["seed"], settings["circle_nets"], 2, settings["circle_width"], scale)
+        for ratio in settings["ratios"]:
+            context.tell(f"circle: scale {scale:g}, ratio {ratio:g}")
+            eps = scale * ratio
+            each = [circle_extrema(net.take(torch.tensor([k])), eps) for k in range(len(net))]
+            bottom = torch.tensor([e.minima[min(range(len(e.lows)), key=e.lows.__getitem__)] for e in each],
+                                  dtype=EXACT)
+            row: dict[str, Any] = {"scale": scale, "ratio": ratio, "eps": eps, "maxima": [len(e.maxima) for e in each],
+                                   "unresolved": sum(not e.resolved for e in each), "steps": {}}
+            for rule in RULES:
+                first = left_after(net, bottom, eps, rule, settings["eta"], settings["leave_limit"])
+                row["steps"][rule] = first.double().mean(1).tolist()
+                if rule == "fixed":
+                    # On until the end is at rest: a few times the steps that leaving took.
+                    steps = min(settings["leave_limit"], 3 * int(first[0, 0]) + 10)
+                    start = at_angles(bottom[:1] - NEAR, eps).unsqueeze(1)
+                    one = net.take(torch.tensor([0]))
+                    row["picture"] = picture(one, eps, each[0].maxima, start, settings["eta"], steps)
+            rows.append(row)
+    return rows
+
+
+def picture(net: TwoLayer, eps: float, maxima: list[float], start: Tensor, eta: float, steps: int) -> dict[str, Any]:
+    """The loss of one network over the square around the disc, a hexadecimal byte each, and an ascent from "1 1 2"."""
+    side = torch.linspace(-1.1, 1.1, PICTURE, dtype=EXACT) * eps
+    loss = net.loss(torch.stack(torch.meshgrid(side, side, indexing="xy"), 2).view(1, -1, 2)).view(PICTURE, PICTURE)
+    low, high = float(loss.min()), float(loss.max())
+    shades = ((loss - low) / max(high - low, 1e-300) * 255).round().to(torch.uint8)
+    path, rate = [start], torch.tensor(eta, dtype=EXACT)
+    for _ in range(steps):
+        path.append(ascended(net, path[-1], eps, rate, 1))
+    shown = sorted({round(k * steps / 60) for k in range(61)})
+    return {"loss": [bytes(line).hex() for line in shades.tolist()], "low": float(f"{low:.5g}"),
+            "high": float(f"{high:.5g}"), "maxima": [round(a, 4) for a in maxima[:40]], "steps": steps,
+            "path": [[round(v, 4) for v in (path[k] / eps).flatten().tolist()] for k in shown]}
+
+
+# ---------------------------------------------------------------------- spheres (Theorem 5.1, Lemma 4.4)
+
+def sphere(d: int, width: int, eps: float, settings: Settings) -> dict[str, Any]:
+    """What the sphere of one radius around inputs of length 1 holds, and where ascents from uniform starts end."""
+    nets, points, steps = settings["nets"], settings["starts"], settings["ascent_steps"]
+    net = drawn(settings["seed"], nets, d, width, 1.0)
+    start = in_ball(settings["seed"], nets, points, d, eps)
+    rim = eps * functional.normalize(start, dim=2)
+    rate = safe_rate(net, torch.cat([start, rim], 1), eps)
+    end, low = ascended(net, start, eps, rate, steps), ascended(net, start, eps, -rate, steps)
+    bottom = net.loss(low).amin(1)
+    best = net.loss(end).amax(1)
+    row: dict[str, Any] = {"d": d, "width": width, "eps": eps,
+                           "on_sphere": float(is_on_sphere(end, eps).double().mean()),
+                           "bounded_away": int((bottom.sqrt() >= AWAY_FROM_ZERO).sum())}
+    if d == 2:
+        each = [circle_extrema(net.take(torch.tensor([k])), eps) for k in range(nets)]
+        best = torch.maximum(best, torch.tensor([max(e.highs) for e in each], dtype=EXACT))
+    row["best"] = (net.loss(end) >= best.unsqueeze(1) * (1 - SAME_LOSS)).double().mean(1).tolist()
+    slope = functional.normalize(net.output_slope(torch.cat([start, rim], 1)), dim=2)
+    row["cosine"] = (slope @ slope.mT).amin((1, 2)).tolist()
+    # Critical points of all kinds: where ascent and descent end, and where Newton's method goes from anywhere and from
+    # the lowest point between two ends.
+    all_, is_critical = settled(net, torch.cat([end, low, rim, passes(net, end, eps)], 1), eps)
+    # Where y = f the loss has a whole surface of minima, which the paper's assumption excludes.
+    is_critical &= net.loss(all_) >= AWAY_FROM_ZERO**2
+    is_new, kind = first_of_each(all_, eps, is_critical), kinds(net, all_)
+    counts = {name: (is_new & (kind == k)).sum(1).tolist()
+              for name, k in (("maxima", 1), ("saddles", 0), ("minima", -1))}
+    if d == 2:
+        counts["maxima"] = [len(e.maxima) for e in each]
+        row["unresolved"] = sum(not e.resolved for e in each)
+    return {**row, **counts}
+
+
+def passes(net: TwoLayer, end: Tensor, eps: float) -> Tensor:
+    """Where the loss is lowest on the way over the sphere from each end "N P d" to the next: near a saddle, if any."""
+    shares = torch.linspace(0, 1, 21, dtype=EXACT)[:, None]
+    way = end.unsqueeze(2) * (1 - shares) + end.roll(-1, 1).unsqueeze(2) * shares
+    way = eps * functional.normalize(way, dim=3)
+    lowest = net.loss(way.flatten(1, 2)).view(way.shape[:3]).argmin(2)
+    return way.gather(2, lowest[:, :, None, None].expand(-1, -1, 1, way.shape[3])).squeeze(2)
+
+
+def spheres(settings: Settings, context: Context) -> list[dict[str, Any]]:
+    rows = []
+    for d, width, radii in ((2, settings["circle_width"], settings["circle_radii"]),
+                            (settings["d"], settings["width"], settings["radii"])):
+        for eps in radii:
+            context.tell(f"sphere: d = {d}, eps = {eps:g}")
+            rows.append(sphere(d, width, eps, settings))
+    return rows
+
+
+# ---------------------------------------------------------------------- rates (Theorem 3.1, Corollary 3.1)
+
+def arrived(net: TwoLayer, delta: Tensor, eps: float, eta: float, limit: int) -> tuple[Tensor, Tensor]:
+    """Ascent with a fixed step until a point is on the sphere with a slope along it of at most sqrt(eta), the paper's
+    neighbourhood of a maximum: (the points "N P d", the steps "N P", limit + 1 where it was not reached)."""
+    first = torch.full(delta.shape[:2], limit + 1)
+    stop = delta.clone()
+    for t in range(limit + 1):
+        _, slope = net.loss_and_slope(delta)
+        flat = torch.linalg.vector_norm(tangent(slope, delta), dim=2)
+        new = is_on_sphere(delta, eps) & (flat <= eta**0.5) & (first > limit)
+        first[new] = t
+        stop[new] = delta[new]
+        if t % 16 == 0 and bool((first <= limit).all()):
+            break
+        delta = projected(delta + eta * slope, eps)
+    return stop, first
+
+
+def rates(settings: Settings, context: Context) -> dict[str, Any]:
+    """Steps and distances of the theorem's stopping point by step size, and the decay after it with shrinking steps."""
+    d, eps, limit = settings["d"], settings["rate_eps"], settings["rate_limit"]
+    net = drawn(settings["seed"] + 1, settings["rate_nets"], d, settings["width"], 1.0)
+    start = in_ball(settings["seed"] + 1, len(net), settings["rate_starts"], d, eps)
+    found: dict[str, Any] = {"steps": [], "distance": [], "late": 0, "not_maxima": 0}
+    for eta in settings["etas"]:
+        context.tell(f"rate: eta = {eta:g}")
+        stop, first = arrived(net, start, eps, eta, limit)
+        goal, is_critical = settled(net, stop, eps)
+        far = torch.linalg.vector_norm(stop - goal, dim=2)
+        found["late"] += int((first > limit).sum())
+        found["not_maxima"] += int((~is_critical | (kinds(net, goal) != 1)).sum())
+        found["steps"].append(first.double().mean(1).tolist())
+        found["distance"].append(far.log().mean(1).exp().tolist())
+        if eta == settings["shrink_from"]:
+            context.tell("rate: shrinking steps")
+            found["shrinking"] = [shrinking(net, stop, goal, eps, eta, multiple, settings["shrink_steps"])
+                                  for multiple in settings["multiples"]]
+    return found
+
+
+def shrinking(net: TwoLayer, delta: Tensor, goal: Tensor, eps: float, eta: float, multiple: float, steps: int,
+              ) -> dict[str, Any]:
+    """Steps 2 / (beta (s + z)) from points "N P d" near maxima `goal`, with beta a multiple of the least curvature
+    there and z such that the first step is eta: D_s = ||delta_s - goal||^2, and its exponent in z + s by network."""
+    _, hessian, n = riemannian(net, goal)
+    normal = n.unsqueeze(3) * n.unsqueeze(2) * 2 * hessian.abs().amax((2, 3), keepdim=True) * net.d
+    beta = multiple * -torch.linalg.eigvalsh(hessian - normal)[..., -1]
+    z = (2 / (beta * eta)).ceil()
+    shown = sorted({round(steps ** (k / 40)) for k in range(41)} | {0})
+    squares = []
+    for s in range(steps + 1):
+        if s in shown:
+            squares.append((delta - goal).square().sum(2))
+        _, slope = net.loss_and_slope(delta)
+        delta = projected(delta + (2 / (beta * (s + z))).unsqueeze(2) * slope, eps)
+    distance = torch.stack(squares)
+    at = (torch.tensor(shown, dtype=EXACT)[:, None, None] + z).log()
+    # Least squares in logarithms, for every trajectory at once; what is left of it after rounding is not fitted.
+    low = distance.clamp(min=1e-26).log()
+    centred = at - at.mean(0)
+    slopes = (centred * low).sum(0) / centred.square().sum(0)
+    ratio = distance * (beta * at.exp()) / 2  # D_s / eta_s
+    return {"multiple": multiple, "exponent": slopes.mean(1).tolist(), "shown": shown, "z": float(z.median()),
+            "median": [float(f"{v:.4g}") for v in distance.flatten(1).median(1).values.tolist()],
+            "ratio_falls": float((ratio[-1] <= ratio[0]).double().mean())}
+
+
+# ---------------------------------------------------------------------- images (Figures 2 and 3)
+
+def walk_of(settings: Settings) -> image_escape.Walk:
+    steps = settings["image_steps"]
+    return image_escape.Walk(steps, settings["image_search"], settings["image_eta"], settings["image_share"],
+                             tuple(places(steps)))
+
+
+def places(steps: int) -> list[int]:
+    """The steps whose losses are drawn."""
+    return sorted({round(k * steps / 16) for k in range(17)} | {1, 2})
+
+
+def measure(settings: Settings, context: Context) -> Numbers:
+    numbers: Numbers = {"circle": landscapes(settings, context), "spheres": spheres(settings, context),
+                        "rates": rates(settings, context)}
+    from certify.data.registry import load
+    data, walk = load(settings["data"], context.data_dir), walk_of(settings)
+    data = image_escape.first_of(data, settings["train_images"], settings["test_images"])
+    context.tell(f"images: {data.name}, untrained")
+    numbers["images"] = image_escape.at_initialisation(
+        data, scales=settings["image_scales"], ratios=settings["image_ratios"], seeds=settings["image_seeds"],
+        images=settings["images"], walk=walk, device=context.device)
+    numbers["trained"] = []
+    for scale in settings["train_scales"]:
+        for seed in range(settings["image_seeds"]):
+            context.tell(f"images: training at scale {scale:g}, seed {seed}")
+            numbers["trained"] += image_escape.in_training(
+                data, scale=scale, ratios=settings["train_ratios"], seed=seed, images=settings["images"],
+                epochs=settings["epochs"], train_ratio=settings["train_ratio"], walk=walk, device=context.device)
+    return numbers
+
+
+# ---------------------------------------------------------------------- verdicts
+
+def judge(numbers: Numbers, settings: Settings) -> list[Verdict]:
+    return [*_judge_rates(numbers["rates"], settings), *_judge_spheres(numbers["spheres"], settings),
+            *_judge_circle(numbers["circle"], settings), *_judge_images(numbers["images"], settings),
+            *_judge_trained(numbers["trained"], settings)]
+
+
+def increases(x: Sequence[float], y: Sequence[float], sign: int = 1) -> tuple[bool, str]:
+    """Whether y rises (with sign -1 falls) with x by a rank correlation that is significant, and the words for it."""
+    found = rank_correlation(x, y)
+    return (sign * found["rho"] > 0 and found["p"] < SIGNIFICANT,
+            f"Spearman's rho {found['rho']:.2f}, p {found['p']:.1g}, n {found['n']}")
+
+
+def _judge_rates(found: dict[str, Any], settings: Settings) -> list[Verdict]:
+    etas, starts = settings["etas"], settings["rate_nets"] * settings["rate_starts"]
+    by_net = list(zip(*found["distance"], strict=True)), list(zip(*found["steps"], strict=True))
+    near, long = exponents(etas, by_net[0]), exponents([1 / eta for eta in etas], by_net[1])
+    everyone = found["late"] == 0 and found["not_maxima"] == 0
+    setting = (f"d = {settings['d']}, {settings['width']} neurons, eps = {settings['rate_eps']:g}, "
+               f"{settings['rate_nets']} networks with {settings['rate_starts']} starts, eta from {min(etas):g} to "
+               f"{max(etas):g}")
+    verdicts = [Verdict(
+        "For small eps and eta ascent from a random start reaches, in O(1/eta^2) steps, a point on the sphere that is "
+        "O(sqrt(eta)) near a local maximum", "Deng et al. 2020, Theorem 3.1",
+        outcome(everyone, near["low"] >= 0.5 - SLACK, long["high"] <= 2 + SLACK),
+        f"{setting}: {len(etas) * starts - found['late']} of {len(etas) * starts} runs came to the sphere with a slope "
+        f"along it of at most sqrt(eta), and {found['not_maxima']} of those points did not belong to a maximum; the "
+        f"distance goes like eta^{told(near)} (at least {0.5 - SLACK:g} is asked for), the steps like "
+        f"(1/eta)^{told(long)} (at most {2 + SLACK:g}), intervals over networks")]
+    told_of = "; ".join(f"beta {row['multiple']:g} times the least curvature: {told(interval(row['exponent']))} (a "
+                        f"linear model gives {-4 / row['multiple']:g})" for row in found["shrinking"])
+    natural = found["shrinking"][0]
+    return [*verdicts, Verdict(
+        "With steps 2 / (beta (s + z)) the squared distance from the maximum falls like 1 / (z + s)",
+        "Deng et al. 2020, Corollary 3.1 and Remark 3",
+        outcome(interval(natural["exponent"])["high"] <= -1 + SLACK, natural["ratio_falls"] == 1),
+        f"Exponents of z + s after the stopping point of eta = {settings['shrink_from']:g}, over "
+        f"{settings['shrink_steps']} steps: {told_of}. Judged at beta = {natural['multiple']:g} times the curvature "
+        "(the paper's constant is in its supplement), where -1 is an upper end and D_s / eta_s must end lower than it "
+        f"began ({natural['ratio_falls']:.0%} of runs)")]
+
+
+def by_dimension(rows: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+    """Rows of each dimension, smallest eps first."""
+    return {d: sorted((r for r in rows if r["d"] == d), key=lambda r: r["eps"]) for d in sorted({r["d"] for r in rows})}
+
+
+def _ends(rows: list[dict[str, Any]], name: str) -> str:
+    """Means over networks at the smallest and the largest eps."""
+    parts = []
+    for d, mine in by_dimension(rows).items():
+        values = [r[name] if isinstance(r[name], float) else sum(r[name]) / len(r[name]) for r in (mine[0], mine[-1])]
+        parts.append(f"d = {d}: {values[0]:.0%} at eps = {mine[0]['eps']:g}, {values[1]:.0%} at {mine[-1]['eps']:g}")
+    return "; ".join(parts)
+
+
+def _trends(rows: list[dict[str, Any]], name: str, sign: int) -> tuple[bool, str]:
+    """Whether what networks have rises (sign 1) or falls (-1) with eps, in every dimension."""
+    found = {d: increases(*_where(mine, lambda r: r[name], "eps"), sign) for d, mine in by_dimension(rows).items()}
+    return all(f[0] for f in found.values()), "; ".join(f"d = {d}, {f[1]}" for d, f in found.items())
+
+
+def _judge_spheres(rows: list[dict[str, Any]], settings: Settings) -> list[Verdict]:
+    least = [mine[0] for mine in by_dimension(rows).values()]
+    falls = _trends(rows, "best", -1)
+    closes = _trends(rows, "cosine", -1)
+    worst = "; ".join(f"d = {d}: {min(mine[0]['cosine']):.4f} at eps = {mine[0]['eps']:g}, "
+                      f"{min(mine[-1]['cosine']):.2f} at {mine[-1]['eps']:g}" for d, mine in by_dimension(rows).items())
+    return [
+        Verdict("Ascent ends on the sphere, not inside the ball", "Deng et al. 2020, Lemma 4.1 and Section 3.1",
+                outcome(all(r["on_sphere"] == 1 for r in least)),
+                f"Of {settings['nets'] * settings['starts']} runs, {_ends(rows, 'on_sphere')}; at the smallest all are "
+                "asked for"),
+        _no_saddles(rows, settings), _one_maximum(rows, settings),
+        Verdict("At so small eps ascent reaches the global maximum", "Deng et al. 2020, Section 5.1.1",
+                outcome(all(v == 1 for r in least for v in r["best"]), falls[0]),
+                f"Random starts that end as high as the best known point: {_ends(rows, 'best')}. The share falls as "
+                f"eps grows ({falls[1]})"),
+        Verdict("As eps falls, gradients within the ball become parallel", "Deng et al. 2020, Section 5.1.1",
+                outcome(all(v >= PARALLEL for r in least for v in r["cosine"]), closes[0]),
+                f"Least cosine between two gradients of f, worst network: {worst} ({PARALLEL:g} is asked for at the "
+                f"smallest eps). It falls as eps grows ({closes[1]})")]
+
+
+def _no_saddles(rows: list[dict[str, Any]], settings: Settings) -> Verdict:
+    mine = [m for d, m in by_dimension(rows).items() if d > 2][-1]
+    first, with_some = mine[0], [r for r in mine if any(r["saddles"])]
+    later = (f"from eps = {with_some[0]['eps']:g} on there are some ({sum(map(bool, with_some[0]['saddles']))} of "
+             f"{settings['nets']} networks)" if with_some else "there are none at larger eps")
+    return Verdict(
+        "For small eps no critical point on the sphere is a saddle", "Deng et al. 2020, Lemma 4.4",
+        outcome(not any(first["saddles"]) and all(first["maxima"])),
+        f"d = {first['d']}, eps = {first['eps']:g}: {sum(first['saddles'])} saddles, {sum(first['maxima'])} maxima and "
+        f"{sum(first['minima'])} minima of {settings['nets']} networks, by the eigenvalues of the Riemannian Hessian "
+        f"where Newton's method settled from {4 * settings['starts']} points each; {later}. On a circle there is none "
+        "by dimension")
+
+
+def _one_maximum(rows: list[dict[str, Any]], settings: Settings) -> Verdict:
+    parts, held = [], []
+    for d, mine in by_dimension(rows).items():
+        found = share(sum(k == 1 for k in mine[0]["maxima"]), settings["nets"])
+        held.append(found["share"] == 1 and found["low"] >= LIKELY)
+        parts.append(f"d = {d}: {told(found)} at eps = {mine[0]['eps']:g}, all networks up to eps = {_threshold(mine)}")
+    grows = _trends(rows, "maxima", 1)
+    return Verdict(
+        "Below a threshold of eps the sphere has one local maximum", "Deng et al. 2020, Theorem 5.1",
+        outcome(all(held), grows[0]),
+        f"Share of networks with exactly one, {'; '.join(parts)} (all, and Wilson's lower end at {LIKELY:g}, is asked "
+        f"for at the smallest). The number grows with eps ({grows[1]}). Where d > 2 it counts what "
+        f"{4 * settings['starts']} searches found")
+
+
+def _threshold(mine: list[dict[str, Any]]) -> str:
+    """The largest eps up to which every network has one maximum."""
+    last = "none"
+    for r in mine:
+        if any(k != 1 for k in r["maxima"]):
+            break
+        last = f"{r['eps']:g}"
+    return last
+
+
+def _where(rows: Iterable[dict[str, Any]], value: Callable[[dict[str, Any]], Sequence[float]], by: str,
+           ) -> tuple[list[float], list[float]]:
+    """Pairs (what varies, one value) of all rows and networks."""
+    pairs = [(row[by], v) for row in rows for v in value(row)]
+    return [p[0] for p in pairs], [float(p[1]) for p in pairs]
+
+
+def _judge_circle(rows: list[dict[str, Any]], settings: Settings) -> list[Verdict]:
+    scales, ratios, nets = settings["scales"], settings["ratios"], settings["circle_nets"]
+    smallest = [r for r in rows if r["scale"] == scales[0]]
+    widest, largest = [r for r in rows if r["ratio"] == ratios[-1]], [r for r in rows if r["scale"] == scales[-1]]
+    regular = all(k == 1 for r in smallest for k in r["maxima"])
+    more = increases(*_where(widest, lambda r: r["maxima"], "scale"))
+    wider = increases(*_where(largest, lambda r: r["maxima"], "ratio"))
+    verdicts = [Verdict(
+        "At a fixed ratio eps / ||x|| a smaller input scale makes the landscape more regular, at the smallest with one "
+        "maximum even at the largest ratio; at a large scale a small ratio does so", "Deng et al. 2020, Figure 1",
+        outcome(regular, more[0], wider[0]),
+        f"Scale {scales[0]:g}: {sum(k == 1 for r in smallest for k in r['maxima'])} of {len(smallest) * nets} "
+        f"landscapes have one maximum. The number grows with the scale at ratio {ratios[-1]:g} ({more[1]}; means "
+        f"{_means(widest, lambda r: r['maxima'])}) and with the ratio at scale {scales[-1]:g} ({wider[1]}; means "
+        f"{_means(largest, lambda r: r['maxima'])})")]
+    limit = settings["leave_limit"]
+    words = {"fixed": ("The smaller the scale, the fewer steps of one size leave the neighbourhood of a minimum of the "
+                       "loss; at a large scale a small ratio helps", f"eta = {settings['eta']:g}"),
+             "relative": ("A small scale, or at a large one a small ratio, makes leaving quicker even where steps are "
+                          "a share of eps, so that only the landscape differs",
+                          f"steps of {SHARE:g} eps")}
+    for rule, (claim, setting) in words.items():
+        def steps(row: dict[str, Any], rule: str = rule) -> list[float]:
+            return list(row["steps"][rule])
+        slower, later = increases(*_where(widest, steps, "scale")), increases(*_where(largest, steps, "ratio"))
+        quick = [v for r in smallest for v in steps(r)]
+        verdicts.append(Verdict(
+            claim, "Deng et al. 2020, Figure 1 and Section 5.1.2" + ("" if rule == "fixed" else "; our control"),
+            outcome(slower[0], later[0]),
+            f"{setting}, from {NEAR:g} radians beside the lowest minimum on the circle until half of the rise that "
+            f"{limit} steps make is done: at ratio {ratios[-1]:g} steps rise with the scale ({slower[1]}; medians "
+            f"{_medians(widest, steps)}), at scale {scales[-1]:g} with the ratio ({later[1]}; medians "
+            f"{_medians(largest, steps)}); at scale {scales[0]:g} never more than {max(quick):.0f}. How high "
+            "ascent gets is not asked here"))
+    return verdicts
+
+
+def _means(rows: list[dict[str, Any]], value: Callable[[dict[str, Any]], Sequence[float]]) -> str:
+    return ", ".join(f"{sum(value(r)) / len(value(r)):.2f}" for r in rows)
+
+
+def _medians(rows: list[dict[str, Any]], value: Callable[[dict[str, Any]], Sequence[float]]) -> str:
+    return ", ".join(f"{sorted(value(r))[len(value(r)) // 2]:.0f}" for r in rows)
+
+
+def _judge_images(rows: list[dict[str, Any]], settings: Settings) -> list[Verdict]:
+    scales, ratios = settings["image_scales"], settings["image_ratios"]
+    verdicts = []
+    for rule in RULES:
+        mine = [r for r in rows if r["rule"] == rule]
+        small, large = ([r for r in mine if r["scale"] == s] for s in (scales[0], scales[-1]))
+        middle = [r for r in mine if r["scale"] == scales[len(scales) // 2]]
+        easy = min(r["escaped"] for r in small)
+        slower = {ratio: increases(*_where((r for r in mine if r["ratio"] == ratio), lambda r: [r["steps"]], "scale"))
+                  for ratio in ratios}
+        later = increases(*_where(middle, lambda r: [r["steps"]], "ratio"))
+        count = sum(s[0] for s in slower.values())
+        hard = sum(r["escaped"] for r in large if r["ratio"] == ratios[0]) / settings["image_seeds"]
+        setting = (f"eta = {settings['image_eta']:g}" if rule == "fixed" else
+                   f"steps of {settings['image_share']:g} eps")
+        verdicts.append(Verdict(
+            "On images, the smaller the input scale, the fewer steps lead away from a minimum of the loss, at the "
+            "smallest for every ratio; at the middle scale a small ratio helps; at the largest even the smallest ratio "
+            "is hard" if rule == "fixed" else "On images, scale and ratio matter in this way even where steps are a "
+            "share of eps",
+            "Deng et al. 2020, Figure 2" + ("" if rule == "fixed" else "; our control"),
+            outcome(easy >= 0.5, count == len(ratios), later[0], hard < 0.5),
+            f"{setting}, {settings['image_steps']} steps, {settings['images']} images of {settings['data']}, "
+            f"{settings['image_seeds']} networks: at scale {scales[0]:g} at least {easy:.0%} of images got half of the "
+            f"way up; steps rise with the scale for {count} of {len(ratios)} ratios (at ratio {ratios[-1]:g}: "
+            f"{slower[ratios[-1]][1]}); at scale {scales[len(scales) // 2]:g} they rise with the ratio ({later[1]}); "
+            f"at scale {scales[-1]:g} and ratio {ratios[0]:g} {hard:.0%} got there (below half is hard)"))
+    return verdicts
+
+
+def effort(rows: list[dict[str, Any]], scale: float, seed: int, epoch: int, rule: str) -> float:
+    """The mean over ratios of log2(1 + steps): doublings."""
+    mine = [r for r in rows if (r["scale"], r["seed"], r["epoch"], r["rule"]) == (scale, seed, epoch, rule)]
+    return sum(math.log2(1 + r["steps"]) for r in mine) / len(mine)
+
+
+def _judge_trained(rows: list[dict[str, Any]], settings: Settings) -> list[Verdict]:
+    scales, epochs, seeds = settings["train_scales"], settings["epochs"], range(settings["image_seeds"])
+    few, many = epochs[1], epochs[-1]
+    verdicts = []
+    for rule in RULES:
+        rise = {s: interval([effort(rows, s, k, many, rule) - effort(rows, s, k, few, rule) for k in seeds])
+                for s in scales}
+        early = [r["escaped"] for r in rows if r["scale"] == scales[0] and r["epoch"] == few and r["rule"] == rule]
+        easy = sum(early) / len(early)
+        parts = [easy >= 0.5, rise[scales[0]]["low"] > 0]
+        beside = ""
+        if len(scales) > 1:
+            more = interval([(effort(rows, scales[-1], k, many, rule) - effort(rows, scales[-1], k, few, rule))
+                             - (effort(rows, scales[0], k, many, rule) - effort(rows, scales[0], k, few, rule))
+                             for k in seeds])
+            parts.append(more["low"] > 0)
+            beside = (f"; at scale {scales[-1]:g} it rose by {told(rise[scales[-1]])}, a difference of {told(more)}, "
+                      "which has to be above zero")
+        worth = [r for r in rows if r["scale"] == scales[0] and r["epoch"] == many and r["rule"] == rule]
+        verdicts.append(Verdict(
+            "At a small scale leaving is still easy after few epochs of adversarial training and clearly harder after "
+            "many, the more so at a large scale" if rule == "fixed" else "Training makes leaving harder in this way "
+            "even where steps are a share of eps, however small the gradient",
+            "Deng et al. 2020, Figure 3" + ("" if rule == "fixed" else "; our control"), outcome(*parts),
+            f"Scale {scales[0]:g}: after {few} epochs {easy:.0%} of images got half of the way up within "
+            f"{settings['image_steps']} steps (at least half is asked for); from epoch {few} to {many} log2(1 + "
+            f"steps), mean over ratios, rose by {told(rise[scales[0]])} (95 % interval over {len(seeds)} trainings; "
+            f"above zero is asked for){beside}. The networks then keep "
+            f"{sum(r['clean'] for r in worth) / len(worth):.0%} of test labels, under the attack of training "
+            f"{sum(r['pgd'] for r in worth) / len(worth):.0%}"))
+    return verdicts
+
+
+# ---------------------------------------------------------------------- figures
+
+def draw(numbers: Numbers, settings: Settings) -> dict[str, Drawing]:
+    return {"landscapes": _draw_landscapes(numbers["circle"], settings),
+            "leaving": _draw_leaving(numbers["circle"], settings),
+            "spheres": _draw_spheres(numbers["spheres"], settings), "rates": _draw_rates(numbers["rates"], settings),
+            "images": _draw_images(numbers["images"], settings),
+            "trained": _draw_trained(numbers["trained"], settings)}
+
+
+def _draw_landscapes(rows: list[dict[str, Any]], settings: Settings) -> Drawing:
+    import numpy as np
+
+    from verifier.panels import new_figure
+    scales, ratios = settings["scales"], settings["ratios"]
+    figure = new_figure(2.25 * len(ratios), 2.4 * len(scales))
+    axes = figure.subplots(len(scales), len(ratios), squeeze=False)
+    for row in rows:
+        axis = axes[scales.index(row["scale"])][ratios.index(row["ratio"])]
+        shown = row["picture"]
+        loss, side = [list(bytes.fromhex(line)) for line in shown["loss"]], np.linspace(-1.1, 1.1, len(shown["loss"]))
+        axis.contourf(side, side, loss, np.linspace(0, 255, 11), cmap="cividis")
+        axis.set_aspect("equal")
+        turn = np.linspace(0, 2 * np.pi, 200)
+        axis.plot(np.cos(turn), np.sin(turn), "w-", linewidth=1)
+        path = np.array(shown["path"])
+        axis.plot(path[:, 0], path[:, 1], ".-", color="#D55E00", markersize=4, linewidth=1)
+        axis.plot(path[0, 0], path[0, 1], "s", color="white", markeredgecolor="black", markersize=6)
+        top = np.array(shown["maxima"])
+        axis.plot(np.cos(top), np.sin(top), "^", color="#56B4E9", markeredgecolor="black", markersize=7)
+        axis.set_title(f"scale {row['scale']:g}, ratio {row['ratio']:g}\nloss {shown['low']:.3g} to "
+                       f"{shown['high']:.3g}, {shown['steps']} steps", fontsize=8)
+        axis.set_xticks([-1, 0, 1])
+        axis.set_yticks([-1, 0, 1])
+        axis.tick_params(labelsize=7)
+    for axis in axes[-1]:
+        axis.set_xlabel("delta_1 / eps", fontsize=8)
+    for line in axes:
+        line[0].set_ylabel("delta_2 / eps", fontsize=8)
+    return Drawing(figure, (
+        "The loss over perturbations of an input with two features (dark: low, bright: high, each panel on its own "
+        "scale), the circle of radius eps (white), its local maxima (triangles), and projected ascent (orange, at most "
+        f"61 of its points) from beside the lowest minimum on the circle (square), eta = {settings['eta']:g}. One "
+        f"two-layer softplus network of {settings['circle_width']} neurons, seed {settings['seed']}; scale is ||x||, "
+        "ratio eps / ||x||. The paper's Figure 1 has the same rows and columns."))
+
+
+def _draw_leaving(rows: list[dict[str, Any]], settings: Settings) -> Drawing:
+    import numpy as np
+
+    from verifier.panels import new_figure
+    figure = new_figure(10.0, 3.6)
+    axes = figure.subplots(1, 3)
+    for k, ratio in enumerate(settings["ratios"]):
+        mine = [r for r in rows if r["ratio"] == ratio]
+        at = [r["scale"] for r in mine]
+        for axis, value in zip(axes, (lambda r: r["maxima"], lambda r: r["steps"]["fixed"],
+                                      lambda r: r["steps"]["relative"]), strict=True):
+            values = np.array([value(r) for r in mine])
+            axis.plot(at, np.median(values, 1), "osD"[k % 3] + "-", color=PALETTE[k], label=f"ratio {ratio:g}")
+            axis.fill_between(at, values.min(1), values.max(1), color=PALETTE[k], alpha=0.15, linewidth=0)
+    for axis, title in zip(axes, ("local maxima on the circle", f"steps to leave, eta = {settings['eta']:g}",
+                                  f"steps to leave, {SHARE:g} eps each"), strict=True):
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlabel("input scale ||x||")
+        axis.set_title(title, fontsize=9)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("number")
+    axes[1].set_ylabel("steps")
+    axes[2].set_ylabel("steps")
+    axes[0].legend(fontsize=7)
+    return Drawing(figure, (
+        f"Over {settings['circle_nets']} networks as in the landscapes (median and range; seed {settings['seed']}): "
+        f"maxima on the circle, and steps in which ascent from {NEAR:g} radians beside the lowest minimum does half of "
+        f"the rise that {settings['leave_limit']} steps make, with steps of one eta and with steps that are a share of "
+        "eps."))
+
+
+def _draw_spheres(rows: list[dict[str, Any]], settings: Settings) -> Drawing:
+    from verifier.panels import new_figure
+    figure = new_figure(10.5, 3.6)
+    axes = figure.subplots(1, 3)
+    for k, d in enumerate(sorted({r["d"] for r in rows})):
+        mine = sorted((r for r in rows if r["d"] == d), key=lambda r: r["eps"])
+        at = [r["eps"] for r in mine]
+        colour, mark = PALETTE[k], "os"[k % 2]
+        axes[0].plot(at, [sum(r["maxima"]) / len(r["maxima"]) for r in mine], mark + "-", color=colour,
+                     label=f"maxima, d = {d}")
+        if d > 2:
+            axes[0].plot(at, [sum(r["saddles"]) / len(r["saddles"]) for r in mine], "x--", color="#D55E00",
+                         label=f"saddles, d = {d}")
+        axes[1].plot(at, [sum(n == 1 for n in r["maxima"]) / len(r["maxima"]) for r in mine], mark + "-", color=colour,
+                     label=f"networks with one maximum, d = {d}")
+        axes[1].plot(at, [sum(r["best"]) / len(r["best"]) for r in mine], mark + "--", color=colour,
+                     markerfacecolor="white", label=f"starts that reach the best, d = {d}")
+        axes[2].plot(at, [min(r["cosine"]) for r in mine], mark + "-", color=colour, label=f"least cosine, d = {d}")
+        axes[2].plot(at, [r["on_sphere"] for r in mine], mark + "--", color=colour, markerfacecolor="white",
+                     label=f"ends on the sphere, d = {d}")
+    for axis, (title, label) in zip(axes, (("critical points on the sphere", "mean number a network"),
+                                           ("one maximum, and who reaches the best", "share"),
+                                           ("gradients in the ball; end points", "cosine, share")), strict=True):
+        axis.set_xscale("log")
+        axis.set_xlabel("eps (inputs of length 1)")
+        axis.set_ylabel(label)
+        axis.set_title(title, fontsize=9)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=6.5, loc="upper left" if axis is axes[0] else "lower left")
+    axes[1].set_ylim(-0.55, 1.05)  # room for the legend
+    axes[2].set_ylim(-1.9, 1.05)
+    return Drawing(figure, (
+        f"{settings['nets']} two-layer softplus networks ({settings['circle_width']} neurons at d = 2, "
+        f"{settings['width']} at d = {settings['d']}; seed {settings['seed']}). Maxima on the circle by a refined "
+        f"grid, on spheres where ascents, descents and Newton's method from {settings['starts']} starts each settled. "
+        "Starts are uniform in the ball; least cosine: between two gradients of f at these starts and their "
+        "projections; worst network."))
+
+
+def _draw_rates(found: dict[str, Any], settings: Settings) -> Drawing:
+    import numpy as np
+
+    from verifier.panels import new_figure
+    figure = new_figure(10.0, 3.6)
+    near, long, decay = figure.subplots(1, 3)
+    etas = settings["etas"]
+    for axis, name, power, words in ((near, "distance", 0.5, "distance from the maximum"),
+                                     (long, "steps", -2.0, "steps until there")):
+        values = np.array(found[name])
+        axis.plot(etas, np.median(values, 1), "o-", color=PALETTE[0], label="median and range over networks")
+        axis.fill_between(etas, values.min(1), values.max(1), color=PALETTE[0], alpha=0.2, linewidth=0)
+        anchor = float(np.median(values[0]))
+        axis.plot(etas, [anchor * (eta / etas[0]) ** power for eta in etas], ":", color="0.4",
+                  label=f"claimed order, eta^{power:g}")
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlabel("step size eta")
+        axis.set_ylabel(words)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    near.set_title("where the slope falls below sqrt(eta)", fontsize=9)
+    long.set_title("how soon", fontsize=9)
+    for k, row in enumerate(found["shrinking"]):
+        at = [s + row["z"] for s in row["shown"]]
+        decay.plot(at, row["median"], "-", color=PALETTE[k], label=f"beta = {row['multiple']:g} x curvature")
+        if k == 0:
+            decay.plot(at, [row["median"][0] * at[0] / v for v in at], ":", color="0.4", label="1 / (z + s)")
+    decay.set_xscale("log")
+    decay.set_yscale("log")
+    decay.set_xlabel("z + s (z: median)")
+    decay.set_ylabel("squared distance, median")
+    decay.set_title("steps 2 / (beta (s + z))", fontsize=9)
+    decay.grid(alpha=0.3)
+    decay.legend(fontsize=7)
+    return Drawing(figure, (
+        f"Ascent from uniform starts in the ball of eps = {settings['rate_eps']:g}: {settings['rate_nets']} networks "
+        f"of {settings['width']} neurons, d = {settings['d']}, {settings['rate_starts']} starts each (seed "
+        f"{settings['seed'] + 1}). Left and middle: the first point on the sphere whose slope along it is at most "
+        f"sqrt(eta). Right: from there with shrinking steps, the first as large as eta = {settings['shrink_from']:g}."))
+
+
+def _draw_images(rows: list[dict[str, Any]], settings: Settings) -> Drawing:
+    scales = settings["image_scales"]
+    return _draw_curves(
+        rows, settings, settings["image_ratios"], [(f"scale {s:g}", {"scale": s}) for s in scales],
+        f"Untrained convolutional networks with Xavier weights on {settings['data']}, inputs times a scale (columns), "
+        "eps = ratio x mean ||x||_2. Projected ascent from where descent ended: the loss as a share of the way to the "
+        f"highest that was found in the ball. Median over {settings['images']} images, mean over "
+        f"{settings['image_seeds']} networks (seeds from 0). Above: eta = {settings['image_eta']:g} at every scale; "
+        f"below: steps of {settings['image_share']:g} eps.")
+
+
+def _draw_trained(rows: list[dict[str, Any]], settings: Settings) -> Drawing:
+    scales, epochs = settings["train_scales"], settings["epochs"]
+    columns = [(f"scale {s:g}, {'untrained' if e == 0 else f'{e} epochs'}", {"scale": s, "epoch": e})
+               for s in scales for e in epochs]
+    return _draw_curves(
+        rows, settings, settings["train_ratios"], columns,
+        f"As before, after epochs of adversarial training on {settings['data']} (PGD in l_2 with radius "
+        f"{settings['train_ratio']:g} x mean ||x||_2; PyTorch's initial weights), by scale and epoch (columns). Median "
+        f"over {settings['images']} test images, mean over {settings['image_seeds']} trainings. Above: eta = "
+        f"{settings['image_eta']:g}; below: steps of {settings['image_share']:g} eps.")
+
+
+def _draw_curves(rows: list[dict[str, Any]], settings: Settings, ratios: Sequence[float],
+                 columns: Sequence[tuple[str, dict[str, Any]]], caption: str) -> Drawing:
+    import numpy as np
+
+    from verifier.panels import new_figure
+    figure = new_figure(max(8.0, 1.0 + 1.45 * len(columns)), 4.6)
+    axes = figure.subplots(len(RULES), len(columns), sharex=True, sharey=True, squeeze=False)
+    at = places(settings["image_steps"])
+    for line, rule in zip(axes, RULES, strict=True):
+        for axis, (title, chosen) in zip(line, columns, strict=True):
+            for k, ratio in enumerate(ratios):
+                mine = [r["middle"] for r in rows if r["rule"] == rule and r["ratio"] == ratio
+                        and all(r[name] == v for name, v in chosen.items())]
+                axis.plot(at, np.mean(mine, 0), color=PALETTE[k], marker="osD^v"[k % 5], markevery=3, markersize=4,
+                          linewidth=1.2, label=f"ratio {ratio:g}")
+            axis.axhline(image_escape.HALF, color="0.6", linestyle=":", linewidth=0.8)
+            axis.set_title(title, fontsize=8)
+            axis.grid(alpha=0.3)
+            axis.tick_params(labelsize=7)
+        line[0].set_ylabel(f"share of the way up\n({'one eta' if rule == 'fixed' else 'share of eps'})", fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel("step", fontsize=8)
+    axes[0][0].legend(fontsize=6.5)
+    return Drawing(figure, caption)
+
+
+def table(numbers: Numbers, settings: Settings) -> str:
+    lines = [[f"{r['scale']:g}", f"{r['ratio']:g}", f"{r['eps']:g}", f"{sum(r['maxima']) / len(r['maxima']):.2f}",
+              f"{sum(k == 1 for k in r['maxima'])} of {len(r['maxima'])}",
+              *(_medians([r], lambda r, rule=rule: r["steps"][rule]) for rule in RULES)] for r in numbers["circle"]]
+    circle = markdown(["scale", "ratio", "eps", "maxima, mean", "with one", "steps, one eta", "steps, share of eps"],
+                      lines, 0)
+    lines = []
+    for r in numbers["spheres"]:
+        mean = {name: f"{sum(r[name]) / len(r[name]):.2f}" for name in ("maxima", "saddles", "minima", "best")}
+        lines.append([str(r["d"]), f"{r['eps']:g}", mean["maxima"], mean["saddles"], mean["minima"],
+                      f"{sum(k == 1 for k in r['maxima'])} of {len(r['maxima'])}", mean["best"],
+                      f"{r['on_sphere']:.2f}", f"{min(r['cosine']):.3f}", f"{r['bounded_away']} of {len(r['maxima'])}"])
+    spheres_ = markdown(["d", "eps", "maxima", "saddles", "minima", "with one maximum", "starts at the best",
+                         "ends on the sphere", "least cosine", f"abs(y - f) >= {AWAY_FROM_ZERO:g}"], lines, 0)
+    return f"Circles (Figure 1):\n\n{circle}\n\nSpheres around inputs of length 1, means over networks:\n\n{spheres_}"
+
+
+# ---------------------------------------------------------------------- settings
+
+COMMON: Settings = {
+    "seed": 0, "scales": [0.01, 1.0, 100.0], "ratios": [0.001, 0.1, 10.0], "eta": 0.02, "rate_eps": 0.1,
+    "shrink_from": 1e-3, "multiples": [1.0, 4.0, 8.0], "image_scales": [0.1, 1.0, 10.0], "image_eta": 1.0,
+    "image_share": 0.05, "train_ratio": 0.1,
+}
+MODES: dict[str, Settings] = {
+    "quick": {**COMMON, "circle_nets": 3, "circle_width": 50, "leave_limit": 200, "d": 4, "width": 64, "nets": 4,
+              "starts": 8, "ascent_steps": 100, "circle_radii": [0.01, 100.0], "radii": [0.01, 30.0], "rate_nets": 3,
+              "rate_starts": 3, "rate_limit": 5000, "etas": [3e-3, 1e-3, 3e-4], "shrink_steps": 200, "data": "digits",
+              "train_images": 200, "test_images": 20, "images": 6, "image_ratios": [0.01, 1.0], "image_seeds": 2,
+              "image_steps": 20, "image_search": 10, "train_scales": [0.1, 10.0], "train_ratios": [0.1],
+              "epochs": [0, 1, 2]},
+    "default": {**COMMON, "circle_nets": 20, "circle_width": 200, "leave_limit": 1000, "d": 10, "width": 400,
+                "nets": 20, "starts": 32, "ascent_steps": 300,
+                "circle_radii": [0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0],
+                "radii": [0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0], "rate_nets": 10, "rate_starts": 8,
+                "rate_limit": 50_000, "etas": [3e-3, 1e-3, 3e-4, 1e-4, 3e-5], "shrink_steps": 3000, "data": "digits",
+                "train_images": 1437, "test_images": 360, "images": 32,
+                "image_ratios": [0.001, 0.01, 0.1, 1.0, 10.0], "image_seeds": 3, "image_steps": 100,
+                "image_search": 50, "train_scales": [0.1, 10.0],
+                "train_ratios": [0.001, 0.01, 0.1, 1.0, 10.0], "epochs": [0, 3, 30]},
+    "paper": {**COMMON, "circle_nets": 50, "circle_width": 1000, "leave_limit": 5000, "d": 20, "width": 2000,
+              "nets": 30, "starts": 32, "ascent_steps": 1000,
+              "circle_radii": [0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0],
+              "radii": [0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0], "rate_nets": 20, "rate_starts": 16,
+              "rate_limit": 200_000, "etas": [3e-3, 1e-3, 3e-4, 1e-4, 3e-5], "shrink_steps": 10_000, "data": "mnist",
+              "train_images": 60_000, "test_images": 2000, "images": 200,
+              "image_ratios": [0.001, 0.01, 0.1, 1.0, 10.0], "image_seeds": 3, "image_steps": 500,
+              "image_search": 200, "train_scales": [0.1, 1.0, 10.0],
+              "train_ratios": [0.001, 0.01, 0.1, 1.0, 10.0], "epochs": [0, 3, 50]},
+}
+STUDY = Study(
+    name="ascent", title="Dynamics of projected gradient ascent",
+    source="Deng, He, Huang and Su, Towards Understanding the Dynamics of the First-Order Adversaries, ICML 2020",
+    modes=MODES, measure=measure, draw=draw, judge=judge, table=table)
+
+if __name__ == "__main__":
+    sys.exit(run(STUDY))
