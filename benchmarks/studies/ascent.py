@@ -567,7 +567,7 @@ def _draw_landscapes(rows: list[dict[str, Any]], settings: Settings) -> Drawing:
         top = np.array(shown["maxima"])
         axis.plot(np.cos(top), np.sin(top), "^", color="#56B4E9", markeredgecolor="black", markersize=7)
         axis.set_title(f"scale {row['scale']:g}, ratio {row['ratio']:g}\nloss {shown['low']:.3g} to "
-                       f"{shown['high']:.3g}, {shown['steps']} steps", fontsize=8)
+                       f"{shown['high']:.3g}, {shown['steps']} steps", fontsize=7.5)
         axis.set_xticks([-1, 0, 1])
         axis.set_yticks([-1, 0, 1])
         axis.tick_params(labelsize=7)
