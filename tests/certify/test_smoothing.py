@@ -151,3 +151,12 @@ def test_bad_settings_are_refused(wrong: dict[str, float]) -> None:
         Smoothed(linear, 0.5).certify(points(1), **wrong)
     with pytest.raises(ValueError, match="sigma must be > 0"):
         Smoothed(linear, 0.0)
+
+
+def test_each_look_has_its_part_of_alpha() -> None:
+    def always(x: Tensor) -> Tensor:
+        return torch.tensor([1.0, 0.0]).expand(len(x), 2)
+    found = Smoothed(always, 0.5).certify(points(2), samples=10_000, alpha=0.01, target=0.1)
+    first = 100  # a hundredth of the samples settles it
+    assert found.used.tolist() == [100 + first] * 2
+    np.testing.assert_allclose(found.radius, radius_of(np.array([first] * 2), first, 0.01 / 3, 0.5))
