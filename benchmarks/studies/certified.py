@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # measure the checkout that this file lies in, installed or not
 
 from benchmarks.machine import markdown  # noqa: E402
+from benchmarks.studies import fits  # noqa: E402
 from benchmarks.studies.study import (  # noqa: E402
     Context,
     Drawing,
@@ -59,7 +60,6 @@ ERRORS = {"clean": ("clean", "o"), "fgsm": ("FGSM", "<"), "pgd": ("PGD-20", "s")
           "crown": ("certified, CROWN", "P"), "dual": ("certified, dual bound", ">")}
 FIRST_EPS = 0.01       # where the radius begins to grow
 CLOSED = 1e-4          # of one and the margin: least margins known to this much count as exact
-CONFIDENCE = 0.95
 CLOSE = 0.25           # projections come close: their error exceeds the exact one's by at most this share of it
 PUBLISHED = """Published: robust error of cascades 3.1 % on MNIST at 0.1 and 36.4 % on CIFAR-10 at 2/255
 (arXiv:1805.12514, abstract); the MNIST cascade of small networks at 0.3, as its authors ship it, has 33.64 %. The
@@ -292,9 +292,8 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     """Student's interval of a mean; None of fewer than two values, which have no spread."""
     if len(values) < 2:
         return None
-    from scipy.stats import t
-    half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.fmean(values) - half, statistics.fmean(values) + half
+    found = fits.interval(values)
+    return found["low"], found["high"]
 
 
 def gaps(numbers: Numbers, name: str, eps: float) -> list[float]:

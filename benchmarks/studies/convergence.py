@@ -18,6 +18,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from benchmarks.studies import fits
 from certify.classifier import Classifier
 from certify.data.dataset import Examples
 from certify.inner import cross_entropy_of, input_gradient, moved
@@ -31,8 +32,7 @@ LEVELS = tuple(k / 40 for k in range(41))  # of the quantiles that are stored
 GRID_POINTS = 61
 GRID_END = 0.97  # the quantile of all samples together at which a grid ends: one outlier must not flatten the rest
 DIGITS = 5  # significant ones, of stored numbers
-CONFIDENCE = 0.95
-SIGNIFICANT = 1 - CONFIDENCE
+SIGNIFICANT = 1 - fits.CONFIDENCE
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,10 +166,7 @@ class Rank(NamedTuple):
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> Rank:
     """Where either is constant, or with fewer than three pairs, there is no order to see: 0 with p = 1."""
-    if len(a) < 3 or len(set(a)) == 1 or len(set(b)) == 1:
-        return Rank(0.0, 1.0, len(a))
-    found = stats.spearmanr(a, b)
-    return Rank(float(found.statistic), float(found.pvalue), len(a))
+    return Rank(**fits.rank_correlation(a, b))
 
 
 class Mean(NamedTuple):
@@ -187,8 +184,7 @@ class Mean(NamedTuple):
 
 def mean_of(values: Sequence[float]) -> Mean:
     """Of independent values, as differences between two trainings with the same seed."""
-    n, mean = len(values), float(np.mean(values))
-    if n < 2:
-        return Mean(mean, -math.inf, math.inf, n)
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
-    return Mean(mean, mean - reach, mean + reach, n)
+    if len(values) < 2:
+        return Mean(float(np.mean(values)), -math.inf, math.inf, len(values))
+    found = fits.interval(values)
+    return Mean(found["mean"], found["low"], found["high"], found["n"])

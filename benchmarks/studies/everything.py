@@ -1,6 +1,6 @@
 """All studies in turn, and `docs/studies.md` from what they measured: what `make studies` runs.
 
-    python benchmarks/studies/everything.py                          # about an hour on two cores
+    python benchmarks/studies/everything.py                          # a quarter of an hour on two cores
     python benchmarks/studies/everything.py --only ascent,fosc       # some of them
     python benchmarks/studies/everything.py --redraw                 # figures, verdicts and the page alone
 
@@ -30,10 +30,10 @@ from benchmarks.studies.study import HOME, MODES, described  # noqa: E402
 STUDIES = ("fosc", "dynamic", "ascent", "zeroth_order", "certified")
 INTRODUCTION = """# Studies: what papers claim, seen with our own engine
 
-Each section is a script under `benchmarks/studies/`, rerun by `make studies` (all of them, on the bundled digits;
-`make studies DATA_DIR=...` with the folder of the MNIST files). This page is written by
-`benchmarks/studies/everything.py` from the JSON files in `docs/studies/`: figures, numbers and verdicts are computed
-from them. `--mode paper` has the published settings. A verdict is about our networks and data at the size that is
+Each section is a script under `benchmarks/studies/`, rerun by `make studies` (all of them, on the
+bundled digits). This page is written by `benchmarks/studies/everything.py` from the JSON files in `docs/studies/`:
+figures, numbers and verdicts are computed from them. `--mode paper --data-dir D`, with the files of MNIST or CIFAR-10
+in D, has the published settings, which have not been run. A verdict is about our networks and data at the size that is
 named, not about the paper's own experiments.
 """
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from certify.evaluation.records import wilson
+
 CONFIDENCE = 0.95
 
 
@@ -32,9 +34,10 @@ def exponents(x: Sequence[float], rows: Sequence[Sequence[float]]) -> dict[str, 
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
-    """Spearman's rho with its p-value and n; rho 0, p 1 where one of them does not vary."""
+    """Spearman's rho with its p-value and n; rho 0, p 1 where one of them does not vary, or with
+    fewer than three pairs: there is no order to see."""
     from scipy.stats import spearmanr
-    if len(set(x)) < 2 or len(set(y)) < 2:
+    if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:
         return {"rho": 0.0, "p": 1.0, "n": len(x)}
     found = spearmanr(x, y)
     return {"rho": float(found.statistic), "p": float(found.pvalue), "n": len(x)}
@@ -42,9 +45,9 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
 
 def share(hits: int, of: int) -> dict[str, Any]:
     """A share with Wilson's interval of 95 %."""
-    z = 1.959963984540054
-    middle, half = (hits + z * z / 2) / (of + z * z), z * math.sqrt(hits * (of - hits) / of + z * z / 4) / (of + z * z)
-    return {"share": hits / of, "low": middle - half, "high": middle + half, "n": of}
+    ends = wilson(hits, of)
+    assert ends is not None, "a share is of something"
+    return {"share": hits / of, "low": ends[0], "high": ends[1], "n": of}
 
 
 def told(found: dict[str, Any], digits: int = 2) -> str:

@@ -36,14 +36,14 @@ from verifier.witness import Replayer
 
 log = logging.getLogger(__name__)
 
-ULPS = 2             # of the largest coordinate
-ASIDE = 0.9          # of the tolerance: so far inside the nearest witness the last ball ends
+ULPS = 2              # of the largest coordinate
+ASIDE = 0.9           # of the tolerance: so far inside the nearest witness the last ball ends
 GLANCE = 1 / 24       # of the time: the slice of the first ball, mostly far too large to be decided
 FIRST_SHARE = 1 / 12  # and of those after it
 LEAST_SLICE_S = 0.5
 DESCENT, DESCENT_SHARE = 0.02, 0.1  # steps of the attack, of the radius, and its share of the time
 THOROUGH_SHARE = 0.15  # of the time that is left, for the attacks that come later
-END_S = 0.1          # too little to begin anything
+END_S = 0.1           # too little to begin anything
 CLOSE = 0.005        # of the radius: between a ball that is decided and one that is not, nothing more is tried
 LIKELY = 0.9         # of what a slice gained it is taken to gain again
 STAY = 0.8           # a slice that gained so much of what was lacking is followed by another one on the spot,
