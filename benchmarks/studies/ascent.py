@@ -1,12 +1,11 @@
 """What projected gradient ascent does in the ball of an attack: where it ends, how soon, and how many ends there are.
 
-    python benchmarks/studies/ascent.py [--mode quick|default]
-    python benchmarks/studies/ascent.py --mode paper --data-dir DIR [--device cuda]    # MNIST; was not run
+    python benchmarks/studies/ascent.py [--mode quick|default|paper]    # paper was not run
 
 Deng et al. 2020 study max over ||delta||_2 <= eps of (y - f(x + delta))^2 for two-layer softplus networks with Xavier
 weights. In its proofs the paper minimises the negative loss: its local minima are the local maxima of the loss, which
-is how they are called here throughout. Two-layer networks are in closed form (`two_layer`), all networks and starts at
-once; images and convolutional networks go through the library (`image_escape`).
+is how they are called here throughout. The networks are in closed form (`two_layer`), all networks and starts at once;
+what ascent does on images is the study `escape`.
 
 Ascent has two rules of steps here. With one eta for all inputs, as in the paper, a smaller input scale at the same
 ratio eps / ||x|| makes the ball smaller against the step, which alone makes leaving quicker; steps that are a share of
@@ -14,15 +13,14 @@ eps take that effect away and leave what the landscape does.
 
 On spheres of d >= 3 Lemma 4.4 (no saddle points) and Theorem 5.1 (one maximum) go together: between two maxima there
 is a mountain pass, which is a saddle unless it lies where y = f and the loss is zero. The paper's scales, widths and
-step sizes stand in a supplement that is not at hand: on the circle the scale 0.01 and the ratio 10, on images all
-scales and the ends of the ratios are named in its text, the rest is ours.
+step sizes stand in a supplement that is not at hand: on the circle its text names the scale 0.01 and the ratio 10, the
+rest is ours.
 """
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +32,10 @@ from torch import Tensor  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from benchmarks.machine import markdown  # noqa: E402
-from benchmarks.studies import image_escape  # noqa: E402
-from benchmarks.studies.fits import exponents, interval, rank_correlation, share, told  # noqa: E402
+from benchmarks.studies.fits import exponents, increases, interval, paired, share, told  # noqa: E402
+from benchmarks.studies.image_escape import HALF, RULES  # noqa: E402
 from benchmarks.studies.study import (  # noqa: E402
+    PALETTE,
     Context,
     Drawing,
     Numbers,
@@ -64,17 +63,14 @@ from benchmarks.studies.two_layer import (  # noqa: E402
     tangent,
 )
 
-RULES, HALF = image_escape.RULES, image_escape.HALF
 SLACK = 0.1              # by which a fitted exponent may miss the claimed one
 NEAR = 0.01              # radians between a minimum on the circle and the start beside it
 SHARE = 0.1              # of eps: a step of the relative rule on the circle
 PICTURE = 41             # pixels of a landscape's side
 SAME_LOSS = 1e-6         # relative: end points with losses as near as this reached the same height
 AWAY_FROM_ZERO = 0.1     # |y - f| below which the paper's assumption counts as broken
-SIGNIFICANT = 0.05
 LIKELY = 0.8             # what "with high probability" has to reach at least
 PARALLEL = 0.99          # a cosine
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 
 
 # ---------------------------------------------------------------------- the circle (Figure 1)
@@ -257,52 +253,16 @@ def shrinking(net: TwoLayer, delta: Tensor, goal: Tensor, eps: float, eta: float
             "ratio_falls": float((ratio[-1] <= ratio[0]).double().mean())}
 
 
-# ---------------------------------------------------------------------- images (Figures 2 and 3)
-
-def walk_of(settings: Settings) -> image_escape.Walk:
-    steps = settings["image_steps"]
-    return image_escape.Walk(steps, settings["image_search"], settings["image_eta"], settings["image_share"],
-                             tuple(places(steps)))
-
-
-def places(steps: int) -> list[int]:
-    """The steps whose losses are drawn."""
-    return sorted({round(k * steps / 16) for k in range(17)} | {1, 2})
-
-
 def measure(settings: Settings, context: Context) -> Numbers:
-    numbers: Numbers = {"circle": landscapes(settings, context), "spheres": spheres(settings, context),
-                        "rates": rates(settings, context)}
-    from certify.data.registry import load
-    data, walk = load(settings["data"], context.data_dir), walk_of(settings)
-    data = image_escape.first_of(data, settings["train_images"], settings["test_images"])
-    context.tell(f"images: {data.name}, untrained")
-    numbers["images"] = image_escape.at_initialisation(
-        data, scales=settings["image_scales"], ratios=settings["image_ratios"], seeds=settings["image_seeds"],
-        images=settings["images"], walk=walk, device=context.device)
-    numbers["trained"] = []
-    for scale in settings["train_scales"]:
-        for seed in range(settings["image_seeds"]):
-            context.tell(f"images: training at scale {scale:g}, seed {seed}")
-            numbers["trained"] += image_escape.in_training(
-                data, scale=scale, ratios=settings["train_ratios"], seed=seed, images=settings["images"],
-                epochs=settings["epochs"], train_ratio=settings["train_ratio"], walk=walk, device=context.device)
-    return numbers
+    return {"circle": landscapes(settings, context), "spheres": spheres(settings, context),
+            "rates": rates(settings, context)}
 
 
 # ---------------------------------------------------------------------- verdicts
 
 def judge(numbers: Numbers, settings: Settings) -> list[Verdict]:
     return [*_judge_rates(numbers["rates"], settings), *_judge_spheres(numbers["spheres"], settings),
-            *_judge_circle(numbers["circle"], settings), *_judge_images(numbers["images"], settings),
-            *_judge_trained(numbers["trained"], settings)]
-
-
-def increases(x: Sequence[float], y: Sequence[float], sign: int = 1) -> tuple[bool, str]:
-    """Whether y rises (with sign -1 falls) with x by a rank correlation that is significant, and the words for it."""
-    found = rank_correlation(x, y)
-    return (sign * found["rho"] > 0 and found["p"] < SIGNIFICANT,
-            f"Spearman's rho {found['rho']:.2f}, p {found['p']:.1g}, n {found['n']}")
+            *_judge_circle(numbers["circle"], settings)]
 
 
 def _judge_rates(found: dict[str, Any], settings: Settings) -> list[Verdict]:
@@ -350,7 +310,7 @@ def _ends(rows: list[dict[str, Any]], name: str) -> str:
 
 def _trends(rows: list[dict[str, Any]], name: str, sign: int) -> tuple[bool, str]:
     """Whether what networks have rises (sign 1) or falls (-1) with eps, in every dimension."""
-    found = {d: increases(*_where(mine, lambda r: r[name], "eps"), sign) for d, mine in by_dimension(rows).items()}
+    found = {d: increases(*paired(mine, lambda r: r[name], "eps"), sign) for d, mine in by_dimension(rows).items()}
     return all(f[0] for f in found.values()), "; ".join(f"d = {d}, {f[1]}" for d, f in found.items())
 
 
@@ -415,20 +375,13 @@ def _threshold(mine: list[dict[str, Any]]) -> str:
     return last
 
 
-def _where(rows: Iterable[dict[str, Any]], value: Callable[[dict[str, Any]], Sequence[float]], by: str,
-           ) -> tuple[list[float], list[float]]:
-    """Pairs (what varies, one value) of all rows and networks."""
-    pairs = [(row[by], v) for row in rows for v in value(row)]
-    return [p[0] for p in pairs], [float(p[1]) for p in pairs]
-
-
 def _judge_circle(rows: list[dict[str, Any]], settings: Settings) -> list[Verdict]:
     scales, ratios, nets = settings["scales"], settings["ratios"], settings["circle_nets"]
     smallest = [r for r in rows if r["scale"] == scales[0]]
     widest, largest = [r for r in rows if r["ratio"] == ratios[-1]], [r for r in rows if r["scale"] == scales[-1]]
     regular = all(k == 1 for r in smallest for k in r["maxima"])
-    more = increases(*_where(widest, lambda r: r["maxima"], "scale"))
-    wider = increases(*_where(largest, lambda r: r["maxima"], "ratio"))
+    more = increases(*paired(widest, lambda r: r["maxima"], "scale"))
+    wider = increases(*paired(largest, lambda r: r["maxima"], "ratio"))
     verdicts = [Verdict(
         "At a fixed ratio eps / ||x|| a smaller input scale makes the landscape more regular, at the smallest with one "
         "maximum even at the largest ratio; at a large scale a small ratio does so", "Deng et al. 2020, Figure 1",
@@ -446,7 +399,7 @@ def _judge_circle(rows: list[dict[str, Any]], settings: Settings) -> list[Verdic
     for rule, (claim, setting) in words.items():
         def steps(row: dict[str, Any], rule: str = rule) -> list[float]:
             return list(row["steps"][rule])
-        slower, later = increases(*_where(widest, steps, "scale")), increases(*_where(largest, steps, "ratio"))
+        slower, later = increases(*paired(widest, steps, "scale")), increases(*paired(largest, steps, "ratio"))
         quick = [v for r in smallest for v in steps(r)]
         verdicts.append(Verdict(
             claim, "Deng et al. 2020, Figure 1 and Section 5.1.2" + ("" if rule == "fixed" else "; our control"),
@@ -467,83 +420,12 @@ def _medians(rows: list[dict[str, Any]], value: Callable[[dict[str, Any]], Seque
     return ", ".join(f"{sorted(value(r))[len(value(r)) // 2]:.0f}" for r in rows)
 
 
-def _judge_images(rows: list[dict[str, Any]], settings: Settings) -> list[Verdict]:
-    scales, ratios = settings["image_scales"], settings["image_ratios"]
-    verdicts = []
-    for rule in RULES:
-        mine = [r for r in rows if r["rule"] == rule]
-        small, large = ([r for r in mine if r["scale"] == s] for s in (scales[0], scales[-1]))
-        middle = [r for r in mine if r["scale"] == scales[len(scales) // 2]]
-        easy = min(r["escaped"] for r in small)
-        slower = {ratio: increases(*_where((r for r in mine if r["ratio"] == ratio), lambda r: [r["steps"]], "scale"))
-                  for ratio in ratios}
-        later = increases(*_where(middle, lambda r: [r["steps"]], "ratio"))
-        count = sum(s[0] for s in slower.values())
-        hard = sum(r["escaped"] for r in large if r["ratio"] == ratios[0]) / settings["image_seeds"]
-        setting = (f"eta = {settings['image_eta']:g}" if rule == "fixed" else
-                   f"steps of {settings['image_share']:g} eps")
-        verdicts.append(Verdict(
-            "On images, the smaller the input scale, the fewer steps lead away from a minimum of the loss, at the "
-            "smallest for every ratio; at the middle scale a small ratio helps; at the largest even the smallest ratio "
-            "is hard" if rule == "fixed" else "On images, scale and ratio matter in this way even where steps are a "
-            "share of eps",
-            "Deng et al. 2020, Figure 2" + ("" if rule == "fixed" else "; our control"),
-            outcome(easy >= 0.5, count == len(ratios), later[0], hard < 0.5),
-            f"{setting}, {settings['image_steps']} steps, {settings['images']} images of {settings['data']}, "
-            f"{settings['image_seeds']} networks: at scale {scales[0]:g} at least {easy:.0%} of images got half of the "
-            f"way up; steps rise with the scale for {count} of {len(ratios)} ratios (at ratio {ratios[-1]:g}: "
-            f"{slower[ratios[-1]][1]}); at scale {scales[len(scales) // 2]:g} they rise with the ratio ({later[1]}); "
-            f"at scale {scales[-1]:g} and ratio {ratios[0]:g} {hard:.0%} got there (below half is hard)"))
-    return verdicts
-
-
-def effort(rows: list[dict[str, Any]], scale: float, seed: int, epoch: int, rule: str) -> float:
-    """The mean over ratios of log2(1 + steps): doublings."""
-    mine = [r for r in rows if (r["scale"], r["seed"], r["epoch"], r["rule"]) == (scale, seed, epoch, rule)]
-    return sum(math.log2(1 + r["steps"]) for r in mine) / len(mine)
-
-
-def _judge_trained(rows: list[dict[str, Any]], settings: Settings) -> list[Verdict]:
-    scales, epochs, seeds = settings["train_scales"], settings["epochs"], range(settings["image_seeds"])
-    few, many = epochs[1], epochs[-1]
-    verdicts = []
-    for rule in RULES:
-        rise = {s: interval([effort(rows, s, k, many, rule) - effort(rows, s, k, few, rule) for k in seeds])
-                for s in scales}
-        early = [r["escaped"] for r in rows if r["scale"] == scales[0] and r["epoch"] == few and r["rule"] == rule]
-        easy = sum(early) / len(early)
-        parts = [easy >= 0.5, rise[scales[0]]["low"] > 0]
-        beside = ""
-        if len(scales) > 1:
-            more = interval([(effort(rows, scales[-1], k, many, rule) - effort(rows, scales[-1], k, few, rule))
-                             - (effort(rows, scales[0], k, many, rule) - effort(rows, scales[0], k, few, rule))
-                             for k in seeds])
-            parts.append(more["low"] > 0)
-            beside = (f"; at scale {scales[-1]:g} it rose by {told(rise[scales[-1]])}, a difference of {told(more)}, "
-                      "which has to be above zero")
-        worth = [r for r in rows if r["scale"] == scales[0] and r["epoch"] == many and r["rule"] == rule]
-        verdicts.append(Verdict(
-            "At a small scale leaving is still easy after few epochs of adversarial training and clearly harder after "
-            "many, the more so at a large scale" if rule == "fixed" else "Training makes leaving harder in this way "
-            "even where steps are a share of eps, however small the gradient",
-            "Deng et al. 2020, Figure 3" + ("" if rule == "fixed" else "; our control"), outcome(*parts),
-            f"Scale {scales[0]:g}: after {few} epochs {easy:.0%} of images got half of the way up within "
-            f"{settings['image_steps']} steps (at least half is asked for); from epoch {few} to {many} log2(1 + "
-            f"steps), mean over ratios, rose by {told(rise[scales[0]])} (95 % interval over {len(seeds)} trainings; "
-            f"above zero is asked for){beside}. The networks then keep "
-            f"{sum(r['clean'] for r in worth) / len(worth):.0%} of test labels, under the attack of training "
-            f"{sum(r['pgd'] for r in worth) / len(worth):.0%}"))
-    return verdicts
-
-
 # ---------------------------------------------------------------------- figures
 
 def draw(numbers: Numbers, settings: Settings) -> dict[str, Drawing]:
     return {"landscapes": _draw_landscapes(numbers["circle"], settings),
             "leaving": _draw_leaving(numbers["circle"], settings),
-            "spheres": _draw_spheres(numbers["spheres"], settings), "rates": _draw_rates(numbers["rates"], settings),
-            "images": _draw_images(numbers["images"], settings),
-            "trained": _draw_trained(numbers["trained"], settings)}
+            "spheres": _draw_spheres(numbers["spheres"], settings), "rates": _draw_rates(numbers["rates"], settings)}
 
 
 def _draw_landscapes(rows: list[dict[str, Any]], settings: Settings) -> Drawing:
@@ -696,55 +578,6 @@ def _draw_rates(found: dict[str, Any], settings: Settings) -> Drawing:
         f"sqrt(eta). Right: from there with shrinking steps, the first as large as eta = {settings['shrink_from']:g}."))
 
 
-def _draw_images(rows: list[dict[str, Any]], settings: Settings) -> Drawing:
-    scales = settings["image_scales"]
-    return _draw_curves(
-        rows, settings, settings["image_ratios"], [(f"scale {s:g}", {"scale": s}) for s in scales],
-        f"Untrained convolutional networks with Xavier weights on {settings['data']}, inputs times a scale (columns), "
-        "eps = ratio x mean ||x||_2. Projected ascent from where descent ended: the loss as a share of the way to the "
-        f"highest that was found in the ball. Median over {settings['images']} images, mean over "
-        f"{settings['image_seeds']} networks (seeds from 0). Above: eta = {settings['image_eta']:g} at every scale; "
-        f"below: steps of {settings['image_share']:g} eps.")
-
-
-def _draw_trained(rows: list[dict[str, Any]], settings: Settings) -> Drawing:
-    scales, epochs = settings["train_scales"], settings["epochs"]
-    columns = [(f"scale {s:g}, {'untrained' if e == 0 else f'{e} epochs'}", {"scale": s, "epoch": e})
-               for s in scales for e in epochs]
-    return _draw_curves(
-        rows, settings, settings["train_ratios"], columns,
-        f"As before, after epochs of adversarial training on {settings['data']} (PGD in l_2 with radius "
-        f"{settings['train_ratio']:g} x mean ||x||_2; PyTorch's initial weights), by scale and epoch (columns). Median "
-        f"over {settings['images']} test images, mean over {settings['image_seeds']} trainings. Above: eta = "
-        f"{settings['image_eta']:g}; below: steps of {settings['image_share']:g} eps.")
-
-
-def _draw_curves(rows: list[dict[str, Any]], settings: Settings, ratios: Sequence[float],
-                 columns: Sequence[tuple[str, dict[str, Any]]], caption: str) -> Drawing:
-    import numpy as np
-
-    from verifier.panels import new_figure
-    figure = new_figure(max(8.0, 1.0 + 1.45 * len(columns)), 4.6)
-    axes = figure.subplots(len(RULES), len(columns), sharex=True, sharey=True, squeeze=False)
-    at = places(settings["image_steps"])
-    for line, rule in zip(axes, RULES, strict=True):
-        for axis, (title, chosen) in zip(line, columns, strict=True):
-            for k, ratio in enumerate(ratios):
-                mine = [r["middle"] for r in rows if r["rule"] == rule and r["ratio"] == ratio
-                        and all(r[name] == v for name, v in chosen.items())]
-                axis.plot(at, np.mean(mine, 0), color=PALETTE[k], marker="osD^v"[k % 5], markevery=3, markersize=4,
-                          linewidth=1.2, label=f"ratio {ratio:g}")
-            axis.axhline(image_escape.HALF, color="0.6", linestyle=":", linewidth=0.8)
-            axis.set_title(title, fontsize=8)
-            axis.grid(alpha=0.3)
-            axis.tick_params(labelsize=7)
-        line[0].set_ylabel(f"share of the way up\n({'one eta' if rule == 'fixed' else 'share of eps'})", fontsize=8)
-    for axis in axes[-1]:
-        axis.set_xlabel("step", fontsize=8)
-    axes[0][0].legend(fontsize=6.5)
-    return Drawing(figure, caption)
-
-
 def table(numbers: Numbers, settings: Settings) -> str:
     lines = [[f"{r['scale']:g}", f"{r['ratio']:g}", f"{r['eps']:g}", f"{sum(r['maxima']) / len(r['maxima']):.2f}",
               f"{sum(k == 1 for k in r['maxima'])} of {len(r['maxima'])}",
@@ -766,34 +599,22 @@ def table(numbers: Numbers, settings: Settings) -> str:
 
 COMMON: Settings = {
     "seed": 0, "scales": [0.01, 1.0, 100.0], "ratios": [0.001, 0.1, 10.0], "eta": 0.02, "rate_eps": 0.1,
-    "shrink_from": 1e-3, "multiples": [1.0, 4.0, 8.0], "image_scales": [0.1, 1.0, 10.0], "image_eta": 1.0,
-    "image_share": 0.05, "train_ratio": 0.1,
+    "shrink_from": 1e-3, "multiples": [1.0, 4.0, 8.0],
 }
 MODES: dict[str, Settings] = {
     "quick": {**COMMON, "circle_nets": 3, "circle_width": 50, "leave_limit": 200, "d": 4, "width": 64, "nets": 4,
               "starts": 8, "ascent_steps": 100, "circle_radii": [0.01, 100.0], "radii": [0.01, 30.0], "rate_nets": 3,
-              "rate_starts": 3, "rate_limit": 5000, "etas": [3e-3, 1e-3, 3e-4], "shrink_steps": 200, "data": "digits",
-              "train_images": 200, "test_images": 20, "images": 6, "image_ratios": [0.01, 1.0], "image_seeds": 2,
-              "image_steps": 20, "image_search": 10, "train_scales": [0.1, 10.0], "train_ratios": [0.1],
-              "epochs": [0, 1, 2]},
+              "rate_starts": 3, "rate_limit": 5000, "etas": [3e-3, 1e-3, 3e-4], "shrink_steps": 200},
     "default": {**COMMON, "circle_nets": 20, "circle_width": 200, "leave_limit": 1000, "d": 10, "width": 400,
                 "nets": 20, "starts": 32, "ascent_steps": 300,
                 "circle_radii": [0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0],
                 "radii": [0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0], "rate_nets": 10, "rate_starts": 8,
-                "rate_limit": 50_000, "etas": [3e-3, 1e-3, 3e-4, 1e-4, 3e-5], "shrink_steps": 3000, "data": "digits",
-                "train_images": 1437, "test_images": 360, "images": 32,
-                "image_ratios": [0.001, 0.01, 0.1, 1.0, 10.0], "image_seeds": 3, "image_steps": 100,
-                "image_search": 50, "train_scales": [0.1, 10.0],
-                "train_ratios": [0.001, 0.01, 0.1, 1.0, 10.0], "epochs": [0, 3, 30]},
+                "rate_limit": 50_000, "etas": [3e-3, 1e-3, 3e-4, 1e-4, 3e-5], "shrink_steps": 3000},
     "paper": {**COMMON, "circle_nets": 50, "circle_width": 1000, "leave_limit": 5000, "d": 20, "width": 2000,
               "nets": 30, "starts": 32, "ascent_steps": 1000,
               "circle_radii": [0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0],
               "radii": [0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0], "rate_nets": 20, "rate_starts": 16,
-              "rate_limit": 200_000, "etas": [3e-3, 1e-3, 3e-4, 1e-4, 3e-5], "shrink_steps": 10_000, "data": "mnist",
-              "train_images": 60_000, "test_images": 2000, "images": 200,
-              "image_ratios": [0.001, 0.01, 0.1, 1.0, 10.0], "image_seeds": 3, "image_steps": 500,
-              "image_search": 200, "train_scales": [0.1, 1.0, 10.0],
-              "train_ratios": [0.001, 0.01, 0.1, 1.0, 10.0], "epochs": [0, 3, 50]},
+              "rate_limit": 200_000, "etas": [3e-3, 1e-3, 3e-4, 1e-4, 3e-5], "shrink_steps": 10_000},
 }
 STUDY = Study(
     name="ascent", title="Dynamics of projected gradient ascent",

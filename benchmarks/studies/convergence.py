@@ -32,7 +32,6 @@ LEVELS = tuple(k / 40 for k in range(41))  # of the quantiles that are stored
 GRID_POINTS = 61
 GRID_END = 0.97  # the quantile of all samples together at which a grid ends: one outlier must not flatten the rest
 DIGITS = 5  # significant ones, of stored numbers
-SIGNIFICANT = 1 - fits.CONFIDENCE
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,11 +153,11 @@ class Rank(NamedTuple):
 
     @property
     def rises(self) -> bool:
-        return self.rho > 0 and self.p < SIGNIFICANT
+        return self.rho > 0 and self.p < fits.SIGNIFICANT
 
     @property
     def falls(self) -> bool:
-        return self.rho < 0 and self.p < SIGNIFICANT
+        return self.rho < 0 and self.p < fits.SIGNIFICANT
 
     def __str__(self) -> str:
         return f"rho = {self.rho:+.2f} (n = {self.n}, p = {self.p:.2g})"

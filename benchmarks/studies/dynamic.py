@@ -25,7 +25,7 @@ import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,7 +185,7 @@ def _c_max(settings: Settings, eps: float) -> float:
 
 def measure(settings: Settings, context: Context) -> Numbers:
     with tempfile.TemporaryDirectory() as folder:
-        data = _cut(load(settings["data"], context.data_dir), settings)
+        data = load(settings["data"], context.data_dir).first(settings["training_images"], settings["images"])
         watched = data.train.take(slice(0, settings["watched"]))
         shop = Workshop(settings, context, data, watched, Path(folder))
         surrogate, _ = shop.trained(STANDARD, settings["eps"], SURROGATE_SEED, "surrogate")
@@ -204,12 +204,6 @@ def measure(settings: Settings, context: Context) -> Numbers:
         return {"training_images": len(data.train), "test_images": len(data.test), "watched": len(watched),
                 "grid": places, "surrogate": shop.worth(surrogate, settings["eps"], tuple(ATTACKS)),
                 "networks": networks}
-
-
-def _cut(data: TrainingData, settings: Settings) -> TrainingData:
-    """As many images as are asked for."""
-    return replace(data, train=data.train.take(slice(0, settings["training_images"])),
-                   test=data.test.take(slice(0, settings["images"])))
 
 
 def _asked(settings: Settings) -> Iterator[tuple[str, float, int]]:

@@ -1,6 +1,7 @@
 """All studies in turn, and `docs/studies.md` from what they measured: what `make studies` runs.
 
     python benchmarks/studies/everything.py                          # a quarter of an hour on two cores
+    python benchmarks/studies/everything.py --data-dir D             # and on MNIST, whose files lie in D, what fits
     python benchmarks/studies/everything.py --only ascent,fosc       # some of them
     python benchmarks/studies/everything.py --redraw                 # figures, verdicts and the page alone
 
@@ -25,22 +26,24 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # measure the checkout that this file lies in, installed or not
 
 from benchmarks.machine import available_cores, environment  # noqa: E402
-from benchmarks.studies.study import HOME, MODES, described  # noqa: E402
+from benchmarks.studies.study import HOME, MNIST, MODES, described, record_name  # noqa: E402
 
-STUDIES = ("fosc", "dynamic", "ascent", "zeroth_order", "certified")
+STUDIES = ("fosc", "dynamic", "ascent", "escape", "zeroth_order", "certified")
+ON_MNIST = ("escape", "certified")  # those that have a mode for it
 INTRODUCTION = """# Studies: what papers claim, seen with our own engine
 
-Each section is a script under `benchmarks/studies/`, rerun by `make studies` (all of them, on the
-bundled digits). This page is written by `benchmarks/studies/everything.py` from the JSON files in `docs/studies/`:
-figures, numbers and verdicts are computed from them. `--mode paper --data-dir D`, with the files of MNIST or CIFAR-10
-in D, has the published settings, which have not been run. A verdict is about our networks and data at the size that is
-named, not about the paper's own experiments.
+Each section is a script under `benchmarks/studies/`, rerun by `make studies` (on the bundled digits; with
+`make studies DATA_DIR=D`, where D has the files of MNIST, those of MNIST too). This page is written by
+`benchmarks/studies/everything.py` from the JSON files in `docs/studies/`: figures, numbers and verdicts are computed
+from them. `--mode paper --data-dir D` has the published settings, which have not been run. A verdict is about our
+networks and data at the size that is named, not about the paper's own experiments.
 """
 
 
 def section(record: dict[str, Any], pictures: str) -> str:
     """One study as Markdown. pictures: where its figures lie, as the page says it."""
-    lines = [f"## {record['title']}", "", f"Source: {record['source']}. Script: `{command(record)}`.", ""]
+    on_mnist = ", MNIST" if record["mode"] == MNIST else ""
+    lines = [f"## {record['title']}{on_mnist}", "", f"Source: {record['source']}. Script: `{command(record)}`.", ""]
     for verdict in record["verdicts"]:
         lines += [f"- **{verdict['outcome'].capitalize()}**: {verdict['claim']} ({verdict['place']}). {verdict['why']}"]
     lines += ["", record["table"], ""]
@@ -59,6 +62,7 @@ def command(record: dict[str, Any]) -> str:
     """What measures the same again."""
     words = ["python", f"benchmarks/studies/{record['study']}.py"]
     words += [] if record["mode"] == "default" else ["--mode", record["mode"]]
+    words += ["--data-dir", "D"] if record["settings"].get("data", "digits") != "digits" else []
     for key, value in record.get("overriding", {}).items():
         words += ["--set", f"'{key}={json.dumps(value)}'"]
     return " ".join([*words, *(["--device", "cuda"] if "accelerator" in record["hardware"] else [])])
@@ -67,30 +71,40 @@ def command(record: dict[str, Any]) -> str:
 def page(folder: Path = HOME, beside: Path | None = None) -> str:
     """The whole text, from the records that lie in the folder; beside: the folder of the page, that folder's own where
     none is named."""
-    records = [json.loads(file.read_text(encoding="utf-8")) for name in STUDIES
-               if (file := folder / f"{name}.json").exists()]
+    records = [json.loads(file.read_text(encoding="utf-8")) for name in STUDIES for mode in ("default", MNIST)
+               if (file := folder / f"{record_name(name, mode)}.json").exists()]
     pictures = Path(os.path.relpath(folder, beside or folder.parent)).as_posix()
     return "\n".join([INTRODUCTION, *(section(record, pictures) for record in records)])
 
 
-def script(name: str, arguments: argparse.Namespace) -> tuple[str, int, float, str]:
-    """Run one study in a process of its own: (name, exit code, seconds, what it found). How it gets on, and what goes
+def runs(names: Sequence[str], arguments: argparse.Namespace) -> list[tuple[str, str]]:
+    """(study, mode), the longest first; MNIST beside the default where its files are named, or its record lies there
+    to be drawn again."""
+    every = [(name, arguments.mode) for name in names]
+    if arguments.mode == "default":
+        every += [(name, MNIST) for name in names if name in ON_MNIST and (
+            (arguments.out / f"{record_name(name, MNIST)}.json").exists() if arguments.redraw else arguments.data_dir)]
+    return sorted(every, key=lambda run: run[1] != MNIST)
+
+
+def script(name: str, mode: str, arguments: argparse.Namespace) -> tuple[str, int, float, str]:
+    """Run one study in a process of its own: (record, exit code, seconds, what it found). How it gets on, and what goes
     wrong, is told as it comes."""
-    words = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), "--mode", arguments.mode, "--out",
-             str(arguments.out)]
+    words = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), "--mode", mode, "--out", str(arguments.out)]
     words += ["--redraw"] if arguments.redraw else []
     words += ["--data-dir", arguments.data_dir] if arguments.data_dir else []
     words += ["--device", arguments.device] if arguments.device else []
     begin = time.monotonic()
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, env=environment(1))
-    return name, done.returncode, time.monotonic() - begin, done.stdout
+    return record_name(name, mode), done.returncode, time.monotonic() - begin, done.stdout
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description="All studies, and the page that tells of them.")
     p.add_argument("--only", default=",".join(STUDIES), metavar="NAME,..", help=", ".join(STUDIES))
     p.add_argument("--mode", choices=MODES, default="default")
-    p.add_argument("--data-dir", metavar="D", help="where the files of MNIST lie")
+    p.add_argument("--data-dir", metavar="D",
+                   help="where the files of MNIST lie: studies that have a mode for it run in that too")
     p.add_argument("--device", choices=["cpu", "cuda"])
     p.add_argument("--out", type=Path, default=HOME, metavar="DIR", help="for JSON and figures [docs/studies]")
     p.add_argument("--page", type=Path, metavar="FILE.md", help="[studies.md beside --out]")
@@ -109,7 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     written = arguments.page or arguments.out.resolve().parent / "studies.md"
     failed = []
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        for name, code, seconds, said in pool.map(lambda name: script(name, arguments), names):
+        done = pool.map(lambda run: script(*run, arguments), runs(names, arguments))
+        for name, code, seconds, said in done:
             print(f"=== {name}: {'done' if code == 0 else f'FAILED, exit code {code}'}, {seconds:.0f} s\n{said}",
                   flush=True)
             failed += [name] * (code != 0)

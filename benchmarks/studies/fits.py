@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from certify.evaluation.records import wilson
 
 CONFIDENCE = 0.95
+SIGNIFICANT = 1 - CONFIDENCE
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
@@ -41,6 +42,20 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
         return {"rho": 0.0, "p": 1.0, "n": len(x)}
     found = spearmanr(x, y)
     return {"rho": float(found.statistic), "p": float(found.pvalue), "n": len(x)}
+
+
+def increases(x: Sequence[float], y: Sequence[float], sign: int = 1) -> tuple[bool, str]:
+    """Whether y rises (with sign -1 falls) with x by a rank correlation that is significant, and the words for it."""
+    found = rank_correlation(x, y)
+    return (sign * found["rho"] > 0 and found["p"] < SIGNIFICANT,
+            f"Spearman's rho {found['rho']:.2f}, p {found['p']:.1g}, n {found['n']}")
+
+
+def paired(rows: Iterable[dict[str, Any]], value: Callable[[dict[str, Any]], Sequence[float]], by: str,
+           ) -> tuple[list[float], list[float]]:
+    """Pairs (what varies, one value) of all rows and networks."""
+    pairs = [(row[by], v) for row in rows for v in value(row)]
+    return [p[0] for p in pairs], [float(p[1]) for p in pairs]
 
 
 def share(hits: int, of: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -120,9 +120,7 @@ class Seen:
 
 
 def measure(s: Settings, context: Context) -> Numbers:
-    data = load(s["data"], context.data_dir)
-    part = data.train.take(slice(0, s["train_examples"] or len(data.train)))
-    data = replace(data, train=part, test=data.test.take(slice(0, s["test_examples"] or len(data.test))))
+    data = load(s["data"], context.data_dir).first(s["train_examples"] or None, s["test_examples"] or None)
     attacks: dict[Training, dict[Training, None]] = {}
     for group, tests in ((by_size(s), by_size(s)), (by_steps(s), by_steps(s)), (by_stage(s), stage_attacks(s))):
         for training in group:

@@ -49,11 +49,6 @@ def scaled(data: TrainingData, scale: float) -> TrainingData:
                    test=Examples(scale * data.test.x, data.test.y), clip=None)
 
 
-def first_of(data: TrainingData, train: int, test: int) -> TrainingData:
-    """With the first so many training and test images."""
-    return replace(data, train=data.train.take(slice(0, train)), test=data.test.take(slice(0, test)))
-
-
 def radius(examples: Examples, ratio: float) -> float:
     """ratio * mean ||x||_2."""
     return ratio * float(torch.linalg.vector_norm(examples.x.flatten(1), dim=1).mean())

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 SEEN, PARTLY, NOT_SEEN = "seen", "seen in part", "not seen"
 MODES = ("quick", "default", "paper")
+MNIST = "mnist"  # a mode that some studies have beside them: MNIST on two cores
 HOME = ROOT / "docs" / "studies"
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")  # Okabe and Ito: told apart by all
 WRITTEN = ("docs/studies", "docs/studies.md")  # by studies: a checkout is none the worse for what the one before wrote
 
 Settings = dict[str, Any]
@@ -73,6 +75,7 @@ class Context:
 @dataclass(frozen=True)
 class Study:
     """modes: settings by mode; quick is for tests (ten seconds), default for two cores and minutes, paper as published.
+    Where there is a fourth, mnist, it has MNIST at a size for two cores, and a record of its own: NAME-mnist.json.
 
     measure: settings -> numbers, plain JSON. draw: figures by the end of their file name. judge: a verdict a claim.
     table: the numbers for people, Markdown.
@@ -88,8 +91,8 @@ class Study:
     table: Callable[[Numbers, Settings], str]
 
     def __post_init__(self) -> None:
-        if tuple(self.modes) != MODES:
-            raise ValueError(f"modes are {', '.join(MODES)}, got {', '.join(self.modes)}")
+        if set(self.modes) - {MNIST} != set(MODES):
+            raise ValueError(f"modes are {', '.join(MODES)} and, if wanted, {MNIST}, got {', '.join(self.modes)}")
         if len({tuple(sorted(settings)) for settings in self.modes.values()}) != 1:
             raise ValueError("every mode must give the same settings")
 
@@ -107,13 +110,19 @@ def perform(study: Study, mode: str, out: Path, context: Context, overriding: Ma
     begin = time.monotonic()
     numbers = study.measure(settings, context)
     record = {**begun, "seconds": round(time.monotonic() - begin, 1), "numbers": numbers}
-    beside = _beside(study, out)
+    name = record_name(study.name, mode)
+    beside = _beside(name, out)
     beside.write_text(json.dumps(record), encoding="utf-8")
     try:
         return finish(study, _plain(record), out)
     except Exception as error:
-        error.add_note(f"What was measured lies in {beside}: as {study.name}.json it can be drawn with --redraw.")
+        error.add_note(f"What was measured lies in {beside}: as {name}.json it can be drawn with --redraw.")
         raise
+
+
+def record_name(study: str, mode: str) -> str:
+    """What its files are called: MNIST stands beside the rest, other modes in each other's place."""
+    return f"{study}-{MNIST}" if mode == MNIST else study
 
 
 def chosen(study: Study, mode: str, overriding: Mapping[str, Any]) -> Settings:
@@ -149,26 +158,26 @@ def _accelerator(device: str | None) -> dict[str, Any]:
     return {"accelerator": torch.cuda.get_device_name()}
 
 
-def _beside(study: Study, out: Path) -> Path:
-    return out / f"{study.name}.json.part"
+def _beside(name: str, out: Path) -> Path:
+    return out / f"{name}.json.part"
 
 
 def finish(study: Study, record: dict[str, Any], out: Path) -> dict[str, Any]:
     """Draw and judge what was measured, and write the record with both. Where one of them fails nothing is written."""
     from verifier.panels import save
-    settings, numbers = record["settings"], record["numbers"]
+    settings, numbers, name = record["settings"], record["numbers"], record_name(study.name, record["mode"])
     verdicts = [asdict(verdict) for verdict in study.judge(numbers, settings)]
     table = study.table(numbers, settings)
-    drawings = {f"{study.name}-{end}.png": drawing for end, drawing in study.draw(numbers, settings).items()}
+    drawings = {f"{name}-{end}.png": drawing for end, drawing in study.draw(numbers, settings).items()}
     whole = {**record, "title": study.title, "source": study.source,
              "figures": {file: drawing.caption for file, drawing in drawings.items()},
              "verdicts": verdicts, "table": table}
     text = json.dumps(whole, allow_nan=False, indent=1) + "\n"
     for file, drawing in drawings.items():
         save(drawing.figure, out / file)
-    beside = _beside(study, out)
+    beside = _beside(name, out)
     beside.write_text(text, encoding="utf-8")
-    beside.replace(out / f"{study.name}.json")
+    beside.replace(out / f"{name}.json")
     return whole
 
 
@@ -185,8 +194,9 @@ def _short(value: Any) -> str:
 
 def parser(study: Study) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=f"{study.title}. Source: {study.source}.")
-    p.add_argument("--mode", choices=MODES, default="default",
-                   help="quick: a check that it runs; default: minutes on two cores; paper: as published [default]")
+    p.add_argument("--mode", choices=list(study.modes), default="default",
+                   help="quick: a check that it runs; default: minutes on two cores; paper: as published"
+                   + ("; mnist: MNIST at a size for two cores" if MNIST in study.modes else "") + " [default]")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="others",
                    help="a setting of the mode, as JSON: " + described(study.modes["default"]).replace("%", "%%"))
     p.add_argument("--data-dir", metavar="D", help="where the files of MNIST or CIFAR-10 lie; the digits need none")
@@ -199,10 +209,11 @@ def parser(study: Study) -> argparse.ArgumentParser:
 def run(study: Study, argv: Sequence[str] | None = None) -> int:
     """The command line of a study's script."""
     arguments = parser(study).parse_args(argv)
+    name = record_name(study.name, arguments.mode)
     if arguments.redraw:
         if arguments.others:
             raise SystemExit("--redraw measures nothing: it has the settings of the record, and no use for --set")
-        file = arguments.out / f"{study.name}.json"
+        file = arguments.out / f"{name}.json"
         if not file.exists():
             raise SystemExit(f"{file} is not there: run without --redraw first")
         whole = finish(study, json.loads(file.read_text(encoding="utf-8")), arguments.out)
@@ -216,7 +227,7 @@ def run(study: Study, argv: Sequence[str] | None = None) -> int:
     print(whole["table"])
     for verdict in whole["verdicts"]:
         print(f"\n{verdict['outcome'].upper()}: {verdict['claim']} ({verdict['place']})\n  {verdict['why']}")
-    print(f"\n{arguments.out / study.name}.json, {whole['seconds']:g} s")
+    print(f"\n{arguments.out / name}.json, {whole['seconds']:g} s")
     return 0
 
 

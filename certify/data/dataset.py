@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -73,6 +73,10 @@ class TrainingData:
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.train.x.shape[1:])
+
+    def first(self, train: int | None, test: int | None) -> TrainingData:
+        """With so many training and test examples at most; None: all of them."""
+        return replace(self, train=self.train.take(slice(0, train)), test=self.test.take(slice(0, test)))
 
 
 def describe(data: TrainingData) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.studies import everything
-from benchmarks.studies.everything import STUDIES, command, main, page
-from benchmarks.studies.study import HOME, Context, perform
+from benchmarks.studies.everything import ON_MNIST, STUDIES, command, main, page, parser, runs
+from benchmarks.studies.study import HOME, MNIST, Context, perform
 from tests.benchmarks.studies.toy import STUDY
 
 TOY = "from dataclasses import replace\nfrom tests.benchmarks.studies.toy import STUDY\n" \
@@ -96,10 +97,38 @@ def test_the_page_says_what_measures_the_same_again(tmp_path: Path) -> None:
     assert command(record) == "python benchmarks/studies/one.py --set 'seeds=[0, 1]' --device cuda"
 
 
+def test_mnist_runs_beside_the_digits_where_its_files_are_named(tmp_path: Path) -> None:
+    plain, there = parser().parse_args([]), parser().parse_args(["--data-dir", "D"])
+    assert runs(STUDIES, plain) == [(name, "default") for name in STUDIES]
+    assert sorted(runs(STUDIES, there)) == sorted([(name, "default") for name in STUDIES]
+                                                  + [(name, "mnist") for name in ON_MNIST])
+    assert runs(["fosc"], there) == [("fosc", "default")]
+    paper = parser().parse_args(["--mode", "paper", "--data-dir", "D"])
+    assert runs(["escape"], paper) == [("escape", "paper")]
+    redrawn = parser().parse_args(["--redraw", "--out", str(tmp_path)])
+    assert runs(["escape"], redrawn) == [("escape", "default")]
+    (tmp_path / "escape-mnist.json").write_text("{}")
+    assert runs(["escape"], redrawn) == [("escape", "mnist"), ("escape", "default")]
+
+
+def test_a_record_of_mnist_stands_beside_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+    monkeypatch.setattr(everything, "STUDIES", ("one",))
+    both = replace(STUDY, name="one", modes={**STUDY.modes, "mnist": {**STUDY.modes["default"], "data": "mnist"}})
+    for mode in ("default", "mnist"):
+        perform(both, mode, tmp_path, Context(lambda text: None))
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "one.json", "one-line.png", "one-mnist.json", "one-mnist-line.png"}
+    text = page(tmp_path)
+    assert text.index("## A toy\n") < text.index("## A toy, MNIST\n")
+    assert "`python benchmarks/studies/one.py --mode mnist --data-dir D`" in text and "one-mnist-line.png" in text
+
+
 def test_every_study_is_in_the_list() -> None:
     files = Path(everything.__file__).parent.glob("*.py")
     found = {file.stem for file in files if "\nSTUDY = Study(" in file.read_text(encoding="utf-8")}
-    assert found <= set(STUDIES)
+    assert set(found) == set(STUDIES)
+    assert {name for name in found if MNIST in import_module(f"benchmarks.studies.{name}").STUDY.modes} == set(ON_MNIST)
 
 
 def test_the_committed_page_is_that_of_the_committed_records() -> None:
@@ -107,6 +136,6 @@ def test_the_committed_page_is_that_of_the_committed_records() -> None:
     if not written.exists():
         pytest.skip("no study has been measured yet")
     assert written.read_text(encoding="utf-8") == page()
-    named = {file for name in STUDIES if (record := HOME / f"{name}.json").exists()
+    named = {file for record in HOME.glob("*.json")
              for file in json.loads(record.read_text(encoding="utf-8"))["figures"]}
     assert {file.name for file in HOME.glob("*.png")} == named, "figures of records, all of them and no others"

@@ -4,7 +4,6 @@ end."""
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +66,7 @@ def test_numbers_are_shares_and_distances(record: dict[str, Any]) -> None:
 
 
 def test_the_same_settings_give_the_same_numbers() -> None:
-    data = load("digits")
-    data = replace(data, train=data.train.take(slice(0, 100)), test=data.test.take(slice(0, 40)))
+    data = load("digits").first(100, 40)
     s = QUICK | {"epochs": 2, "look_at": [1, 2, 2]}
     one, other = (trained(Training(2, 0.5), 0, [Training(3, 0.5)], s, data, QUIET) for _ in range(2))
     assert one.robust == other.robust and torch.equal(one.epochs[2].fosc, other.epochs[2].fosc)
@@ -79,8 +77,7 @@ def test_epochs_of_fgsm_are_looked_at_with_fgsm(monkeypatch: pytest.MonkeyPatch)
     whole = fosc.distribution
     monkeypatch.setattr(fosc, "distribution", lambda model, examples, **how: (asked.append(how),
                                                                              whole(model, examples, **how))[1])
-    data = load("digits")
-    data = replace(data, train=data.train.take(slice(0, 100)), test=data.test.take(slice(0, 40)))
+    data = load("digits").first(100, 40)
     seen = trained(Training(2, 0.5, 1), 0, [], QUICK | {"look_at": [1, 2]}, data, QUIET)
     assert [(how["steps"], how["step_size"], how.get("random", True)) for how in asked[:3]] == [
         (1, 1.0, False), (2, 0.5, True), (2, 0.5, True)]

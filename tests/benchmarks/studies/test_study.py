@@ -52,7 +52,7 @@ def test_settings_are_taken_and_kept(tmp_path: Path) -> None:
     given = ["slope=2", "seeds=[4, 7]", "most=5"]
     run(STUDY, ["--mode", "quick", "--out", str(tmp_path), *(word for text in given for word in ("--set", text))])
     record = json.loads((tmp_path / "toy.json").read_text())
-    assert record["settings"] == {"seeds": [4, 7], "slope": 2, "data": "none", "most": 5}
+    assert record["settings"] == {"seeds": [4, 7], "slope": 2, "data": "digits", "most": 5}
     assert record["numbers"]["values"] == [8, 14]
     assert record["overriding"] == {"slope": 2, "seeds": [4, 7], "most": 5}
     assert record["mode"] == "quick" and record["hardware"]["cores"] >= 1 and record["seconds"] >= 0

@@ -26,7 +26,7 @@ def table(numbers: Numbers, settings: Settings) -> str:
     return "| values |\n| ---: |\n" + "\n".join(f"| {value:g} |" for value in numbers["values"])
 
 
-MODES = {mode: {"seeds": (1, 2, 3), "slope": slope, "data": "none", "most": None}
+MODES = {mode: {"seeds": (1, 2, 3), "slope": slope, "data": "digits", "most": None}
          for mode, slope in (("quick", 0.5), ("default", 1.0), ("paper", -1.0))}
 STUDY = Study("toy", "A toy", "a source", MODES, measure, draw, judge, table)
 
