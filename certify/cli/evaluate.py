@@ -220,7 +220,8 @@ class _Work(DataWork):
         if not total["count"]:
             return f"none of {total['left']} examples done"
         from certify.evaluation.records import COUNTEREXAMPLE, MISCLASSIFIED, REASONS, table
-        lines = table(total)
+        lines = [f"{total['left']} of {self.total} not done"] if total["left"] else []
+        lines += table(total)
         if total["by"]:
             lines.append("certified by  " + "  ".join(f"{name} {n}" for name, n in total["by"].items()))
         rest = {r: n for r in REASONS if (n := total["counts"].get(r)) and r not in (MISCLASSIFIED, COUNTEREXAMPLE)}
@@ -229,8 +230,6 @@ class _Work(DataWork):
         words = [f"norm {total['norm']} eps {total['eps']:g}",
                  _range(total["clip"]),
                  f"{total['claim']}/{total['evidence']}" if total["evidence"] else ""]
-        if total["left"]:
-            words.append(f"{total['left']} not done")
         return "\n".join([*lines, "  ".join([*(w for w in words if w), f"{total['time_s']:.1f} s"])])
 
 

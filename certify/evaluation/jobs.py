@@ -7,9 +7,9 @@ that ends this one too is halved, down to the example at fault, which is then to
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
-import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -48,6 +48,10 @@ class Worker(Protocol):
 
 Work = tuple[str, tuple[Any, ...]]  # a method of Worker, and its arguments
 _worker: Worker | None = None
+
+KILLED = -9  # the exit code that SIGKILL leaves, which Windows does not have
+
+log = logging.getLogger(__name__)
 
 
 class ProcessesDie(ValueError):
@@ -114,6 +118,7 @@ def _answers_of_a_pool(waiting: Waiting, start: tuple[Any, ...], jobs: int) -> I
                     yield waiting.taken(piece)
                 fill()
         except BrokenProcessPool:
+            log.warning("a process of --jobs died; what was under way is asked again")
             if not one_by_one:
                 waiting.suspects.extend(running.values())
                 return
@@ -125,15 +130,16 @@ def _answers_of_a_pool(waiting: Waiting, start: tuple[Any, ...], jobs: int) -> I
 def _smaller(work: Work, codes: list[int | None]) -> list[Work]:
     """What to ask instead of work that a process died of with nothing beside it. codes: with which it ended."""
     method, arguments = work
-    killed = -signal.SIGKILL in codes
     if method == "lost":
         raise ProcessesDie(f"processes of --jobs die, whatever they are given (exit codes {codes}): ask for fewer, or "
                            "for --jobs 1")
     if method == "piece" and len(arguments[0]) > 1:
         places, half = arguments[0], len(arguments[0]) // 2
         return [(method, (places[:half],)), (method, (places[half:],))]
-    trouble = Trouble(Reason.MEMORY, "its process was killed, as systems do that run out of memory") if killed else \
-        Trouble(Reason.ERROR, f"its process died (exit code {', '.join(map(str, codes))})")
+    if KILLED in codes:
+        trouble = Trouble(Reason.MEMORY, "its process was killed, as systems do that run out of memory")
+    else:
+        trouble = Trouble(Reason.ERROR, f"its process died (exit code {', '.join(map(str, codes))})")
     return [("lost", (arguments[0][0] if method == "piece" else arguments[0], trouble))]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from certify.evaluation import jobs as module
 from certify.evaluation.asked import Asked
 from certify.evaluation.cascade import Trouble
 from certify.evaluation.evaluate import Evaluator, Left
@@ -29,7 +30,6 @@ class Fragile:
     deadly: tuple[int, ...] = ()        # of a piece that holds one of these
     deadly_alone: tuple[int, ...] = ()
     once: str = ""                      # a file that is not there before the first death, which is then the last
-    by: int = signal.SIGKILL
 
     def piece(self, places: Sequence[int]) -> Piece:
         if set(places) & set(self.deadly):
@@ -49,7 +49,7 @@ class Fragile:
             if Path(self.once).exists():
                 return
             Path(self.once).touch()
-        os.kill(os.getpid(), self.by)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def never(*_: Any) -> Fragile:
@@ -63,16 +63,19 @@ def found(pieces: Sequence[Sequence[int]], *fragile: Any, jobs: int = 2) -> dict
 
 
 def test_an_example_that_kills_its_process_is_trouble_and_the_others_are_answered() -> None:
-    records = found([[0, 1], [2, 3]], (2,))
+    records = found([[0, 1], [2, 3]], (2,), (3,))
     assert sorted(records) == [0, 1, 2, 3]
-    assert records[2]["reason"] is Reason.MEMORY and "killed" in records[2]["detail"]
-    assert records[0] == {"index": 0} and all(records[i] == {"index": i, "alone": True} for i in (1, 3))
+    assert records[0] == {"index": 0} and records[1] == {"index": 1, "alone": True}
+    for i in (2, 3):
+        assert records[i]["reason"] is Reason.MEMORY and "killed" in records[i]["detail"]
 
 
-def test_a_process_may_die_of_what_is_asked_alone_and_not_of_memory() -> None:
-    records = found([[0, 1, 3]], (), (3,), "", signal.SIGSEGV)
-    assert sorted(records) == [0, 1, 3] and records[1] == {"index": 1, "alone": True}
-    assert records[3]["reason"] is Reason.ERROR and "exit code -11" in records[3]["detail"]
+def test_only_a_process_that_was_killed_speaks_of_memory() -> None:
+    for work, example in ((("piece", ([4],)), 4), (("alone", ("left",)), "left")):
+        for code, reason in ((-signal.SIGKILL, Reason.MEMORY), (-signal.SIGSEGV, Reason.ERROR), (None, Reason.ERROR)):
+            ((method, (lost, trouble)),) = module._smaller(work, [code])
+            assert (method, lost, trouble.reason) == ("lost", example, reason)
+            assert reason is Reason.MEMORY or f"exit code {code}" in trouble.detail
 
 
 def test_a_death_that_does_not_come_again_leaves_no_trace(tmp_path: Path) -> None:
