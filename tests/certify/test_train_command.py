@@ -122,6 +122,16 @@ def test_a_cascade_ends_where_too_few_examples_are_left_to_hold_out(made: Path, 
     assert few.card["cascade"]["answered"], "fewer examples than a minibatch holds, and yet a first network"
 
 
+def test_methods_that_begin_on_a_small_radius_do_so_on_data_without_a_recipe(made: Path) -> None:
+    given = {"data": str(made), "epochs": 2, "model.hidden": [8], "batch_size": 20, "keep": "last"}
+    found = [train({**given, "method": name}, worth=()) for name in ("ibp", "crown-ibp")]
+    weights = [torch.cat([p.flatten() for p in trained.model.module.parameters()]) for trained in found]
+    assert not torch.equal(*weights), "CROWN-IBP is IBP where the radius does not grow"
+    rows: list[dict[str, str]] = []
+    train({**given, "method": "fast-ibp"}, worth=(), tell=lambda told: rows.append(dict.fromkeys(told.means(), "")))
+    assert any("tightness" in row for row in rows)
+
+
 def test_a_yaml_file_mirrors_the_flags(made: Path, tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text(f"method: {{name: ibp}}\nmodel: {{name: mlp, hidden: [8]}}\ndata: {made}\neps: 2e-2\nepochs: 1\n"
