@@ -1,9 +1,9 @@
 """The one gate for counterexamples: only `confirm` makes a `Witness`.
 
-A candidate becomes a witness when, rounded to float32 and put into the float32 input set
-[RN(lower), RN(upper)], it is replayed through the original network and the values that come back
-satisfy the unsafe set as written. Floats are rationals, rows are rationals: the comparison is exact
-and there is no tolerance. A closed row may be met with equality, an open one may not.
+A candidate becomes a witness when, rounded to float32 and put into the float32 input set (the float32 inside the ball
+of a robustness question; [RN(lower), RN(upper)] of a specification's decimals), it is replayed through the original
+network and the values that come back satisfy the unsafe set as written. Floats are rationals, rows are rationals: the
+comparison is exact and there is no tolerance. A closed row may be met with equality, an open one may not.
 
 The replay runs one point at a time in onnxruntime with its default optimisations, as a user's
 session does, on a single thread. What it shows is the float32 behaviour of the deployed file (of the
@@ -44,7 +44,7 @@ class Witness:
     x: float32 in the network's input shape (without batch axis); y: what the replay returned, flat.
     branch: the branch of the property that holds. margin: the largest violation over its rows
     (<= 0; -inf for a branch without rows). excess: how far x leaves the decimal box at most, because
-    a decimal need not be a float32.
+    a specification's decimal need not be a float32.
     """
 
     x: NDArray[np.float32]
