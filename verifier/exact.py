@@ -119,7 +119,7 @@ def rounded(values: Sequence[Number]) -> Rounded:
 
 
 def _below32(values: NDArray[np.float64]) -> NDArray[np.float32]:
-    """The largest float32 not above each float64, and so not above any number that the float64 was rounded down from."""
+    """The largest float32 not above each float64, nor above any number of which that is the float64 below."""
     with np.errstate(over="ignore"):
         single = values.astype(np.float32)
     return np.where(single > values, np.nextafter(single, np.float32(-np.inf)), single)

@@ -65,8 +65,8 @@ class Region:
     """One input set: a box with exact ends, cut by an l_p ball where p is finite. Flat, n features.
 
     exact_lower, exact_upper: the numbers as written. centre float64 (taken exactly), radius exact.
-    nearest: the features (bool "n", or all of them) whose ends stand for the float32 nearest to them, as the decimals of
-    a specification do: a fixed one may be no float32 at all. The others hold the float32 that lie between their ends.
+    nearest: the features (bool "n", or all of them) whose ends stand for the float32 nearest to them, as decimals of a
+    specification do: a fixed one may be no float32 at all. The others hold the float32 that lie between their ends.
     """
 
     exact_lower: tuple[Number, ...]
@@ -390,8 +390,8 @@ def robustness(x: Points, label: int, eps: float | str | Fraction, *, classes: i
     with np.errstate(over="ignore"):
         off = np.abs(flat.astype(np.float32) - flat)  # exact: of neighbours
     nearest = ~free & (off <= round_down(radius))
-    ball: tuple[Any, ...] = (None, None) if norm == math.inf else (flat, radius)
-    region = Region(lower, upper, *ball, float(norm), nearest)
+    region = (Region(lower, upper, nearest=nearest) if norm == math.inf
+              else Region(lower, upper, flat, radius, float(norm), nearest))
     if (beyond := region.beyond_float32) is not None:
         raise ValueError(f"input entry {beyond} can leave the range of float32 within eps {eps}")
     return label_on_top(region, label, classes=classes, target=target,
