@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SEEN, PARTLY, NOT_SEEN = "seen", "seen in part", "not seen"
+HOLDS, AGAINST, OPEN, SILENT = "holds", "against", "open", "silent"  # what numbers say of one part of a claim
 MODES = ("quick", "default", "paper")
 MNIST = "mnist"  # a mode that some studies have beside them: MNIST on two cores
 HOME = ROOT / "docs" / "studies"
@@ -52,6 +54,40 @@ def outcome(*held: bool) -> str:
     if not held:
         raise ValueError("an outcome needs at least one part of the claim")
     return SEEN if all(held) else PARTLY if any(held) else NOT_SEEN
+
+
+ALONE = {HOLDS: "The rule is met", AGAINST: "The numbers contradict the claim",
+         OPEN: "The numbers leave the claim open", SILENT: "These numbers could not have shown the claim"}
+AMONG = {HOLDS: "show {}", AGAINST: "contradict {}", OPEN: "leave {} open", SILENT: "could not have shown {}"}
+
+
+def stands(found: Mapping[str, float], *, above: float = -math.inf, at_least: float = -math.inf,
+           at_most: float = math.inf) -> str:
+    """What an interval says of a mean that is claimed to lie above, at least at or at most at some numbers: all of it
+    does (HOLDS), none of it does (AGAINST), or a part (OPEN). One value has no interval that could (SILENT)."""
+    low, high = found["low"], found["high"]
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return SILENT
+    if low > above and low >= at_least and high <= at_most:
+        return HOLDS
+    return AGAINST if high <= above or high < at_least or low > at_most else OPEN
+
+
+def weighed(states: Sequence[str]) -> tuple[str, str]:
+    """The outcome of the parts of a claim that intervals of 95 % decide, and the words for it.
+
+    All hold: seen; half of them or more: in part. Of parts that are all wrong each holds by chance in 2.5 % of cases,
+    so half of them do in at most 5 %, however they depend on each other (Markov's inequality); a single one of many
+    would be no sign. Raises ValueError where there are no parts.
+    """
+    if not states:
+        raise ValueError("an outcome needs at least one part of the claim")
+    held = states.count(HOLDS)
+    result = SEEN if held == len(states) else PARTLY if 2 * held >= len(states) else NOT_SEEN
+    if len(states) == 1:
+        return result, ALONE[states[0]]
+    said = [words.format(states.count(state)) for state, words in AMONG.items() if state == HOLDS or state in states]
+    return result, f"Of {len(states)} parts the numbers {', '.join(said)}"
 
 
 @dataclass(frozen=True)
