@@ -61,16 +61,16 @@ ALONE = {HOLDS: "The rule is met", AGAINST: "The numbers contradict the claim",
 AMONG = {HOLDS: "show {}", AGAINST: "contradict {}", OPEN: "leave {} open", SILENT: "could not have shown {}"}
 
 
-def stands(found: Mapping[str, float], *, above: float = -math.inf, at_least: float = -math.inf,
-           at_most: float = math.inf) -> str:
-    """What an interval says of a mean that is claimed to lie above, at least at or at most at some numbers: all of it
-    does (HOLDS), none of it does (AGAINST), or a part (OPEN). One value has no interval that could (SILENT)."""
+def stands(found: Mapping[str, float], *, above: float = -math.inf, below: float = math.inf,
+           at_least: float = -math.inf, at_most: float = math.inf) -> str:
+    """What an interval says of a mean that is claimed to lie between some numbers: all of it does (HOLDS), none of it
+    does (AGAINST), or a part (OPEN). One value has no interval that could (SILENT)."""
     low, high = found["low"], found["high"]
     if not (math.isfinite(low) and math.isfinite(high)):
         return SILENT
-    if low > above and low >= at_least and high <= at_most:
+    if low > above and low >= at_least and high < below and high <= at_most:
         return HOLDS
-    return AGAINST if high <= above or high < at_least or low > at_most else OPEN
+    return AGAINST if high <= above or high < at_least or low >= below or low > at_most else OPEN
 
 
 def weighed(states: Sequence[str]) -> tuple[str, str]:

@@ -534,8 +534,7 @@ def _judge_game(found: dict[str, Any], settings: Settings) -> list[Verdict]:
     (early_low, early_high), (late_low, late_high) = turns["early"], turns["late"]
     ratio = max(max(a / b, b / a) for a, b in zip([*early_low, *early_high], [*late_low, *late_high], strict=True))
     apart, apart_words = weighed([stands(rates["simultaneous"], above=0)])
-    near, near_words = weighed([stands({"low": -rates["optimistic"]["high"], "high": -rates["optimistic"]["low"]},
-                                       above=0)])
+    near, near_words = weighed([stands(rates["optimistic"], below=0)])
     cycle, cycle_words = weighed([HOLDS if turns["drift"] < 1e-9 else AGAINST, HOLDS if ratio < 1.1 else AGAINST])
     return [
         Verdict("Gradient descent-ascent at the same time diverges on x'Ay", "Daskalakis et al. 2018, Section 1; Zhang "

@@ -105,6 +105,7 @@ def test_a_claim_of_which_nothing_was_looked_at_has_no_outcome() -> None:
 
 @pytest.mark.parametrize(("low", "high", "limits", "state"), [
     (0.1, 2.0, {"above": 0}, HOLDS), (-0.1, 2.0, {"above": 0}, OPEN), (-2.0, -0.1, {"above": 0}, AGAINST),
+    (-2.0, -0.1, {"below": 0}, HOLDS), (-2.0, 0.0, {"below": 0}, OPEN), (0.0, 1.0, {"below": 0}, AGAINST),
     (0.0, 0.0, {"above": 0}, AGAINST), (0.0, 0.0, {"at_most": 0, "at_least": 0}, HOLDS),
     (0.9, 1.0, {"at_most": 1.0}, HOLDS), (0.9, 1.1, {"at_most": 1.0}, OPEN), (1.1, 1.2, {"at_most": 1.0}, AGAINST),
     (-2.0, -1.5, {"at_least": -1, "at_most": 1}, AGAINST), (-2.0, 2.0, {"at_least": -1, "at_most": 1}, OPEN),

@@ -188,7 +188,7 @@ def test_one_exponent_of_many_is_no_part(record: dict[str, Any]) -> None:
     """Of twelve intervals one holds by chance now and then."""
     numbers = planted(record, 1.5, 1.5)
     good = planted(record, 1.0, 1.0)
-    one = [k for k, row in enumerate(numbers["complexity"]) if row["method"] == "zoo" and row["by"] == "d"][0]
+    one = next(k for k, row in enumerate(numbers["complexity"]) if row["method"] == "zoo" and row["by"] == "d")
     numbers["complexity"][one] = good["complexity"][one]
     verdict = judge(numbers, MODES["quick"])[3]
     assert verdict.outcome == NOT_SEEN and "Of 12 parts the numbers show 1, contradict 11" in verdict.why
