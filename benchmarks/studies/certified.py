@@ -40,6 +40,7 @@ from benchmarks.studies.study import (  # noqa: E402
     Settings,
     Study,
     Verdict,
+    both,
     run,
     stands,
     weighed,
@@ -389,16 +390,16 @@ def closes_gap(numbers: Numbers, s: Settings) -> Verdict:
     states, shown = [], []
     for eps in s["eps"]:
         found = {name: interval(gaps(numbers, name, eps)) for name in FOLLOWED}
-        states += [stands(found["exact"], at_most=NARROW),
-                   *(stands(found[name], above=NARROW) for name in ("standard", "pgd"))]
+        states += [both(stands(found["exact"], at_most=NARROW), stands(found[name], above=NARROW))
+                   for name in ("standard", "pgd")]
         shown.append(f"at {eps:g} " + ", ".join(f"{NAMES[name]} {told(found[name], 1)}" for name in FOLLOWED))
     result, words = weighed(states)
     return Verdict(
         "Training on the dual bound closes the gap between bound and attack, which is wide for other networks",
         "arXiv:1711.00851; arXiv:1805.12514, error table", result,
         "Rule: at each radius the gap (error certified by the dual bound less error under PGD-20) of training on the "
-        f"bound is at most {NARROW:g} points, and those of standard and of PGD training are above that, each by the "
-        f"95 % interval (Student) of its mean over seeds; {IN_PART}. Gaps in points, with these intervals: "
+        f"bound is at most {NARROW:g} points, and that of standard, or else of PGD training, is above that, both by "
+        f"the 95 % interval (Student) of the mean over seeds; {IN_PART}. Gaps in points, with these intervals: "
         f"{'; '.join(shown)}. {words}.")
 
 
@@ -512,8 +513,8 @@ def projections_close(numbers: Numbers, s: Settings) -> Verdict:
         "Rule: the difference of the errors certified by the dual bound, with exact norms in both, is within "
         f"{100 * CLOSE:.0f} % of the error after training with exact norms, at both ends of the 95 % interval "
         f"(Student) over seeds; {IN_PART}. Errors ({seeds_of(s)}): {'; '.join(shown)}. {words}. Training with "
-        f"projections took {times:.1f} times the seconds of exact norms: they are meant to save time on large networks, "
-        f"and on this one they {'did' if times < 1 else 'did not'}.")
+        f"projections took {times:.1f} times the seconds of exact norms: they are meant to save time on large "
+        f"networks, and on this one they {'did' if times < 1 else 'did not'}.")
 
 
 # ---------------------------------------------------------------------- figures and tables

@@ -73,6 +73,11 @@ def stands(found: Mapping[str, float], *, above: float = -math.inf, below: float
     return AGAINST if high <= above or high < at_least or low >= below or low > at_most else OPEN
 
 
+def both(*states: str) -> str:
+    """What numbers say of a part that needs several things: what one of them needs is no part of its own."""
+    return next((state for state in (AGAINST, SILENT, OPEN) if state in states), HOLDS)
+
+
 def weighed(states: Sequence[str]) -> tuple[str, str]:
     """The outcome of the parts of a claim that intervals of 95 % decide, and the words for it.
 

@@ -46,6 +46,7 @@ from benchmarks.studies.study import (  # noqa: E402
     Settings,
     Study,
     Verdict,
+    both,
     run,
     stands,
     weighed,
@@ -463,8 +464,7 @@ def _paid(found: dict[str, Any] | None, gradient: dict[str, Any] | None) -> str:
     if found is None or gradient is None:
         return SILENT
     more = {"low": found["low"] - gradient["high"], "high": found["high"] - gradient["low"]}
-    states = (stands(more, above=SLACK), at_most_linear(found))
-    return next((state for state in (AGAINST, SILENT, OPEN) if state in states), HOLDS)
+    return both(stands(more, above=SLACK), at_most_linear(found))
 
 
 def _times(numbers: Numbers, profile: str, method: str) -> str:
@@ -535,7 +535,7 @@ def _judge_game(found: dict[str, Any], settings: Settings) -> list[Verdict]:
     ratio = max(max(a / b, b / a) for a, b in zip([*early_low, *early_high], [*late_low, *late_high], strict=True))
     apart, apart_words = weighed([stands(rates["simultaneous"], above=0)])
     near, near_words = weighed([stands(rates["optimistic"], below=0)])
-    cycle, cycle_words = weighed([HOLDS if turns["drift"] < 1e-9 else AGAINST, HOLDS if ratio < 1.1 else AGAINST])
+    cycle, cycle_words = weighed([HOLDS if turns["drift"] < 1e-9 and ratio < 1.1 else AGAINST])
     return [
         Verdict("Gradient descent-ascent at the same time diverges on x'Ay", "Daskalakis et al. 2018, Section 1; Zhang "
                 "and Yu 2020", apart,
@@ -545,9 +545,9 @@ def _judge_game(found: dict[str, Any], settings: Settings) -> list[Verdict]:
                 f"{grows('optimistic')}. Rule: the interval lies below zero. {near_words}"),
         Verdict("In turns it neither converges nor diverges: it cycles", "Zhang and Yu 2020; Deng et al. 2020, Section "
                 "6, holds a cyclic dynamic of the whole training to be possible", cycle,
-                f"x'x + y'y - eta x'Ay stays the same to {turns['drift']:.0e} (rule: below 1e-9), and the least and "
-                f"largest distances of the second half are those of the first to a factor of {ratio:.3f} (rule: below "
-                f"1.1). {cycle_words}")]
+                f"x'x + y'y - eta x'Ay stays the same to {turns['drift']:.0e}, and the least and largest distances "
+                f"of the second half are those of the first to a factor of {ratio:.3f}. Rule: below 1e-9 and below "
+                f"1.1. {cycle_words}")]
 
 
 # ---------------------------------------------------------------------- figures and table

@@ -24,6 +24,7 @@ from benchmarks.studies.study import (
     Context,
     Study,
     Verdict,
+    both,
     outcome,
     perform,
     run,
@@ -123,6 +124,11 @@ def test_half_of_the_parts_are_seen_in_part_and_one_of_many_is_not() -> None:
     assert [result for result, _ in said] == [SEEN, *[NOT_SEEN] * 3] and len({words for _, words in said}) == 4
     with pytest.raises(ValueError, match="at least one part"):
         weighed([])
+
+
+def test_a_part_that_needs_two_things_is_shown_by_both() -> None:
+    assert both(HOLDS, HOLDS) == HOLDS and both(HOLDS, AGAINST) == both(SILENT, AGAINST, OPEN) == AGAINST
+    assert both(OPEN, SILENT) == SILENT and both(HOLDS, OPEN) == OPEN
 
 
 def test_verdicts_follow_the_numbers(tmp_path: Path) -> None:
