@@ -397,9 +397,9 @@ def closes_gap(numbers: Numbers, s: Settings) -> Verdict:
     return Verdict(
         "Training on the dual bound closes the gap between bound and attack, which is wide for other networks",
         "arXiv:1711.00851; arXiv:1805.12514, error table", result,
-        "Rule: at each radius the gap (error certified by the dual bound less error under PGD-20) of training on the "
-        f"bound is at most {NARROW:g} points, and that of standard, or else of PGD training, is above that, both by "
-        f"the 95 % interval (Student) of the mean over seeds; {IN_PART}. Gaps in points, with these intervals: "
+        "Rule: for each radius, with standard and again with PGD training, the gap (error certified by the dual bound "
+        f"less error under PGD-20) of training on the bound is at most {NARROW:g} points, and that of the other above, "
+        f"both by the 95 % interval (Student) of the mean over seeds; {IN_PART}. Gaps in points, with these intervals: "
         f"{'; '.join(shown)}. {words}.")
 
 

@@ -48,8 +48,8 @@ def introduction(records: Sequence[dict[str, Any]]) -> str:
         by_mode[record["mode"]].append(record["study"] + " (some settings otherwise)" * bool(record.get("overriding")))
     told = [f"Measured in mode {mode}: {', '.join(names)}." for mode, names in by_mode.items() if names]
     told += ["Mode quick is a check that scripts run; little follows from its verdicts."] if by_mode["quick"] else []
-    told += ["Mode paper (`--mode paper --data-dir D`), with the settings of a source as far as they are known, was not "
-             "run."] if records and not by_mode["paper"] else []
+    told += ["Mode paper (`--mode paper --data-dir D`), with the settings of a source as far as they are known, was "
+             "not run."] if records and not by_mode["paper"] else []
     missing = [name for name in STUDIES if name not in {record["study"] for record in records}]
     told += [f"Not measured: {', '.join(missing)}."] if missing else []
     return INTRODUCTION + "\n" + "\n".join(told) + "\n"

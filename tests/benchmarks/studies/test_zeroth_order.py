@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,13 @@ def test_what_did_not_arrive_is_not_seen(record: dict[str, Any]) -> None:
     verdicts = judge(numbers, MODES["quick"])[:5]
     assert [v.outcome for v in verdicts] == [NOT_SEEN] * 5
     assert all("could not have shown" in v.why for v in verdicts)
+    for row in numbers["complexity"]:
+        row["steps"] = [[None] * len(row["at"]) for _ in row["steps"]]
+    for kind in numbers["saddle"]["steps"].values():
+        kind |= {"plain": [None] * 4, "perturbed": [[None] * 5] * 4}
+    for drawing in STUDY.draw(numbers, MODES["quick"]).values():
+        drawing.figure.savefig(BytesIO())  # empty axes can be drawn
+    assert "could not have shown" in judge(numbers, MODES["quick"])[6].why
     numbers["gaps"] = {profile: [1e-3] * 3 for profile in PROFILES}  # the bound lies far below the limit on steps
     assert "contradict 1" in judge(numbers, MODES["quick"])[0].why
 
@@ -231,6 +239,8 @@ def test_starts_that_end_elsewhere_refute_or_leave_open(record: dict[str, Any]) 
         random |= {"at_minima": minima, "at_saddle": saddle}
         verdict = judge(numbers, MODES["quick"])[5]
         assert verdict.outcome == NOT_SEEN and words in verdict.why
+    random |= {"starts": 1, "at_minima": 1, "at_saddle": 0}
+    assert "could not have shown" in judge(numbers, MODES["quick"])[5].why, "one start is not almost every one"
 
 
 @pytest.mark.parametrize(("alone", "runs", "state"), [
