@@ -116,7 +116,8 @@ class Context:
 @dataclass(frozen=True)
 class Study:
     """modes: settings by mode; quick is for tests (ten seconds), default for two cores and minutes, paper as published
-    as far as is known. Where there is a fourth, mnist, it has MNIST at a size for two cores, and a record of its own: NAME-mnist.json.
+    as far as is known. Where there is a fourth, mnist, it has MNIST at a size for two cores, and a record of its own:
+    NAME-mnist.json.
 
     measure: settings -> numbers, plain JSON. draw: figures by the end of their file name. judge: a verdict a claim.
     table: the numbers for people, Markdown.
@@ -236,8 +237,8 @@ def _short(value: Any) -> str:
 def parser(study: Study) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=f"{study.title}. Source: {study.source}.")
     p.add_argument("--mode", choices=list(study.modes), default="default",
-                   help="quick: a check that it runs; default: minutes on two cores; paper: as published, as far as "
-                   "is known" + ("; mnist: MNIST at a size for two cores" if MNIST in study.modes else "") + " [default]")
+                   help="quick: a check that it runs; default: minutes on two cores; paper: as published as far as "
+                   "known" + ("; mnist: MNIST at a size for two cores" if MNIST in study.modes else "") + " [default]")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="others",
                    help="a setting of the mode, as JSON: " + described(study.modes["default"]).replace("%", "%%"))
     p.add_argument("--data-dir", metavar="D", help="where the files of MNIST or CIFAR-10 lie; the digits need none")
