@@ -1,9 +1,9 @@
 """Sensible defaults for a method on a data set: what `TrainSettings` does not say, and anybody may override.
 
 For MNIST the methods on interval bounds have the settings of CTBench (Mao et al., arXiv:2406.04848, its example scripts
-for CNN7; schedules apart), with the splits of TAPS for networks of three activation layers; with ours they have not
-been run. For digits (dense layers 64-128-64-10, radius 0.05) settings are the best of a few short runs, on 360 test
-images and one seed: a difference of one or two per cent there means nothing.
+for CNN7; schedules apart), with the splits of TAPS for networks of three activation layers; what was run of them with a
+CNN5 stands in docs/training.md. For digits (dense layers 64-128-64-10, radius 0.05) settings are the best of a few
+short runs, on 360 test images and one seed: a difference of one or two per cent there means nothing.
 """
 
 from __future__ import annotations
