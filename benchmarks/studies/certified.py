@@ -670,7 +670,7 @@ STUDY = Study(
                     "seeds": [0, 1, 2, 3], "epochs": 30, "batch_size": 100, "lr": 0.005, "projections": 50,
                     "cascade": 3, "images": 360, "time_limit_s": 1.0, "tight_eps": 0.05,
                     "looks": [1, 3, 10, 15, 20, 25, 30], "sample": 8, "exact_s": 2.0},
-        "mnist": {"data": "mnist", "training_images": 4000, "model": "wk-small", "widths": [16, 100], "eps": [0.1],
+        "mnist": {"data": "mnist", "training_images": 3000, "model": "wk-small", "widths": [16, 100], "eps": [0.1],
                   "seeds": [0, 1, 2], "epochs": 6, "batch_size": 50, "lr": 0.001, "projections": 50, "cascade": 2,
                   "images": 200, "time_limit_s": 0.5, "tight_eps": 0.1, "looks": [2, 4, 6], "sample": 3,
                   "exact_s": 3.0},
