@@ -183,7 +183,5 @@ class Mean(NamedTuple):
 
 def mean_of(values: Sequence[float]) -> Mean:
     """Of independent values, as differences between two trainings with the same seed."""
-    if len(values) < 2:
-        return Mean(float(np.mean(values)), -math.inf, math.inf, len(values))
     found = fits.interval(values)
     return Mean(found["mean"], found["low"], found["high"], found["n"])

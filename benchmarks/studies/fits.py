@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -12,20 +13,26 @@ from certify.evaluation.records import wilson
 
 CONFIDENCE = 0.95
 SIGNIFICANT = 1 - CONFIDENCE
+ALL_ORDERS = 7  # pairs of which every order is looked at: 5,040
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
-    """The mean of independent values with Student's interval of 95 %. Raises ValueError for fewer than two."""
+    """The mean of independent values with Student's interval of 95 %; of one value any mean is possible. Raises
+    ValueError where there is none."""
     from scipy.stats import t
-    if len(values) < 2:
-        raise ValueError(f"an interval needs at least two values, got {len(values)}")
-    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
-    half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * spread / math.sqrt(len(values))
-    return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(values)}
+    if not values:
+        raise ValueError("a mean needs at least one value")
+    mean, n = float(np.mean(values)), len(values)
+    half = (float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1
+            else math.inf)
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
 
 
 def exponent(x: Sequence[float], y: Sequence[float]) -> float:
-    """k of the power law y = c x^k that fits positive numbers best, in logarithms."""
+    """k of the power law y = c x^k that fits positive numbers best, in logarithms. Raises ValueError where x does not
+    vary: any power fits that."""
+    if len(set(x)) < 2:
+        raise ValueError(f"an exponent needs at least two different x, got {sorted(set(x))}")
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
@@ -35,27 +42,32 @@ def exponents(x: Sequence[float], rows: Sequence[Sequence[float]]) -> dict[str, 
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
-    """Spearman's rho with its p-value and n; rho 0, p 1 where one of them does not vary, or with
-    fewer than three pairs: there is no order to see."""
-    from scipy.stats import spearmanr
-    if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:
-        return {"rho": 0.0, "p": 1.0, "n": len(x)}
+    """Spearman's rho of independent pairs with its two-sided p-value (over all orders where there are few) and n; rho
+    0, p 1 where one of them does not vary, or with fewer than three pairs: there is no order to see."""
+    from scipy.stats import rankdata, spearmanr
+    n = len(x)
+    if n < 3 or len(set(x)) < 2 or len(set(y)) < 2:
+        return {"rho": 0.0, "p": 1.0, "n": n}
     found = spearmanr(x, y)
-    return {"rho": float(found.statistic), "p": float(found.pvalue), "n": len(x)}
+    p = float(found.pvalue)
+    if n <= ALL_ORDERS:  # the usual approximation calls three points in order certain
+        centred = rankdata(x) - (n + 1) / 2
+        orders = np.array(list(permutations(rankdata(y) - (n + 1) / 2)))
+        size = np.abs(orders @ centred)
+        p = float(np.mean(size >= size[0] * (1 - 1e-9)))
+    return {"rho": float(found.statistic), "p": p, "n": n}
 
 
-def increases(x: Sequence[float], y: Sequence[float], sign: int = 1) -> tuple[bool, str]:
-    """Whether y rises (with sign -1 falls) with x by a rank correlation that is significant, and the words for it."""
-    found = rank_correlation(x, y)
-    return (sign * found["rho"] > 0 and found["p"] < SIGNIFICANT,
-            f"Spearman's rho {found['rho']:.2f}, p {found['p']:.1g}, n {found['n']}")
+def trend(runs: Iterable[tuple[Sequence[float], Sequence[float]]]) -> dict[str, Any]:
+    """Spearman's rho of each independent run (x, y), with Student's interval of their mean: values of one network or
+    seed at several x depend on each other, and count once."""
+    return interval([rank_correlation(x, y)["rho"] for x, y in runs])
 
 
-def paired(rows: Iterable[dict[str, Any]], value: Callable[[dict[str, Any]], Sequence[float]], by: str,
-           ) -> tuple[list[float], list[float]]:
-    """Pairs (what varies, one value) of all rows and networks."""
-    pairs = [(row[by], v) for row in rows for v in value(row)]
-    return [p[0] for p in pairs], [float(p[1]) for p in pairs]
+def rises(runs: Iterable[tuple[Sequence[float], Sequence[float]]], sign: int = 1) -> tuple[bool, str]:
+    """Whether y rises (with sign -1 falls) with x in runs of their own, by `trend`'s interval, and the words for it."""
+    found = trend(runs)
+    return (found["low"] > 0 if sign > 0 else found["high"] < 0), f"Spearman's rho {told(found)}, n {found['n']}"
 
 
 def share(hits: int, of: int) -> dict[str, Any]:
@@ -68,4 +80,6 @@ def share(hits: int, of: int) -> dict[str, Any]:
 def told(found: dict[str, Any], digits: int = 2) -> str:
     """An interval in a sentence."""
     middle = found["mean"] if "mean" in found else found["share"]
+    if math.isinf(found["high"]):
+        return f"{middle:.{digits}f} [of one value, no interval]"
     return f"{middle:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"

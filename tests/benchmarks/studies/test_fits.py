@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from benchmarks.studies.fits import exponent, exponents, interval, rank_correlation, share, told
+from benchmarks.studies.fits import exponent, exponents, interval, rank_correlation, rises, share, told, trend
 
 
 def test_power_laws_are_recovered() -> None:
@@ -20,8 +22,11 @@ def test_students_interval() -> None:
     assert (found["mean"], found["n"]) == (2.0, 3)
     assert [found["low"], found["high"]] == pytest.approx([2 - half, 2 + half])
     assert told(found) == "2.00 [-0.48, 4.48]"
-    with pytest.raises(ValueError, match="at least two values, got 1"):
-        interval([1.0])
+    one = interval([1.0])
+    assert (one["mean"], one["low"], one["high"]) == (1.0, -math.inf, math.inf)
+    assert told(one) == "1.00 [of one value, no interval]"
+    with pytest.raises(ValueError, match="at least one value"):
+        interval([])
 
 
 def test_a_share_of_all_is_not_certain() -> None:
@@ -34,3 +39,27 @@ def test_a_share_of_all_is_not_certain() -> None:
 def test_ranks() -> None:
     assert rank_correlation([1, 2, 3, 4], [1, 10, 100, 1000])["rho"] == pytest.approx(1)
     assert rank_correlation([1, 2, 3], [5, 5, 5]) == {"rho": 0.0, "p": 1.0, "n": 3}
+
+
+def test_few_pairs_have_the_p_value_of_all_orders() -> None:
+    assert rank_correlation([1, 2, 3], [1, 5, 9])["p"] == pytest.approx(2 / 6)
+    assert rank_correlation([1, 2, 3, 4], [9, 5, 3, 1])["p"] == pytest.approx(2 / 24)
+    assert rank_correlation([1, 1, 2], [1, 2, 3])["p"] == pytest.approx(4 / 6), "ties: orders that look alike"
+    x, y = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], [2.0, 1.0, 4.0, 3.0, 7.0, 5.0, 6.0]
+    from scipy.stats import spearmanr
+    assert rank_correlation(x, y)["p"] == pytest.approx(float(spearmanr(x, y).pvalue), abs=0.02)
+
+
+def test_a_trend_counts_every_run_once() -> None:
+    x = [1.0, 2.0, 3.0, 4.0]
+    up, down = (x, x), (x, x[::-1])
+    assert trend([up, up, up]) == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 3}
+    assert rises([up, up, up])[0] and not rises([up, up, up], -1)[0] and rises([down, down], -1)[0]
+    assert not rises([up, down, up])[0], "the interval holds zero"
+    assert not rises([up])[0], "one run has no interval"
+    assert rises([up, up])[1] == "Spearman's rho 1.00 [1.00, 1.00], n 2"
+
+
+def test_no_exponent_of_a_single_place() -> None:
+    with pytest.raises(ValueError, match="two different x"):
+        exponent([2.0, 2.0], [1.0, 3.0])
