@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,6 +179,23 @@ def chosen(study: Study, mode: str, overriding: Mapping[str, Any]) -> Settings:
                              f"{key}={json.dumps(settings[key])}")
         settings[key] = value
     return settings
+
+
+def ascending(settings: Settings, least: int, *names: str) -> None:
+    """SystemExit unless each of these settings is a list of at least so many numbers, each above the one before."""
+    for name in names:
+        values = settings[name]
+        if len(values) < least or any(a >= b for a, b in pairwise(values)):
+            raise SystemExit(f"--set {name}={json.dumps(values)}: expected at least {least} numbers, each above the "
+                             "one before")
+
+
+def positive(settings: Settings, *names: str) -> None:
+    """SystemExit unless each of these settings, or every number in it, is above zero."""
+    for name in names:
+        values = settings[name] if isinstance(settings[name], list | tuple) else [settings[name]]
+        if not all(value > 0 for value in values):
+            raise SystemExit(f"--set {name}={json.dumps(settings[name])}: expected above zero")
 
 
 def _kind(value: Any) -> str:
