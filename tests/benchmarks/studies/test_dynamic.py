@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -22,6 +21,8 @@ from benchmarks.studies.dynamic import (
     STANDARD,
     STUDY,
     UNSECURED,
+    check,
+    correlation,
     draw,
     gaps,
     judge,
@@ -107,41 +108,85 @@ AS_PUBLISHED = numbers(
 BETTER = ("Dynamic training is more robust than Standard", "Dynamic training is more robust than Curriculum",
           "Dynamic training withstands", "Curriculum training withstands", "The distributions of Dynamic",
           "Late in training")
+FOSC_TELLS = "Between Standard, Curriculum and Dynamic"
 
 
 @pytest.mark.parametrize("begin", [
     *BETTER, "Training without attacks", "Transferred attacks are weaker", "Stronger attacks transfer less",
-    "Curriculum and Dynamic are above", "Curriculum and Dynamic meet", "The lower FOSC"])
+    "Curriculum and Dynamic are above", "Curriculum and Dynamic meet", FOSC_TELLS])
 def test_what_was_published_is_seen(begin: str) -> None:
     found = verdict(AS_PUBLISHED, begin)
     assert found.outcome == SEEN, found
-    assert ("rho = -" if begin == "The lower FOSC" else "n = 3" if "Training" not in begin else "%") in found.why
+    assert ("`fosc`" if begin == FOSC_TELLS else "n = 3" if "Training" not in begin else "%") in found.why
 
 
 @pytest.mark.parametrize("begin", [
-    *BETTER, "Curriculum training gains", "Curriculum and Dynamic are above", "The lead of", "What Dynamic gains"])
+    *BETTER, "Curriculum training gains", "Curriculum and Dynamic are above", "Dynamic leads", "Dynamic gains"])
 def test_where_all_trainings_are_alike_nothing_is_seen(begin: str) -> None:
-    assert verdict(numbers(), begin).outcome == NOT_SEEN
+    found = verdict(numbers(), begin)
+    assert found.outcome == NOT_SEEN and ("contradict" in found.why or "open" in found.why)
 
 
 def test_the_other_way_round_is_not_seen_either() -> None:
     found = numbers(dynamic={"white": 0.7, "black": 0.65, "fosc": (0.01, 0.02, 0.03), "late": 0.005},
                     curriculum={"fosc": (0.01, 0.02, 0.03)})
-    for begin in (*BETTER[:3], "The lower FOSC", "Curriculum and Dynamic meet", "The distributions of Dynamic"):
+    for begin in (*BETTER[:3], FOSC_TELLS, "Curriculum and Dynamic meet", "The distributions of Dynamic"):
         assert verdict(found, begin).outcome == NOT_SEEN, begin
     assert verdict(found, "Transferred attacks are weaker").outcome == PARTLY
-    assert "0 of 8 intervals lie above 0, 8 below" in verdict(found, "Dynamic training withstands").why
+    assert "8 are contradicted" in verdict(found, "Dynamic training withstands").why
 
 
-def test_a_gain_that_fades_with_the_radius_is_seen() -> None:
+def test_a_gain_that_grows_with_the_radius_is_seen() -> None:
     found = numbers(dynamic={"white": 0.84})
     for n in found["networks"]:
         if n["eps"] == 0.05:
             n["white"] = dict.fromkeys(n["white"], 0.8 + 0.1 * n["fosc"]["last"]["mean"])
-    assert verdict(found, "What Dynamic gains").outcome == SEEN
+    assert verdict(found, "Dynamic gains").outcome == SEEN
     for n in found["networks"]:
         n["tested"] = [0.8, n["white"]["fgsm"]]
-    assert verdict(found, "The lead of").outcome == SEEN
+    assert verdict(found, "Dynamic leads").outcome == SEEN
+
+
+def test_a_lead_that_is_not_there_does_not_grow() -> None:
+    """Dynamic is behind at every radius, least at the largest: the slope alone is that of a lead that grows."""
+    found = numbers(dynamic={"white": 0.74})
+    for n in found["networks"]:
+        n["white"] = {a: v - 0.2 * (n["training"] == DYNAMIC and n["eps"] == 0.05) for a, v in n["white"].items()}
+        if "tested" in n:
+            n["tested"][0] -= 0.2 * (n["training"] == DYNAMIC)
+    for begin in ("Dynamic gains", "Dynamic leads"):
+        one = verdict(found, begin)
+        assert one.outcome == NOT_SEEN and "contradict" in one.why, begin
+        assert "Slope, in points for 0.1 more of radius: +" in one.why
+
+
+def test_most_examples_of_small_fosc_are_more_than_those_of_standard() -> None:
+    found = numbers(pgd={"small": 0.6}, curriculum={"small": 0.3}, dynamic={"small": 0.5})
+    one = verdict(found, "Late in training")
+    assert one.outcome == NOT_SEEN and "1 is shown, 2 are contradicted" in one.why
+
+
+def test_one_attack_of_four_is_not_enough_for_a_part() -> None:
+    found = numbers()
+    for n in found["networks"]:
+        if "black" in n:
+            n["black"]["fgsm"] += 0.05 * (n["training"] == CURRICULUM)
+    one = verdict(found, "Curriculum training withstands")
+    assert one.outcome == NOT_SEEN and "1 is shown" in one.why and "by chance" in one.why
+
+
+def test_fosc_that_ranks_the_networks_of_most_seeds_rightly_leaves_the_rest_open() -> None:
+    """Of three seeds one disagrees. Over all 18 networks inside their radii, rho is -0.58."""
+    found = numbers()
+    for n in found["networks"]:
+        if n["training"] in DEFENCES:
+            place = DEFENCES.index(n["training"])
+            gap = place if n["seed"] else (1, 2, 0)[place]
+            n["fosc"] |= {which: {"mean": float(gap)} for which in ("last", "common")}
+            n["white"]["pgd-20"] = 0.9 - 0.1 * place
+    one = verdict(found, FOSC_TELLS)
+    assert one.outcome == NOT_SEEN and "2 are left open" in one.why
+    assert [correlation(found, which).n for which in ("last", "common")] == [3, 3], "seeds, not networks"
 
 
 def test_weak_attacks_may_be_all_that_curriculum_helps_against() -> None:
@@ -158,23 +203,34 @@ def test_of_one_seed_no_training_is_called_better() -> None:
     alone = {**AS_PUBLISHED, "networks": [n for n in AS_PUBLISHED["networks"] if n["seed"] == 0]}
     assert {verdict(alone, begin).outcome for begin in BETTER} == {NOT_SEEN}
     assert "no interval" in verdict(alone, BETTER[0]).why
+    assert "4 are beyond what so few or noisy seeds could show" in verdict(alone, BETTER[0]).why
 
 
 def test_leads_and_slopes_are_taken_seed_by_seed() -> None:
     found = lead(AS_PUBLISHED, 0.1, DYNAMIC, STANDARD, lambda n: float(n["seed"] + (n["training"] == DYNAMIC)))
     assert found == Mean(1.0, 1.0, 1.0, 3), "what belongs to the seed is in both"
     assert slope([1.0, 2.0, 3.0], [[0.0, 2.0, 4.0], [1.0, 3.0, 5.0]]).mean == pytest.approx(2.0)
-    assert slope([1.0], [[3.0], [4.0]]) == Mean(0.0, -math.inf, math.inf, 0)
 
 
 def test_ranks_are_compared_inside_groups() -> None:
     """Groups that lie apart make a rising cloud of falling pieces; ties count nothing."""
     a, b = [1, 2, 3, 4, 11, 12, 13, 14], [4, 3, 2, 1, 14, 13, 12, 11]
-    found = ranked_within(a, b, [(0.1, "pgd")] * 4 + [(0.1, "dynamic")] * 4)
-    assert found.rho == pytest.approx(-1) and found.falls and found.n == 8
-    assert found.p == pytest.approx(2 / 24**2, abs=0.002), "two of 24 orders in each group are as extreme"
-    assert ranked_within(a, b, [0] * 8).rho > 0
-    assert ranked_within([1, 2, 3], [5, 5, 5], [0, 0, 0]).p == 1
+    assert ranked_within(a, b, [0.1] * 4 + [0.2] * 4) == pytest.approx(-1)
+    assert ranked_within(a, b, [0] * 8) > 0
+    assert ranked_within([1, 2, 3], [5, 5, 5], [0, 0, 0]) == 0
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("seeds", []), ("seeds", [0, 0]), ("seeds", [0, 1000]), ("tested", [0.1]), ("trained", [0.1]),
+    ("tested", [0.1, 0.1]), ("stages", [3, 18]), ("curriculum_stages", [18, 27, 37]), ("steps", 0)])
+def test_settings_are_checked_before_anything_is_measured(name: str, value: Any) -> None:
+    with pytest.raises(SystemExit, match=f"--set {name}="):
+        STUDY.measure({**STUDY.modes["default"], name: value}, Context(lambda text: None))
+
+
+@pytest.mark.parametrize("mode", list(STUDY.modes))
+def test_every_mode_has_settings_that_can_be_judged(mode: str) -> None:
+    check(STUDY.modes[mode])
 
 
 # ---------------------------------------------------------------------- the whole study

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.studies import fosc
-from benchmarks.studies.convergence import Reached
+from benchmarks.studies.convergence import Reached, rank_correlation
 from benchmarks.studies.fosc import (
     STUDY,
     Training,
@@ -162,10 +162,31 @@ def test_verdict_on_paths() -> None:
     size = torch.linspace(0.5, 1.5, 30, dtype=torch.float64)
     told = Reached((1 - steps) * size, steps * size, size.expand(6, 30), torch.ones(6, 30).bool())
     other = Reached(steps * size, (1 - steps) * size, size.expand(6, 30), torch.ones(6, 30).bool())
-    assert fosc.judge_paths(along([told])).outcome == SEEN
-    assert fosc.judge_paths(along([other])).outcome == NOT_SEEN
+    assert fosc.judge_paths(along([told, told])).outcome == SEEN
+    against = fosc.judge_paths(along([other, other]))
+    assert against.outcome == NOT_SEEN and "4 are contradicted" in against.why
     mixed = Reached(told.fosc, other.loss, told.slope, told.correct)
-    assert fosc.judge_paths(along([mixed])).outcome == PARTLY
+    assert fosc.judge_paths(along([mixed, mixed])).outcome == PARTLY
+
+
+def falling(*fosc_after: float) -> Reached:
+    """The FOSC of 30 examples goes along these values; the loss rises as it should."""
+    size = torch.linspace(0.5, 1.5, 30, dtype=torch.float64)
+    steps = torch.linspace(0, 1, len(fosc_after), dtype=torch.float64)[:, None]
+    gaps = torch.tensor(fosc_after, dtype=torch.float64)[:, None]
+    return Reached(gaps * size, steps * size, size.expand(len(gaps), 30), torch.ones(len(gaps), 30).bool())
+
+
+def test_fosc_that_rises_before_it_falls_does_not_fall_consistently() -> None:
+    path = falling(0.9, 1.0, 0.5, 1.0, 0.4, 0.01)
+    found = fosc.judge_paths(along([path, path]))
+    assert found.outcome == PARTLY and "3 are shown, 1 is contradicted" in found.why
+    assert "at step 3 it rises, to 1" in found.why
+
+
+def test_fosc_that_falls_by_a_little_does_not_go_towards_zero() -> None:
+    path = falling(1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+    assert fosc.judge_paths(along([path, path])).outcome == PARTLY
 
 
 def sizes(middle: float, *, apart: tuple[float, float] = (0.5, 0.1)) -> dict[str, Any]:
@@ -177,15 +198,17 @@ def sizes(middle: float, *, apart: tuple[float, float] = (0.5, 0.1)) -> dict[str
         rows.append({"name": f"{size}", "size": size, "steps": 20,
                      "robust": [[level + v * (1 + k / 5) for v in shift]] * 4,
                      "fosc": {"means": [(2, 1, 1.1, 3)[k] + v for v in shift]},
-                     "loss": {"means": [1 + v for v in shift]}})
+                     "loss": {"means": [1 + (k % 2) / 10 + v for v in shift]}})
     return {"attacks": ["a"] * 4, "trainings": rows,
             "apart": {name: [value, value + 0.01, value - 0.01]
                       for name, value in zip(("fosc", "loss"), apart, strict=True)}}
 
 
-@pytest.mark.parametrize(("middle", "expected"), [(0.1, SEEN), (0.0, NOT_SEEN), (-0.1, NOT_SEEN)])
-def test_verdict_on_step_sizes(middle: float, expected: str) -> None:
-    assert fosc.judge_sizes(sizes(middle)).outcome == expected
+@pytest.mark.parametrize(("middle", "expected", "standing"), [
+    (0.1, SEEN, "above zero"), (0.0, NOT_SEEN, "2 are left open"), (-0.1, NOT_SEEN, "2 are contradicted")])
+def test_verdict_on_step_sizes(middle: float, expected: str, standing: str) -> None:
+    found = fosc.judge_sizes(sizes(middle))
+    assert found.outcome == expected and standing in found.why
 
 
 def test_one_good_neighbour_makes_the_verdict_on_step_sizes_partial() -> None:
@@ -197,34 +220,78 @@ def test_one_good_neighbour_makes_the_verdict_on_step_sizes_partial() -> None:
 
 def test_verdict_on_what_fosc_tells() -> None:
     assert fosc.judge_indicator(sizes(0.1)).outcome == SEEN
-    assert fosc.judge_indicator(sizes(-0.1)).outcome == NOT_SEEN
+    against = fosc.judge_indicator(sizes(-0.1))
+    assert against.outcome == NOT_SEEN and "contradicted" in against.why and "`dynamic`" in against.why
     found = sizes(0.1)
     for row in found["trainings"]:
         row["loss"]["means"] = [-float(share) for share in robustness(row)]
     assert fosc.judge_indicator(found).outcome == PARTLY, "the loss tells more"
 
 
-@pytest.mark.parametrize(("apart", "expected"), [((0.5, 0.1), SEEN), ((0.1, 0.5), NOT_SEEN), ((0.1, 0.1), NOT_SEEN)])
-def test_verdict_on_distributions(apart: tuple[float, float], expected: str) -> None:
-    assert fosc.judge_shapes(sizes(0.1, apart=apart)).outcome == expected
+def test_seeds_that_disagree_leave_open_what_fosc_tells() -> None:
+    """Six seeds, of which two go the other way: 24 networks that are counted as draws of their own show p < 0.05."""
+    ranks = [[0.1, 0.2, 0.3, 0.4]] * 4 + [[0.3, 0.2, 0.4, 0.1]] * 2
+    rows = [{"size": size, "robust": [[0.5 - gaps[k] + seed / 1000 for seed, gaps in enumerate(ranks)]],
+             "fosc": {"means": [(1.0, 2.0, 3.0, 4.0)[k]] * 6}, "loss": {"means": [(1.0, 2.0, 1.5, 1.2)[k]] * 6}}
+            for k, size in enumerate((1.0, 0.5, 0.25, 0.125))]
+    pooled = rank_correlation([v for row in rows for v in row["fosc"]["means"]],
+                              [float(v) for row in rows for v in robustness(row)])
+    assert pooled.falls and pooled.n == 24
+    found = fosc.judge_indicator({"trainings": rows, "attacks": []})
+    assert found.outcome == NOT_SEEN and "left open" in found.why
+
+
+@pytest.mark.parametrize(("apart", "expected", "standing"), [
+    ((0.5, 0.05), SEEN, "above 0.1"), ((0.1, 0.5), NOT_SEEN, "contradict"), ((0.05, 0.05), NOT_SEEN, "contradict"),
+    ((0.9, 0.4), NOT_SEEN, "contradict"), ((0.5, 0.1), NOT_SEEN, "leave the claim open")])
+def test_verdict_on_distributions(apart: tuple[float, float], expected: str, standing: str) -> None:
+    """Almost the same is a size of its own, and not whatever is less than FOSC's."""
+    found = fosc.judge_shapes(sizes(0.1, apart=apart), 1000)
+    assert found.outcome == expected and standing in found.why
+
+
+def test_of_few_examples_no_distributions_are_almost_the_same() -> None:
+    found = fosc.judge_shapes(sizes(0.1, apart=(0.5, 0.05)), 100)
+    assert found.outcome == NOT_SEEN and "could not have shown" in found.why
+
+
+def numbers_of_steps(robust: dict[int, float], apart: float, noise: float = 0.001) -> dict[str, Any]:
+    """Networks of these numbers of steps and about this robustness, three seeds."""
+    return {"trainings": [{"steps": n, "size": 1 / 6, "robust": [[share + noise * v * n / 40 for v in (0, 1, -1)]]}
+                          for n, share in robust.items()],
+            "apart": {"fosc": [apart, apart + 0.01, apart - 0.005]}}
 
 
 @pytest.mark.parametrize(("gain", "apart", "expected"), [
-    (0.0, 0.1, SEEN), (0.2, 0.1, PARTLY), (0.0, 0.6, PARTLY), (0.2, 0.6, NOT_SEEN), (-0.2, 0.1, SEEN)])
+    (0.0, 0.1, SEEN), (0.2, 0.1, NOT_SEEN), (0.0, 0.6, PARTLY), (0.2, 0.6, NOT_SEEN), (-0.2, 0.1, PARTLY)])
 def test_verdict_on_numbers_of_steps(gain: float, apart: float, expected: str) -> None:
-    shift = [0.0, 0.001, -0.001]
-    steps = {"trainings": [{"steps": n, "size": 1 / 6, "robust": [[gain * (n - 10) / 30 + v * n / 40 for v in shift]]}
-                           for n in (10, 20, 40)],
-             "apart": {"fosc": [apart, apart + 0.01, apart - 0.005]}}
+    steps = numbers_of_steps({n: 0.5 + gain * (n - 10) / 30 for n in (10, 20, 40)}, apart)
     assert fosc.judge_steps(steps, sizes(0.1)).outcome == expected
+
+
+@pytest.mark.parametrize("worse", [10, 20, 40])
+def test_a_number_of_steps_that_is_worse_is_not_nearly_the_same(worse: int) -> None:
+    """Whichever it is, and though nothing is gained by more steps."""
+    steps = numbers_of_steps({n: 0.5 - 0.2 * (n == worse) for n in (10, 20, 40)}, 0.1)
+    found = fosc.judge_steps(steps, sizes(0.1))
+    assert found.outcome != SEEN and "contradicted" in found.why
+
+
+def test_seeds_that_are_too_noisy_cannot_show_that_robustness_is_nearly_the_same() -> None:
+    found = fosc.judge_steps(numbers_of_steps(dict.fromkeys((10, 20, 40), 0.5), 0.1, noise=0.05), sizes(0.1))
+    assert found.outcome == NOT_SEEN and "so few or noisy seeds could show" in found.why
 
 
 def test_only_steps_that_cross_the_ball_are_more_than_enough() -> None:
     """Twelve of eps/6; from ten to more a gain is no surprise."""
-    steps = {"trainings": [{"steps": n, "size": 1 / 6, "robust": [[0.5 + 0.1 * (n >= 12)] * 2]} for n in (10, 12, 40)],
-             "apart": {"fosc": [0.1, 0.1, 0.1]}}
-    verdict = fosc.judge_steps(steps, sizes(0.1))
-    assert verdict.outcome == PARTLY and "from 12, the fewest" in verdict.why
+    steps = numbers_of_steps({n: 0.5 + 0.1 * (n >= 12) for n in (10, 12, 40)}, 0.1)
+    found = fosc.judge_steps(steps, sizes(0.1))
+    assert found.outcome == PARTLY and "From 12, the fewest" in found.why
+
+
+def test_where_no_steps_cross_the_ball_none_are_said_to() -> None:
+    found = fosc.judge_steps(numbers_of_steps({2: 0.5, 4: 0.5}, 0.1), sizes(0.1))
+    assert found.outcome == SEEN and "the fewest" not in found.why and "crosses the ball" not in found.claim
 
 
 def stages(lower: float, gain: float, after: float) -> dict[str, Any]:
@@ -254,3 +321,19 @@ def test_one_seed_shows_no_difference() -> None:
         row["lower_first"], row["lower_plain"] = [shares[:1] for shares in row["lower_first"]], row["lower_plain"][:1]
     assert fosc.judge_fgsm(found, DEFAULT).outcome == fosc.judge_stages(found, DEFAULT).outcome == NOT_SEEN
     assert "no interval" in fosc.judge_fgsm(found, DEFAULT).why
+    assert "2 are beyond what so few or noisy seeds could show" in fosc.judge_fgsm(found, DEFAULT).why
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("seeds", []), ("seeds", [1, 1]), ("step_sizes", [0.5, 0.25]), ("step_sizes", [1.0, 0.125]),
+    ("step_sizes", [1.0, 0.5, 0.25]), ("steps", [10]), ("stage_sizes", [0.25]), ("look_at", [5, 30]),
+    ("look_at", [5, 30, 100]), ("look_at", [30, 5, 50]), ("fgsm_epochs", 0), ("fgsm_epochs", 60), ("groups", 1),
+    ("grouping", "size"), ("stage_steps", 0)])
+def test_settings_are_checked_before_anything_is_measured(name: str, value: Any) -> None:
+    with pytest.raises(SystemExit, match=f"--set {name}="):
+        STUDY.measure(DEFAULT | {name: value}, QUIET)
+
+
+@pytest.mark.parametrize("mode", list(STUDY.modes))
+def test_every_mode_has_settings_that_can_be_judged(mode: str) -> None:
+    fosc.check(STUDY.modes[mode])
