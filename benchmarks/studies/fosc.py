@@ -33,6 +33,7 @@ from torch import Tensor  # noqa: E402
 
 from benchmarks.machine import markdown  # noqa: E402
 from benchmarks.studies.convergence import (  # noqa: E402
+    AGAINST,
     BLIND,
     Mean,
     Reached,
@@ -202,23 +203,37 @@ def trained(training: Training, seed: int, attacks: Sequence[Training], s: Setti
 
 def strength(ends: Sequence[Reached], s: Settings) -> Numbers:
     """Figure 1a. Groups of equal count are those of one network each, averaged over networks; groups of equal width
-    hold the examples of all networks together."""
+    hold the examples of all networks together. ranks: of each network, how accuracy and loss go with FOSC over its own
+    groups of either kind."""
     rows = [[described_group(end, chosen) for chosen in end.fosc.sort(stable=True).indices.tensor_split(s["groups"])]
             for end in ends]
     count = [{key: short(float(np.mean([row[key] for row in group]))) for key in group[0]}
              for group in zip(*rows, strict=True)]
     every = Reached(*(torch.cat([getattr(end, name) for end in ends]) for name in ("fosc", "loss", "slope", "correct")))
     last = s["groups_end"] or short(float(every.fosc.quantile(0.95))) or 1.0
-    place = (every.fosc / last * s["groups"]).floor().long()
-    width = [described_group(every, (place == k).nonzero().flatten()) for k in range(s["groups"])]
+    own = {"count": rows, "width": [by_width(end, last, s["groups"]) for end in ends]}
     shares = [end.fosc / (2 * s["eps"] * end.slope).clamp(min=torch.finfo(torch.float64).tiny) for end in ends]
     ranks = {"loss": [(end.fosc, end.loss) for end in ends], "slope": [(end.fosc, end.slope) for end in ends],
              "share_loss": [(share, end.loss) for share, end in zip(shares, ends, strict=True)]}
-    return {"count": count, "width": [row for row in width if row["examples"] >= LEAST], "width_end": last,
+    return {"count": count, "width": by_width(every, last, s["groups"]), "width_end": last,
+            "ranks": {kind: {key: [ranked(groups, key) for groups in mine] for key in ("accuracy", "loss")}
+                      for kind, mine in own.items()},
             "accuracy": [short(end.accuracy) for end in ends],
             "within": [short(float((end.fosc < last).double().mean())) for end in ends],
             "rho": {name: [short(rank_correlation(a.tolist(), b.tolist()).rho) for a, b in pairs]
                     for name, pairs in ranks.items()}}
+
+
+def by_width(end: Reached, last: float, groups: int) -> list[dict[str, float]]:
+    """Those that are large enough."""
+    place = (end.fosc / last * groups).floor().long()
+    rows = [described_group(end, (place == k).nonzero().flatten()) for k in range(groups)]
+    return [row for row in rows if row["examples"] >= LEAST]
+
+
+def ranked(groups: Sequence[Mapping[str, float]], key: str) -> float:
+    """The rank correlation with FOSC over groups."""
+    return short(rank_correlation([row["fosc"] for row in groups], [row[key] for row in groups]).rho)
 
 
 def described_group(end: Reached, chosen: Tensor) -> dict[str, float]:
@@ -312,24 +327,24 @@ def judge(numbers: Numbers, s: Settings) -> list[Verdict]:
 
 def judge_groups(found: Numbers, s: Settings) -> Verdict:
     kind, other = s["grouping"], "width" if s["grouping"] == "count" else "count"
-    ranks = {k: [rank_correlation([row["fosc"] for row in found[k]], [row[key] for row in found[k]])
-                 for key in ("accuracy", "loss")] for k in (kind, other)}
+    ranks = {k: [mean_of(found["ranks"][k][key]) for key in ("accuracy", "loss")] for k in (kind, other)}
     lines = [explained([row["fosc"] for row in found[kind]], [row[key] for row in found[kind]])
              for key in ("accuracy", "loss")]
     rho = {name: float(np.mean(values)) for name, values in found["rho"].items()}
     by_accuracy, by_loss = ranks[kind]
-    said = (f"Over {len(found[kind])} groups of equal {kind} the rank correlation of FOSC is {by_accuracy} with "
-            f"accuracy and {by_loss} with loss (needed: rising and falling, p < 0.05); straight lines explain "
-            f"{100 * lines[0]:.0f} % and {100 * lines[1]:.0f} % of the variance. In groups of equal {other}: "
-            f"{ranks[other][0]} and {ranks[other][1]}. Over single examples FOSC goes with the loss at rho = "
-            f"{rho['loss']:+.2f} and with the length of the gradient at rho = {rho['slope']:+.2f}; as a share of the "
-            f"largest value that this length allows, with the loss at rho = {rho['share_loss']:+.2f}.")
-    if not (by_accuracy.rises and by_loss.falls) and rho["slope"] > abs(rho["share_loss"]):
+    said = (f"Over a network's groups of equal {kind} the rank correlation of FOSC, mean and 95 % interval over "
+            f"networks, is {by_accuracy} with accuracy (needed: above zero) and {by_loss} with loss (needed: below); "
+            f"of the groups of all networks straight lines explain {100 * lines[0]:.0f} % and {100 * lines[1]:.0f} % "
+            f"of the variance. In groups of equal {other}: {ranks[other][0]} and {ranks[other][1]}. Over single "
+            f"examples FOSC goes with the loss at rho = {rho['loss']:+.2f} and with the length of the "
+            f"gradient at rho = {rho['slope']:+.2f}; as a share of the largest value that this length allows, with the loss at rho = {rho['share_loss']:+.2f}.")
+    parts = [above(by_accuracy), below(by_loss)]
+    if AGAINST in parts and rho["slope"] > abs(rho["share_loss"]):
         said += (" FOSC is in units of the loss: small where PGD has converged, but also where gradients are small, as "
                  f"they are where the network is sure of a label (PGD leaves "
                  f"{100 * np.mean(found['accuracy']):.0f} % of the examples theirs).")
     return verdict("The lower the FOSC of PGD examples, the lower the accuracy on them and the higher their loss",
-                   PLACE + "Figure 1a", [plain(by_accuracy.rises), plain(by_loss.falls)], said)
+                   PLACE + "Figure 1a", parts, said)
 
 
 def explained(x: Sequence[float], y: Sequence[float]) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.studies import fosc
-from benchmarks.studies.convergence import Reached, rank_correlation
+from benchmarks.studies.convergence import Reached, rank_correlation, short
 from benchmarks.studies.fosc import (
     STUDY,
     Training,
@@ -102,6 +102,8 @@ def test_groups_hold_neighbours_in_fosc() -> None:
     assert [row["accuracy"] for row in found["count"]] == pytest.approx([0, 0, 0.9, 1])
     assert [row["examples"] for row in found["width"]] == [10] * 4, "half of both samples; what lies beyond is left out"
     assert found["within"] == [0.5, 0.5]
+    assert found["ranks"]["count"] == {"accuracy": [short(0.9486832980505138)] * 2, "loss": [-1.0, -1.0]}
+    assert found["ranks"]["width"] == {"accuracy": [0.0, 0.0], "loss": [0.0, 0.0]}, "groups of five are too small"
     assert found["rho"] == {"loss": [-1.0, -1.0], "slope": [0.0, 0.0], "share_loss": [-1.0, -1.0]}
 
 
@@ -141,18 +143,27 @@ def groups(slope: float) -> list[dict[str, float]]:
             for k in range(10)]
 
 
-@pytest.mark.parametrize(("slope", "expected"), [(1.0, SEEN), (-1.0, NOT_SEEN), (0.0, NOT_SEEN)])
-def test_verdict_on_groups(slope: float, expected: str) -> None:
-    found = {"count": groups(slope), "width": groups(slope), "accuracy": [0.6],
-             "rho": {"loss": [0.5], "slope": [0.9], "share_loss": [0.1]}}
-    verdict = fosc.judge_groups(found, DEFAULT)
-    assert verdict.outcome == expected
-    assert ("gradients are small" in verdict.why) == (expected != SEEN), "told only where it explains something"
+def grouped(slope: float, ranks: list[float]) -> dict[str, Any]:
+    """Groups of all networks, and how accuracy goes with FOSC over those of each: the loss the other way."""
+    each = {"accuracy": ranks, "loss": [-rho for rho in ranks]}
+    return {"count": groups(slope), "width": groups(slope), "ranks": {"count": each, "width": each}, "accuracy": [0.6],
+            "rho": {"loss": [0.5], "slope": [0.9], "share_loss": [0.1]}}
+
+
+@pytest.mark.parametrize(("slope", "ranks", "expected", "standing"), [
+    (1.0, [0.9, 0.8, 1.0], SEEN, "above zero"), (-1.0, [-0.9, -0.8, -1.0], NOT_SEEN, "2 are contradicted"),
+    (0.0, [0.1, -0.2, 0.1], NOT_SEEN, "2 are left open"), (1.0, [1.0], NOT_SEEN, "2 are beyond"),
+    (1.0, [1.0, 0.9, -0.6], NOT_SEEN, "2 are left open")])
+def test_verdict_on_groups(slope: float, ranks: list[float], expected: str, standing: str) -> None:
+    """By what networks have in common, and not by how many groups their examples make."""
+    found = fosc.judge_groups(grouped(slope, ranks), DEFAULT)
+    assert found.outcome == expected and standing in found.why
+    assert ("gradients are small" in found.why) == (slope < 0), "told only where it explains something"
 
 
 def test_the_setting_says_which_groups_count() -> None:
-    found = {"count": groups(1.0), "width": groups(-1.0), "accuracy": [0.6],
-             "rho": {"loss": [0.5], "slope": [0.0], "share_loss": [0.1]}}
+    found = grouped(1.0, [0.9, 0.8, 1.0])
+    found["ranks"]["width"] = grouped(-1.0, [-0.9, -0.8, -1.0])["ranks"]["width"]
     assert [fosc.judge_groups(found, DEFAULT | {"grouping": kind}).outcome for kind in ("count", "width")] == [
         SEEN, NOT_SEEN]
 
