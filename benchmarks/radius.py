@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from verifier.network import Network
     from verifier.radius.balls import Balls
 
-NETS = ("mnist_2x20", "mnist_3x100", "mnist_cnn", "mnist_2x20_adv", "mnist_3x100_adv", "mnist_cnn5_certified_0.3")
+NETS = ("mnist_2x20", "mnist_3x100", "mnist_cnn", "mnist_2x20_adv", "mnist_3x100_adv", "mnist_cnn5_certified_0.1",
+        "mnist_cnn5_certified_0.3")
 NORMS = {"inf": math.inf, "2": 2.0, "1": 1.0}
 MOST = {math.inf: 0.5, 2.0: 10.0, 1.0: 100.0}  # no radius beyond is looked for
 CLIP = (0.0, 1.0)

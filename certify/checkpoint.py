@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
+from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import torch
 
@@ -27,9 +30,16 @@ def save(state: dict[str, Any], path: Path) -> None:
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """What `save` wrote. Raises OSError, or UnusableCheckpoint."""
+    file = BytesIO(path.read_bytes())
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (UnpicklingError, BadZipFile, RuntimeError, EOFError, KeyError, ValueError) as error:
+        with ZipFile(file) as members:  # `torch.load` compares no checksums
+            damaged = members.testzip()
+        if damaged is not None:
+            raise BadZipFile(f"{damaged} is damaged")
+        file.seek(0)
+        state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+    except (UnpicklingError, BadZipFile, RuntimeError, EOFError, KeyError, ValueError, struct.error, zlib.error
+            ) as error:
         raise UnusableCheckpoint(f"{path}: not a checkpoint ({' '.join(str(error).split())[:120]})") from error
     if not isinstance(state, dict) or "settings" not in state:
         raise UnusableCheckpoint(f"{path}: not a checkpoint of a training run")

@@ -8,6 +8,7 @@ the running statistics.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -40,6 +41,12 @@ class Classifier:
     @property
     def classes(self) -> int:
         return int(torch.Size(self.graph.output_shape).numel())
+
+    @property
+    def normalises_single_numbers(self) -> bool:
+        """Whether some batch normalisation sees one number an example and channel: a single example has no statistics
+        there."""
+        return any(math.prod(self.graph.nodes[i].shape[1:]) == 1 for i in self._norm_of)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits in the mode in which the module is."""

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+LARGEST = 2**63 - 1  # that PyTorch takes as a seed or a size
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -48,8 +50,10 @@ def _fitted(name: str, value: Any, kind: str) -> Any:
 def as_number(name: str, value: Any, *, whole: bool) -> int | float:
     """A number, also where it comes as a word. Raises ValueError for anything else."""
     value = read_number(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or (whole and not float(value).is_integer()):
+    if isinstance(value, bool) or not isinstance(value, int | float) or (whole and value % 1 != 0):
         raise ValueError(f"{name}: expected a {'whole ' * whole}number, got {value!r}")
+    if abs(value) > LARGEST and (whole or isinstance(value, int)):
+        raise ValueError(f"{name}: expected a {'whole ' * whole}number below 2^63, got {value!r}")
     return int(value) if whole else float(value)
 
 

@@ -77,6 +77,7 @@ def draw_curves(rows: Sequence[Row], path: Path, title: str) -> None:
     schedules.set_xlabel("epoch")
     for axes in (losses, shares, schedules):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small", ncols=2)
+        if axes.get_lines():  # an adversarial run without validation has no shares
+            axes.legend(fontsize="small", ncols=2)
     figure.suptitle(title, fontsize="medium")
     figure.savefig(path, dpi=100)

@@ -1,9 +1,9 @@
 """Sensible defaults for a method on a data set: what `TrainSettings` does not say, and anybody may override.
 
 For MNIST the methods on interval bounds have the settings of CTBench (Mao et al., arXiv:2406.04848, its example scripts
-for CNN7; schedules apart), with the splits of TAPS for networks of three activation layers; with ours they have not
-been run. For digits (dense layers 64-128-64-10, radius 0.05) settings are the best of a few short runs, on 360 test
-images and one seed: a difference of one or two per cent there means nothing.
+for CNN7; schedules apart), with the splits of TAPS for networks of three activation layers; what was run of them with a
+CNN5 stands in docs/training.md. For digits (dense layers 64-128-64-10, radius 0.05) settings are the best of a few
+short runs, on 360 test images and one seed: a difference of one or two per cent there means nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ BOUNDED: dict[str, dict[str, Any]] = {
     "mnist": {"epochs": 70, "batch_size": 256, "milestones": [50, 60], "ramp_end": 20, "lr": 5e-4,
               "validate_with": "ibp"},
 }
+UNKNOWN = {"epochs": 30, "ramp_end": 15}
+"""Of bounding methods on any other data: with no ramp CROWN-IBP is IBP throughout, and no warm-up is penalised."""
 # Intervals alone say nothing of networks that were trained on tighter bounds.
 TIGHTER = {"crown-ibp": "crown-ibp", "wong-kolter": "crown", "zonotope": "crown"}
 DUAL = {"epochs": 60, "batch_size": 50, "lr": 1e-3, "milestones": (30.0, 40.0, 50.0), "lr_factor": 0.5,
@@ -83,7 +85,7 @@ def recipe(method: str, data: str, eps: float) -> Mapping[str, Any]:
     from certify.registry import bounds_sets
     found = dict(SCHEDULES.get(data, {}))
     if bounds_sets(method):
-        found |= {"ramp": "smooth", "clip_gradient": 10.0, **BOUNDED.get(data, {})}
+        found |= {"ramp": "smooth", "clip_gradient": 10.0, **BOUNDED.get(data, UNKNOWN)}
         found |= {"validate_with": TIGHTER[method]} if method in TIGHTER else {}
     known = RECIPES.get(method, {}).get(data)
     if known is not None:

@@ -94,6 +94,8 @@ class TrainSettings:
                      "lr_warmup", "average_from", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if not all(0 <= epoch < math.inf for epoch in self.milestones):
+            raise ValueError(f"milestones must be epochs >= 0, got {list(self.milestones)}")
         for name, known in (("optimiser", OPTIMISERS), ("lr_schedule", LR_SCHEDULES), ("average", AVERAGES),
                             ("ramp", KINDS), ("norm", tuple(NORMS)), ("validate_with", MEASURES),
                             ("keep", ("best", "last"))):
@@ -139,7 +141,7 @@ def resolve(*sources: Mapping[str, Any]) -> TrainSettings:
     given: dict[str, Any] = {}
     for source in sources:
         _merge(given, source)
-    named = {key: given.get(key, FIELDS[key].default) for key in ("method", "data")}
+    named = {key: _fitted(key, given.get(key, FIELDS[key].default)) for key in ("method", "data")}
     whole: dict[str, Any] = {}
     _merge(whole, recipe(**named, eps=_fitted("eps", given.get("eps", FIELDS["eps"].default))))
     if "epochs" in given and "epochs" in whole:
@@ -150,11 +152,21 @@ def resolve(*sources: Mapping[str, Any]) -> TrainSettings:
                 whole[key] = [share * v for v in value] if isinstance(value, list | tuple) else share * value
     _merge(whole, given)
     settings = TrainSettings(**{key: _fitted(key, value) for key, value in whole.items()})
-    late = [key for key in ("ramp_end", "average_from") if getattr(settings, key) > settings.epochs]
-    if late and not (late == ["average_from"] and settings.average == "none"):
-        raise ValueError(f"{late[0]} is epoch {getattr(settings, late[0]):g}, and the run ends with epoch "
-                         f"{settings.epochs:g}: only those of recipes move with the number of epochs")
+    _check_schedules(settings)
     return settings
+
+
+def _check_schedules(settings: TrainSettings) -> None:
+    """Raises ValueError for an epoch that the run never reaches: what was to happen then would be left out in
+    silence."""
+    last = {key: getattr(settings, key) for key in ("ramp_end", "lr_warmup")}
+    last |= {"average_from": settings.average_from} if settings.average != "none" else {}
+    late = [(key, epoch) for key, epoch in last.items() if epoch > settings.epochs]
+    late += [("milestones", epoch) for epoch in settings.milestones if epoch >= settings.epochs]
+    if late:
+        key, epoch = max(late, key=lambda pair: pair[1])
+        raise ValueError(f"{key} is epoch {epoch:g}, and the run ends with epoch {settings.epochs:g}: only those of "
+                         "recipes move with the number of epochs")
 
 
 def _merge(into: dict[str, Any], source: Mapping[str, Any]) -> None:
@@ -165,23 +177,32 @@ def _merge(into: dict[str, Any], source: Mapping[str, Any]) -> None:
             value = dict(value)
             if "name" in value:
                 into[key] = value.pop("name")
-            into[f"{key}_settings"] = {**into.get(f"{key}_settings", {}), **value}
+            _merge_settings(into, key, value)
         elif dot and owner in ("method", "model"):
-            into[f"{owner}_settings"] = {**into.get(f"{owner}_settings", {}), rest: value}
-        elif key in ("method_settings", "model_settings") and isinstance(value, Mapping):
-            into[key] = {**into.get(key, {}), **value}
+            _merge(into, {owner: {rest: value}})
+        elif key in ("method_settings", "model_settings"):
+            _merge_settings(into, key.removesuffix("_settings"), value)
         elif key in FIELDS:
             into[key] = value
         else:
             raise ValueError(f"unknown setting {key!r}; there are {', '.join(FIELDS)}, method.X and model.X")
 
 
+def _merge_settings(into: dict[str, Any], owner: str, more: Any) -> None:
+    """Those of the method or the model themselves."""
+    if not isinstance(more, Mapping):
+        raise ValueError(f"{owner}_settings: expected names and values, got {more!r}")
+    if wrong := [name for name in more if not isinstance(name, str)]:
+        raise ValueError(f"{owner}: expected names of settings, got {wrong[0]!r}")
+    if "name" in more:
+        raise ValueError(f"{owner}_settings: its name belongs to {owner}")
+    into[f"{owner}_settings"] = {**into.get(f"{owner}_settings", {}), **more}
+
+
 def _fitted(key: str, value: Any) -> Any:
     """The value in the type of its field. Raises ValueError where it has another."""
     default = FIELDS[key].default
     if key.endswith("_settings"):
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{key}: expected names and values, got {value!r}")
         return dict(value)
     if key == "milestones":
         if not isinstance(value, list | tuple):
@@ -205,9 +226,9 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"not YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"expected names and values (method: ibp), got {type(found).__name__}")
+        raise ValueError(f"{path}: expected names and values (method: ibp), got {type(found).__name__}")
     return {str(key): value for key, value in found.items()}
 
 

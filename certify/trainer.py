@@ -10,7 +10,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -116,6 +116,10 @@ class Trainer:
                                        for part in held_out(self.data.train, s.validation, s.seed))
         self.batches = Batches(self.train, s.batch_size, s.seed, self._augmentation, self.processes.rank,
                                self.processes.world)
+        if self.batches.smallest == 1 and self.model.normalises_single_numbers:
+            raise ValueError(f"batch_size {s.batch_size} and {len(self.train)} training examples make minibatches of "
+                             "one example each, over which batch normalisation behind a dense layer has no statistics: "
+                             "take a larger batch_size, or a model without it")
         self.optimiser = self._optimiser()
         self.losses = self.processes.wrapped(self.module)
         self.eps = Ramp(s.eps_first * s.eps, s.train_eps * s.eps, s.ramp_begin, s.ramp_end, s.ramp)
@@ -343,7 +347,7 @@ class Trainer:
         now = time.monotonic()
         self.seconds += now - self._since
         self._since = self._saved = now
-        save({"settings": self.settings.as_dict(), "data": self.data.train.digest, "module": self.module.state_dict(),
+        save({"settings": self.settings.as_dict(), "data": self.data.facts, "module": self.module.state_dict(),
               "optimiser": self.optimiser.state_dict(), "memory": self.memory, "rows": self.rows,
               "sums": [self.sums.totals, self.sums.weights], "epoch": self.epoch, "batch": self.batch,
               "update": self.update, "seconds": self.seconds, "best": self.best,
@@ -353,12 +357,11 @@ class Trainer:
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint. Raises OSError, UnusableCheckpoint, or ValueError where it is another run's."""
         state = load(path, self.processes.device)
-        before, now = state["settings"], self.settings.as_dict()
-        for name in sorted({*before, *now}):
-            if before.get(name) != now.get(name):
-                raise ValueError(f"{path} was trained with {name} {before.get(name)}, not {now.get(name)}")
-        if state["data"] != self.data.train.digest:
-            raise ValueError(f"{path} was trained on other examples than {self.data.name} holds now")
+        check_settings(path, state["settings"], self.settings)
+        for name, now in self.data.facts.items():
+            if (before := state["data"].get(name)) != now:
+                raise ValueError(f"{path} was made with other {name} than {self.data.name} holds now"
+                                 if name.endswith("examples") else f"{path} was made with {name} {before}, not {now}")
         self.module.load_state_dict(state["module"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.memory.update(state["memory"])
@@ -367,6 +370,14 @@ class Trainer:
         self.seconds, self.best, self.best_state = state["seconds"], state["best"], state["best_state"]
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+
+
+def check_settings(path: Path, before: Mapping[str, Any], settings: TrainSettings) -> None:
+    """Raises ValueError where what lies there was trained with other settings."""
+    now = settings.as_dict()
+    for name in sorted({*before, *now}):
+        if before.get(name) != now.get(name):
+            raise ValueError(f"{path} was trained with {name} {before.get(name)}, not {now.get(name)}")
 
 
 def held_out(examples: Examples, count: int, seed: int) -> tuple[Examples, Examples]:

@@ -7,8 +7,8 @@ import json
 import logging
 import platform
 import shlex
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 
 from bounds.files import trouble
 from certify.cascade import Certifier, run_cascade, uncertified
+from certify.checkpoint import load as load_checkpoint
 from certify.classifier import Classifier
 from certify.data.dataset import TrainingData
 from certify.distributed import Processes, processes
@@ -24,12 +25,14 @@ from certify.journal import TensorBoard, draw_curves, write_csv
 from certify.measure import KINDS, measure
 from certify.registry import method_named
 from certify.settings import TrainSettings, read_settings, resolve
-from certify.trainer import CHECKPOINT, Look, Meet, Tell, Trainer
+from certify.trainer import CHECKPOINT, Look, Meet, Tell, Trainer, check_settings
+from verifier.run_folder import only_user
 from verifier.threads import threads_for
 
 log = logging.getLogger(__name__)
 
 CARD, LOG, CURVES, NETWORK, SETTINGS = "card.json", "log.csv", "curves.png", "model.onnx", "settings.yaml"
+PARTS = ("", "stage1")  # of a run's folder in which it begins: its own, or that of a cascade's first network
 SLOW = {"crown": 1000}  # examples of the test set on which a slow measure looks
 WORTH = ("clean", "pgd-20", "ibp", "crown")  # what a card says of the test set
 
@@ -68,9 +71,9 @@ def train(settings: TrainSettings | Mapping[str, Any], *, data: TrainingData | N
         from certify.data.registry import load
         data = load(settings.data, data_dir)
     folder = None if out is None else Path(out)
-    with processes(device) as group:
+    with processes(device) as group, ExitStack() as held:
         if folder is not None and group.is_first:
-            _begin(folder, settings, resume)
+            held.enter_context(_begun(folder, settings, resume))
         group.wait()
         if settings.cascade == 1:
             return _train_one(settings, data, folder, resume, group, watched)
@@ -101,23 +104,43 @@ def said(settings: TrainSettings, data: TrainingData | None) -> TrainSettings:
     return replace(settings, method_settings=dataclasses.asdict(method))
 
 
-def _begin(folder: Path, settings: TrainSettings, resume: bool) -> None:
-    """Make the folder, or refuse one that holds another run."""
+@contextmanager
+def _begun(folder: Path, settings: TrainSettings, resume: bool) -> Iterator[None]:
+    """The folder, made and held for this process alone, its settings in it. Raises ValueError where it holds another
+    run, or one that cannot go on; nothing is written then."""
     import yaml
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Settings alone are no run: one that was refused or killed before its first checkpoint left them.
-        if (folder / SETTINGS).exists() and any((folder / part / CHECKPOINT).exists() for part in ("", "stage1")):
-            if not resume:
-                raise ValueError(f"{folder} already holds a run: use --resume or another --out")
-            before, now = read_settings(folder / SETTINGS), settings.as_dict()
-            for name in now:
-                if before.get(name) != now[name]:
-                    raise ValueError(f"{folder} holds a run with {name} {before.get(name)}, not {now[name]}")
-            return
-        (folder / SETTINGS).write_text(yaml.safe_dump(settings.as_dict(), sort_keys=False), encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{folder}: no files can be written there ({trouble(error)})") from error
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(only_user(folder))
+            # Settings alone are no run: one that was refused or killed before its first checkpoint left them.
+            found = [file for name in (CHECKPOINT, NETWORK, CARD) for part in PARTS
+                     if (file := folder / part / name).exists()]
+            if found and not resume:
+                raise ValueError(f"{folder} already holds a run ({found[0].relative_to(folder)}): use --resume or "
+                                 "another --out")
+            if found and found[0].name != CHECKPOINT:
+                raise ValueError(f"{folder} holds {found[0].relative_to(folder)} of a run and no checkpoint from which "
+                                 "it could go on: choose another --out")
+            if found:
+                check_settings(found[0], stored_settings(folder), settings)
+            if not (found and (folder / SETTINGS).exists()):
+                _write(folder / SETTINGS, yaml.safe_dump(settings.as_dict(), sort_keys=False))
+        except OSError as error:
+            raise ValueError(f"{folder}: no files can be written there ({trouble(error)})") from error
+        yield
+
+
+def stored_settings(folder: Path) -> dict[str, Any]:
+    """With which the run in a folder was begun: those of the YAML file, without it those of its first checkpoint; none
+    where there is no run. Raises OSError, or ValueError with a sentence."""
+    if (folder / SETTINGS).exists():
+        return read_settings(folder / SETTINGS)
+    for part in PARTS:
+        if (folder / part / CHECKPOINT).exists():
+            settings: dict[str, Any] = load_checkpoint(folder / part / CHECKPOINT)["settings"]
+            return settings
+    return {}
 
 
 def _train_cascade(settings: TrainSettings, data: TrainingData, folder: Path | None, resume: bool, group: Processes,
@@ -140,7 +163,7 @@ def _train_cascade(settings: TrainSettings, data: TrainingData, folder: Path | N
     answers = run_cascade([stage.model.graph for stage in stages], certifier, data.test.x.to(group.device),
                           data.test.y.to(group.device))
     first = stages[0]
-    worth = {"clean": round(1 - answers.clean_error, 6), "certified": round(1 - answers.robust_error, 6),
+    worth = {"clean": round(1 - answers.clean_error, 6), "stage_certified": round(1 - answers.robust_error, 6),
              "answered": [int((answers.stage == k).sum()) for k in range(len(stages))]}
     card = {**first.card, "parameters": sum(stage.card["parameters"] for stage in stages),
             "seconds": round(sum(stage.card["seconds"] for stage in stages), 1), "cascade": worth,
@@ -151,9 +174,14 @@ def _train_cascade(settings: TrainSettings, data: TrainingData, folder: Path | N
 
 
 def _write_card(folder: Path, card: dict[str, Any]) -> None:
-    beside = folder / f"{CARD}.part"
-    beside.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    beside.replace(folder / CARD)  # whole or not at all
+    _write(folder / CARD, json.dumps(card, indent=1) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    beside = path.with_name(f"{path.name}.part")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
 
 
 def _train_one(settings: TrainSettings, data: TrainingData, folder: Path | None, resume: bool, group: Processes,

@@ -22,6 +22,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from onnx.external_data_helper import load_external_data_for_model
 
 Array = NDArray[Any]
 U = 2.0**-53                  # the unit roundoff of float64
@@ -501,13 +502,30 @@ def read_file(path: str) -> bytes:
         raise Unreadable(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
+def read_model(path: str) -> tuple[bytes, str]:
+    """The network, with what it stores in files beside its own, and the hash of all of them."""
+    data, folder = read_file(path), Path(path).parent
+    whole = hashlib.sha256(data)
+    if b"location" in data:  # the key under which a tensor names its file
+        model = onnx.ModelProto.FromString(data)
+        attributes = [a for node in model.graph.node for a in node.attribute]
+        tensors = [*model.graph.initializer, *(t for a in attributes for t in (a.t, *a.tensors))]
+        named = dict.fromkeys(e.value for t in tensors if t.data_location == t.EXTERNAL for e in t.external_data
+                              if e.key == "location")
+        load_external_data_for_model(model, str(folder))
+        data = model.SerializeToString() if named else data
+        for name in named:
+            whole.update(hashlib.sha256((folder / name).read_bytes()).digest())
+    return data, whole.hexdigest()
+
+
 def read_question(net_path: str, spec: str | None, flags: dict[str, Any] | None, numbers: Numbers
                   ) -> tuple[Network, list[Branch], dict[str, Any]]:
     """The network, the property, and what a proof file must say that it is about."""
-    data = read_file(net_path)
-    about: dict[str, Any] = {"claim": "real", "network": {"sha256": hashlib.sha256(data).hexdigest()}}
     where: Any = net_path
     try:
+        data, digest = read_model(net_path)
+        about: dict[str, Any] = {"claim": "real", "network": {"sha256": digest}}
         net = read_network(data, numbers)
         inputs, outputs = net.sizes[0], net.sizes[net.output]
         if spec is not None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 UNREADABLE_ARRAY = (ValueError, EOFError, SyntaxError, TypeError, OverflowError, TokenError, BadZipFile)
 
 
+MOST_LABEL = np.iinfo(np.int64).max  # uint64 has larger ones, which a cast would make negative
 POOL = 2000  # inputs among which decision-based attacks look for starts: more cost time and hardly come nearer
 
 
@@ -44,6 +45,18 @@ class DataSet:
         state.update(np.ascontiguousarray(self.pool).tobytes())
         return state.hexdigest()
 
+    def within(self, clip: tuple[float, float] | None) -> DataSet:
+        """The same inside a range (see `into_range`). Raises ValueError for the first example that lies outside, by its
+        number."""
+        if clip is None:
+            return self
+        x, outside = into_range(self.x, clip)
+        for k in np.flatnonzero(outside)[:1]:
+            raise ValueError(f"input {int(self.index[k])} has entries from {self.x[k].min()!s} to "
+                             f"{self.x[k].max()!s}, outside the clip range [{clip[0]}, {clip[1]}]; are the inputs "
+                             "normalised?")
+        return DataSet(x, self.y, self.index, self.pool)
+
     def chosen(self, numbers: list[int]) -> DataSet:
         """Some examples, by their places in the file. Raises ValueError for a place that is not there."""
         beyond = [i for i in numbers if not 0 <= i < len(self.index)]
@@ -60,13 +73,14 @@ def read_data(path: str | Path, shape: tuple[int, ...], classes: int) -> DataSet
     return fitting(read_arrays(path), shape, classes)
 
 
-def fitting(arrays: dict[str, NDArray[Any]], shape: tuple[int, ...], classes: int) -> DataSet:
-    """The examples x and y for a network with this input shape and so many outputs. Raises ValueError."""
-    x, y = checked_examples(arrays)
+def fitting(arrays: dict[str, NDArray[Any]], shape: tuple[int, ...], classes: int, inputs: str = "x",
+            labels: str = "y") -> DataSet:
+    """Two of the arrays as examples for a network with this input shape and so many outputs. Raises ValueError."""
+    x, y = checked_examples(arrays, inputs, labels)
     if x.shape[1:] != shape:
         flat = int(np.prod(shape))
         if x.ndim < 2 or int(np.prod(x.shape[1:])) != flat:
-            raise ValueError(f"x has shape {x.shape}, the network expects (N, {', '.join(map(str, shape))})")
+            raise ValueError(f"{inputs} has shape {x.shape}, the network expects (N, {', '.join(map(str, shape))})")
         x = x.reshape(-1, *shape)
     wrong = np.flatnonzero(y >= classes)
     if wrong.size:
@@ -88,14 +102,29 @@ def checked_examples(arrays: dict[str, NDArray[Any]], inputs: str = "x", labels:
         raise ValueError("holds no examples")
     if not x.ndim or y.shape != x.shape[:1]:
         raise ValueError(f"{inputs} of shape {x.shape} and {labels} of shape {y.shape}: expected one label an input")
-    if (wrong := np.flatnonzero(y < 0)).size:
-        raise ValueError(f"label {int(y[wrong[0]])} of example {int(wrong[0])} is out of range: labels are 0 or more")
+    if (wrong := np.flatnonzero((y < 0) | (y > MOST_LABEL))).size:
+        raise ValueError(f"label {int(y[wrong[0]])} of example {int(wrong[0])} is out of range: labels are 0 or more, "
+                         "and int64 must hold them")
     with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite and is told here
         x = x.astype(np.float32)
     strange = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))
     if strange.size:
         raise ValueError(f"example {int(strange[0])} has values that are NaN, infinite, or beyond float32")
     return x, y.astype(np.int64)
+
+
+def into_range(x: NDArray[np.float32], clip: tuple[float, float]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """(inputs "N *shape" whose entries lie in the range, which of them "N" lay outside and mean nothing here).
+
+    An end may be no float32. What is stored as the nearest one stands for the end itself, and becomes the nearest
+    inside: over the reals it would lie beyond. Between two neighbouring float32 nothing lies inside.
+    """
+    with np.errstate(over="ignore"):  # of a range that is wider than float32
+        near_low, near_high = np.float32(clip[0]), np.float32(clip[1])
+    low = near_low if float(near_low) >= clip[0] else np.nextafter(near_low, np.float32(np.inf))
+    high = near_high if float(near_high) <= clip[1] else np.nextafter(near_high, np.float32(-np.inf))
+    outside = np.asarray((x < near_low) | (x > near_high) | (low > high)).reshape(len(x), -1).any(1)
+    return np.asarray(x.clip(low, high), np.float32), np.asarray(outside)
 
 
 def read_arrays(path: str | Path) -> dict[str, NDArray[Any]]:

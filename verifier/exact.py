@@ -1,8 +1,8 @@
 """Exact numbers and their roundings: a numeral as written, or a rational, into float64 and float32.
 
 A specification's decimal is a rational number; most are no floats. Bounds need the float below and
-the float above, witnesses the nearest float32. All three are exact here: the direction is decided
-by comparing the written number with the float, never by adding an ulp for safety.
+the float above, witnesses the nearest float32 or the next one inward. All of them are exact here: the
+direction is decided by comparing the written number with the float, never by adding an ulp for safety.
 """
 
 from __future__ import annotations
@@ -89,6 +89,16 @@ class Rounded:
     up: NDArray[np.float64]
     near32: NDArray[np.float32]
 
+    @property
+    def down32(self) -> NDArray[np.float32]:
+        """The largest float32 not above each number."""
+        return _below32(self.down)
+
+    @property
+    def up32(self) -> NDArray[np.float32]:
+        """The smallest float32 not below each number."""
+        return -_below32(-self.up)
+
 
 def rounded(values: Sequence[Number]) -> Rounded:
     """Round every number; equal numerals are rounded once, and a number that is shared is compared once (the hash of
@@ -106,6 +116,13 @@ def rounded(values: Sequence[Number]) -> Rounded:
         down = np.where(side < 0, np.nextafter(near, -np.inf), near)
         up = np.where(side > 0, np.nextafter(near, np.inf), near)
     return Rounded(down, up, _nearest32(near, side))
+
+
+def _below32(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The largest float32 not above each float64, nor above any number of which that is the float64 below."""
+    with np.errstate(over="ignore"):
+        single = values.astype(np.float32)
+    return np.where(single > values, np.nextafter(single, np.float32(-np.inf)), single)
 
 
 def _nearest32(near: NDArray[np.float64], side: NDArray[np.int8]) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bounds.files import existing, read_bytes
 from bounds.graph import Graph
-from bounds.graph.from_onnx.file import load_bytes
+from bounds.graph.from_onnx.file import external_files, load_bytes
 from verifier.witness import OnnxReplayer
 
 PACKED = ".gz"
@@ -46,13 +46,25 @@ class Network:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the file's unpacked bytes."""
-        return hashlib.sha256(self.unpacked if self.unpacked is not None else read_bytes(self.path)).hexdigest()
+        """What tells the network from every other (`digest_of`)."""
+        return digest_of(self.path, unpacked=self.unpacked)
 
     @property
     def bytes(self) -> int:
         """What it holds of memory."""
         return sum(p.numel() * p.element_size() for p in self.graph.parameters()) + len(self.unpacked or b"")
+
+
+def digest_of(source: str | Path | bytes, *, unpacked: bytes | None = None) -> str:
+    """SHA-256 of the unpacked bytes of an ONNX file, followed by the SHA-256 of every other file that holds weights of
+    it, in the order in which it names them."""
+    data = read_bytes(source) if unpacked is None else unpacked
+    whole = hashlib.sha256(data)
+    if not isinstance(source, bytes):
+        for name in external_files(data, str(source)):
+            with (Path(source).parent / name).open("rb") as file:
+                whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()
 
 
 class NetworkCache:

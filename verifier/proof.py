@@ -12,6 +12,7 @@ from verifier.branch_and_bound.plan import plan_for
 from verifier.branch_and_bound.recorder import ProofTarget, Recorder, record_witness, unnamed_neurons
 from verifier.branch_and_bound.stage import BranchAndBoundStage
 from verifier.certificate import sha256
+from verifier.network import digest_of
 from verifier.problem import Problem, State, without_final_softmax
 from verifier.property import Property
 from verifier.witness import OnnxReplayer
@@ -31,7 +32,7 @@ def target_of(proof: ProofTarget | str | Path, replayer: Any, property: Property
     except OSError as error:
         raise ValueError(f"a proof names the property's file, and {property.source} is none; "
                          "pass a ProofTarget") from error
-    return ProofTarget(Path(proof), {"sha256": sha256(read_bytes(source))}, {"sha256": sha256(content)})
+    return ProofTarget(Path(proof), {"sha256": digest_of(source)}, {"sha256": sha256(content)})
 
 
 def named_twin(graph: Graph, property: Property, simplified: Graph | None = None) -> Graph:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from verifier.exact import Number, fraction, near_float, round_up, rounded
+from verifier.exact import Number, Rounded, fraction, near_float, round_down, round_up, rounded
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +65,8 @@ class Region:
     """One input set: a box with exact ends, cut by an l_p ball where p is finite. Flat, n features.
 
     exact_lower, exact_upper: the numbers as written. centre float64 (taken exactly), radius exact.
+    nearest: the features (bool "n", or all of them) whose ends stand for the float32 nearest to them, as decimals of a
+    specification do: a fixed one may be no float32 at all. The others hold the float32 that lie between their ends.
     """
 
     exact_lower: tuple[Number, ...]
@@ -72,6 +74,7 @@ class Region:
     centre: NDArray[np.float64] | None = None
     radius: Fraction | None = None
     p: float = math.inf
+    nearest: NDArray[np.bool_] | bool = True
 
     def __post_init__(self) -> None:
         if len(self.exact_lower) != len(self.exact_upper):
@@ -80,42 +83,53 @@ class Region:
             raise ValueError("a ball needs a centre, a radius and p 1 or 2")
 
     @cached_property
-    def _ends(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
-        low, high = rounded(self.exact_lower), rounded(self.exact_upper)
-        return low.down, high.up, low.near32, high.near32
+    def _ends(self) -> tuple[Rounded, Rounded]:
+        return rounded(self.exact_lower), rounded(self.exact_upper)
+
+    @cached_property
+    def _ends32(self) -> tuple[NDArray[np.float32], NDArray[np.float32], bool]:
+        """The ends in float32, and whether every feature has a float32 between them (else its ends are the nearest)."""
+        low, high = self._ends
+        first = np.where(self.nearest, low.near32, low.up32)
+        last = np.where(self.nearest, high.near32, high.down32)
+        none = first > last
+        return np.where(none, low.near32, first), np.where(none, high.near32, last), not none.any()
 
     @property
     def lower(self) -> NDArray[np.float64]:
         """The lower ends rounded down to float64."""
-        return self._ends[0]
+        return self._ends[0].down
 
     @property
     def upper(self) -> NDArray[np.float64]:
         """The upper ends rounded up to float64."""
-        return self._ends[1]
+        return self._ends[1].up
 
     @property
     def lower32(self) -> NDArray[np.float32]:
-        """The float32 nearest to the lower ends: where the float32 network's inputs begin."""
-        return self._ends[2]
+        """Where the float32 network's inputs begin: the float32 nearest to the lower end, or the first inside."""
+        return self._ends32[0]
 
     @property
     def upper32(self) -> NDArray[np.float32]:
-        return self._ends[3]
+        """Where they end."""
+        return self._ends32[1]
 
     @property
     def beyond_float32(self) -> int | None:
         """The first feature with an end that no finite float32 is near to."""
-        beyond = np.flatnonzero(~(np.isfinite(self.lower32) & np.isfinite(self.upper32)))
+        low, high = self._ends
+        beyond = np.flatnonzero(~(np.isfinite(low.near32) & np.isfinite(high.near32)))
         return int(beyond[0]) if beyond.size else None
 
     def contains(self, x: Points) -> bool:
-        """Exactly: a float32 point against the box rounded to nearest float32 (a fixed decimal may be
-        no float32 at all), a float64 point against the decimal box; the ball in rationals."""
+        """Exactly: a float32 point against the box in float32 (whose ends `nearest` tells), a float64 point against the
+        decimal box; the ball in rationals."""
         if x.shape != (len(self.exact_lower),):
             raise ValueError(f"expected {len(self.exact_lower)} inputs, got shape {x.shape}")
         if x.dtype == np.float32:
-            inside = bool(((self.lower32 <= x) & (x <= self.upper32)).all())
+            low, high, any_inside = self._ends32
+            inside = any_inside and bool(((low <= x) & (x <= high)).all())
         else:
             inside = bool(((self.lower <= x) & (x <= self.upper)).all()) and self.excess(x) == 0.0
         return inside and self._in_ball(x)
@@ -155,7 +169,7 @@ class PropertyTensors:
     its rows have v <= 0 (< 0 where strict). Hence the property is verified when every branch has a
     row whose minimum over its region is > 0 (>= 0 where strict). `sets` is the outward hull of the
     decimal regions and `bound` is rounded up: both only enlarge the unsafe set. `replay_sets` holds
-    the same regions rounded to nearest float32, where witnesses live.
+    the same regions in float32 (`Region.lower32`), where witnesses live.
     """
 
     sets: InputSet             # U sets
@@ -235,8 +249,8 @@ class Property:
     def unsafe_branch(self, x: Points, y: Points) -> int | None:
         """The first branch whose region contains x and whose rows all hold, exactly as written, or None.
 
-        x and y are flat floats taken exactly. A float32 x is held against the region rounded to
-        nearest float32, a float64 x against the region as written. Non-finite values are never unsafe.
+        x and y are flat floats taken exactly. A float32 x is held against the region in float32, a
+        float64 x against the region as written. Non-finite values are never unsafe.
         """
         if x.shape != (self.inputs,) or y.shape != (self.outputs,):
             raise ValueError(f"expected {self.inputs} inputs and {self.outputs} outputs, got {x.shape} and {y.shape}")
@@ -279,8 +293,13 @@ class Property:
             radius = torch.tensor([round_up(r.radius) for r in regions if r.radius is not None], dtype=torch.float64)
             ball = {"centre": centre.reshape(-1, *shape), "radius": radius, "p": regions[0].p}
         where: dict[str, Any] = {"device": device}
-        # The ball stays in float64 around the rounded box: the gate checks it exactly in any case.
-        replay = InputSet(low32.double(), high32.double(), **ball)
+        # The ball stays in float64 around the box in float32: the gate checks it exactly in any case.
+        low32, high32 = low32.double(), high32.double()
+        around = dict(ball)
+        if ball:  # which may hold no float32: then it reaches the nearest, so that there is a set to search
+            gap = ((low32 - ball["centre"]).clamp(min=0) + (ball["centre"] - high32).clamp(min=0)).flatten(1)
+            around["radius"] = torch.maximum(radius, torch.linalg.vector_norm(gap, ord=regions[0].p, dim=1))
+        replay = InputSet(low32, high32, **around)
         return PropertyTensors(
             sets=InputSet(lower, upper, **ball).to(dtype=dtype, device=device),
             replay_sets=replay.to(dtype=dtype, device=device),
@@ -343,6 +362,9 @@ def robustness(x: Points, label: int, eps: float | str | Fraction, *, classes: i
 
     One branch a class, or only `target`. x is taken exactly; eps, and clip = (low, high), mean the
     decimals they print as. mask (true = may move) pins the other features. norm is 1, 2 or inf.
+
+    Float32 points count that lie in the ball and in the clip range exactly: what bounds prove of every point within eps
+    no witness contradicts. A pinned feature that is no float32 is the nearest one, where eps reaches it.
     """
     if norm not in (1, 2, math.inf):
         raise ValueError(f"norm must be 1, 2 or inf, got {norm}")
@@ -365,7 +387,11 @@ def robustness(x: Points, label: int, eps: float | str | Fraction, *, classes: i
             raise ValueError(f"input entry {i} is {flat[i]}, outside the clip range [{clip[0]}, {clip[1]}]")
     lower = _ends(flat, free, lambda c: c - radius if low is None else max(c - radius, low))
     upper = _ends(flat, free, lambda c: c + radius if high is None else min(c + radius, high))
-    region = Region(lower, upper) if norm == math.inf else Region(lower, upper, flat, radius, float(norm))
+    with np.errstate(over="ignore"):
+        off = np.abs(flat.astype(np.float32) - flat)  # exact: of neighbours
+    nearest = ~free & (off <= round_down(radius))
+    region = (Region(lower, upper, nearest=nearest) if norm == math.inf
+              else Region(lower, upper, flat, radius, float(norm), nearest))
     if (beyond := region.beyond_float32) is not None:
         raise ValueError(f"input entry {beyond} can leave the range of float32 within eps {eps}")
     return label_on_top(region, label, classes=classes, target=target,

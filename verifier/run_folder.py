@@ -38,7 +38,7 @@ class RunFolder:
         with ExitStack() as opened:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                opened.enter_context(_only_user(folder))
+                opened.enter_context(only_user(folder))
             except OSError as error:
                 raise UnusableStore(f"{folder}: no folder for results can be made there ({trouble(error)})") from error
             try:
@@ -73,9 +73,9 @@ class RunFolder:
 
 
 @contextmanager
-def _only_user(folder: Path) -> Iterator[None]:
+def only_user(folder: Path) -> Iterator[None]:
     """Hold the folder's lock: two processes in one run would do everything twice. The system frees it when a
-    process dies. Without `fcntl` (Windows) nothing is locked."""
+    process dies. Without `fcntl` (Windows) nothing is locked. Raises OSError, or UnusableStore where it is held."""
     try:
         import fcntl
     except ImportError:

@@ -1,9 +1,9 @@
 """The one gate for counterexamples: only `confirm` makes a `Witness`.
 
-A candidate becomes a witness when, rounded to float32 and put into the float32 input set
-[RN(lower), RN(upper)], it is replayed through the original network and the values that come back
-satisfy the unsafe set as written. Floats are rationals, rows are rationals: the comparison is exact
-and there is no tolerance. A closed row may be met with equality, an open one may not.
+A candidate becomes a witness when, rounded to float32 and put into the float32 input set (the float32 inside the ball
+of a robustness question; [RN(lower), RN(upper)] of a specification's decimals), it is replayed through the original
+network and the values that come back satisfy the unsafe set as written. Floats are rationals, rows are rationals: the
+comparison is exact and there is no tolerance. A closed row may be met with equality, an open one may not.
 
 The replay runs one point at a time in onnxruntime with its default optimisations, as a user's
 session does, on a single thread. What it shows is the float32 behaviour of the deployed file (of the
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 LONGEST_REASON = 400  # characters of the runtime's own words
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # known to onnxruntime since 1.21
 PULLS = 24  # steps of doubling size from one ulp, to draw a rounded point back into its ball
 
 
@@ -44,7 +45,7 @@ class Witness:
     x: float32 in the network's input shape (without batch axis); y: what the replay returned, flat.
     branch: the branch of the property that holds. margin: the largest violation over its rows
     (<= 0; -inf for a branch without rows). excess: how far x leaves the decimal box at most, because
-    a decimal need not be a float32.
+    a specification's decimal need not be a float32.
     """
 
     x: NDArray[np.float32]
@@ -63,19 +64,18 @@ class Replayer(Protocol):
 
 class OnnxReplayer:
     """onnxruntime on the original file (plain or gzip, a path or its bytes). `unpacked`: the file's bytes, if they are
-    at hand. The session starts on first use."""
+    at hand. Weights in other files are those beside it. The session starts on first use."""
 
     def __init__(self, source: str | Path | bytes, *, unpacked: bytes | None = None, optimised: bool = True) -> None:
         self.name = "network" if isinstance(source, bytes) else str(source)
-        self.source = source if unpacked is None else unpacked
+        self.source = source
+        self.unpacked = unpacked
         self.optimised = optimised
         self._session: onnxruntime.InferenceSession | None = None
 
     def node_by_node(self) -> OnnxReplayer:
         """The same file, run as it is stored: no operators fused, none computed beforehand."""
-        plain = OnnxReplayer(self.source, optimised=False)
-        plain.name = self.name
-        return plain
+        return OnnxReplayer(self.source, unpacked=self.unpacked, optimised=False)
 
     def run(self, x: NDArray[np.float32]) -> NDArray[Any]:
         name, dtype, declared = self._entry()
@@ -111,14 +111,20 @@ class OnnxReplayer:
     def _start(self) -> onnxruntime.InferenceSession:
         import onnxruntime
 
+        from bounds.graph.from_onnx.file import external_files
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         if not self.optimised:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4  # its errors are raised as well, and told once
         try:
-            session = onnxruntime.InferenceSession(read_bytes(self.source), options,
-                                                   providers=["CPUExecutionProvider"])
+            data = read_bytes(self.source) if self.unpacked is None else self.unpacked
+            if external_files(data, self.name):  # which it would look for in the working directory
+                if isinstance(self.source, bytes):
+                    raise ReplayError("its weights are stored in other files; pass the path instead of the bytes")
+                options.add_session_config_entry(WEIGHTS_FOLDER, str(Path(self.source).absolute().parent))
+            session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # as above
             raise ReplayError(f"{self.name}: onnxruntime cannot load it: {_first_line(error)}") from error
         if len(session.get_inputs()) != 1:

@@ -2,7 +2,7 @@
 
     python benchmarks/studies/escape.py                                             # the digits, a minute or two
     python benchmarks/studies/escape.py --mode mnist --data-dir DIR                 # MNIST on two cores
-    python benchmarks/studies/escape.py --mode paper --data-dir DIR [--device cuda] # all of MNIST; was not run
+    python benchmarks/studies/escape.py --mode paper --data-dir DIR [--device cuda] # all of MNIST
 
 Figures 2 and 3 of Deng et al. 2020: the loss along ascents that begin beside a minimum, for input scales and ratios
 eps / ||x||, in convolutional networks at initialisation and after epochs of adversarial training. The scales and the
@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,17 @@ sys.path.insert(0, str(ROOT))  # measure the checkout that this file lies in, in
 
 from benchmarks.machine import markdown  # noqa: E402
 from benchmarks.studies import image_escape  # noqa: E402
-from benchmarks.studies.fits import increases, interval, paired, told  # noqa: E402
+from benchmarks.studies.fits import (  # noqa: E402
+    AGAINST,
+    HOLDS,
+    OPEN,
+    UNABLE,
+    interval,
+    standing,
+    together,
+    told,
+    trend,
+)
 from benchmarks.studies.study import (  # noqa: E402
     PALETTE,
     Context,
@@ -35,12 +46,16 @@ from benchmarks.studies.study import (  # noqa: E402
     Settings,
     Study,
     Verdict,
+    ascending,
     outcome,
+    positive,
     run,
 )
 
 RULES, HALF = image_escape.RULES, image_escape.HALF
 RULE_WORDS = {"fixed": "one eta", "relative": "share of eps"}
+EASY = 0.5  # of images: leaving is easy where more of them get half of the way up, hard where fewer do
+
 
 def walk_of(settings: Settings) -> image_escape.Walk:
     steps = settings["steps"]
@@ -53,8 +68,20 @@ def places(steps: int) -> list[int]:
     return sorted({round(k * steps / 16) for k in range(17)} | {1, 2})
 
 
+def check(settings: Settings) -> None:
+    """SystemExit for settings of which no verdict could be given."""
+    ascending(settings, 3, "scales", "ratios", "epochs")  # with two there is no trend, and no few and many epochs
+    ascending(settings, 2, "train_scales")
+    ascending(settings, 1, "train_ratios")
+    positive(settings, "scales", "ratios", "train_scales", "train_ratios", "eta", "share", "train_ratio", "steps",
+             "search", "images", "seeds", "train_images", "test_images")
+    if settings["epochs"][0] != 0:
+        raise SystemExit(f"--set epochs={settings['epochs']}: the first is 0, before training")
+
+
 def measure(settings: Settings, context: Context) -> Numbers:
     from certify.data.registry import load
+    check(settings)
     walk = walk_of(settings)
     data = load(settings["data"], context.data_dir).first(settings["train_images"], settings["test_images"])
     context.tell(f"{data.name}, untrained")
@@ -77,70 +104,154 @@ def judge(numbers: Numbers, settings: Settings) -> list[Verdict]:
     return [*judge_untrained(numbers["untrained"], settings), *judge_trained(numbers["trained"], settings)]
 
 
+def of_rule(rule: str, settings: Settings) -> str:
+    return f"eta = {settings['eta']:g}" if rule == "fixed" else f"steps of {settings['share']:g} eps"
+
+
+def per_network(rows: Iterable[dict[str, Any]], settings: Settings) -> list[list[dict[str, Any]]]:
+    """The rows of each network, which depend on each other."""
+    rows = list(rows)
+    return [[r for r in rows if r["seed"] == seed] for seed in range(settings["seeds"])]
+
+
+def order(rows: Iterable[dict[str, Any]], by: str, settings: Settings) -> tuple[str, str]:
+    """What is said to the claim that steps rise with `by`, one run a network, and the words for it."""
+    runs = [([r[by] for r in mine], [r["steps"] for r in mine]) for mine in per_network(rows, settings)]
+    if image_escape.at_an_end([v for _, steps in runs for v in steps], settings["steps"]):
+        return UNABLE, f"all one step, or all more than {settings['steps']}"
+    found = trend(runs)
+    return standing(found), f"Spearman's rho {told(found)}"
+
+
+def enough(ratios: Sequence[float], of: Sequence[float]) -> bool:
+    """Whether the ratios at which something can be told are half of all or more: a claim is made for all of them."""
+    return len(ratios) * 2 >= len(of)
+
+
 def judge_untrained(rows: list[dict[str, Any]], settings: Settings) -> list[Verdict]:
-    scales, ratios = settings["scales"], settings["ratios"]
+    scales, ratios, limit = settings["scales"], settings["ratios"], settings["steps"]
     verdicts = []
     for rule in RULES:
         mine = [r for r in rows if r["rule"] == rule]
-        small, large = ([r for r in mine if r["scale"] == s] for s in (scales[0], scales[-1]))
-        middle = [r for r in mine if r["scale"] == scales[len(scales) // 2]]
-        easy = min(r["escaped"] for r in small)
-        slower = {ratio: increases(*paired((r for r in mine if r["ratio"] == ratio), lambda r: [r["steps"]], "scale"))
-                  for ratio in ratios}
-        later = increases(*paired(middle, lambda r: [r["steps"]], "ratio"))
-        count = sum(s[0] for s in slower.values())
-        hard = sum(r["escaped"] for r in large if r["ratio"] == ratios[0]) / settings["seeds"]
-        setting = (f"eta = {settings['eta']:g}" if rule == "fixed" else
-                   f"steps of {settings['share']:g} eps")
+        small, middle, large = ([r for r in mine if r["scale"] == s]
+                                for s in (scales[0], scales[len(scales) // 2], scales[-1]))
+        easy = interval([min(r["escaped"] for r in net) for net in per_network(small, settings)])
+        apart = [ratio for ratio in ratios
+                 if not image_escape.at_an_end([r["steps"] for r in mine if r["ratio"] == ratio], limit)]
+        by_scale = {ratio: order((r for r in mine if r["ratio"] == ratio), "scale", settings) for ratio in apart}
+        slower = together(said for said, _ in by_scale.values()) if enough(apart, ratios) else UNABLE
+        later, later_words = order(middle, "ratio", settings)
+        few, many = (interval([r["escaped"] for r in of if r["ratio"] == ratios[0]]) for of in (large, small))
+        # Hard at the largest scale alone: where nothing is left at any scale, the scale is not what makes it hard.
+        hard = together([standing(few, EASY, -1), standing(many, EASY)])
+        # Of steps of one eta the claim is that they lead away at the smallest scale; steps that are a share of eps
+        # cross any ball, so that this says nothing of them.
+        gate = rule == "relative" or standing(easy, EASY) == HOLDS
+        asked = (f"at scale {scales[0]:g} {told(easy)} of images got half of the way up at the worst ratio (more than "
+                 f"half is asked for, or nothing else counts; {standing(easy, EASY)}); " if rule == "fixed" else "")
+        each = "".join(f"; ratio {ratio:g}: {words}" for ratio, (_, words) in by_scale.items())
         verdicts.append(Verdict(
-            "On images, the smaller the input scale, the fewer steps lead away from a minimum of the loss, at the "
-            "smallest for every ratio; at the middle scale a small ratio helps; at the largest even the smallest ratio "
-            "is hard" if rule == "fixed" else "On images, scale and ratio matter in this way even where steps are a "
-            "share of eps",
+            "On images leaving a minimum of the loss is easy at the smallest input scale, whatever the ratio; at a "
+            "fixed ratio the steps rise with the scale, at the middle scale with the ratio; at the largest scale even "
+            "the smallest ratio is hard" if rule == "fixed" else "On images the steps that lead away from a minimum of "
+            "the loss rise with scale and ratio in this way, and the largest scale alone is hard, even where steps are "
+            "a share of eps",
             "Deng et al. 2020, Figure 2" + ("" if rule == "fixed" else "; our control"),
-            outcome(easy >= 0.5, count == len(ratios), later[0], hard < 0.5),
-            f"{setting}, {settings['steps']} steps, {settings['images']} images of {settings['data']}, "
-            f"{settings['seeds']} networks: at scale {scales[0]:g} at least {easy:.0%} of images got half of the "
-            f"way up; steps rise with the scale for {count} of {len(ratios)} ratios (at ratio {ratios[-1]:g}: "
-            f"{slower[ratios[-1]][1]}); at scale {scales[len(scales) // 2]:g} they rise with the ratio ({later[1]}); "
-            f"at scale {scales[-1]:g} and ratio {ratios[0]:g} {hard:.0%} got there (below half is hard)"))
+            outcome(*(gate and said == HOLDS for said in (slower, later, hard))),
+            f"{of_rule(rule, settings)}, {limit} steps, {settings['images']} images of {settings['data']}, "
+            f"{settings['seeds']} networks, intervals over networks: {asked}steps rise with the scale at "
+            f"{sum(said == HOLDS for said, _ in by_scale.values())} of {len(apart)} ratios that can tell ({slower}"
+            f"{each}; {len(ratios) - len(apart)} of {len(ratios)} take one step, or more than {limit}, at every "
+            f"scale); at scale {scales[len(scales) // 2]:g} they rise with the ratio ({later}; {later_words}); at "
+            f"ratio {ratios[0]:g} {told(few)} of images got there at scale {scales[-1]:g} and {told(many)} at scale "
+            f"{scales[0]:g} (hard: less than half, and more than half; {hard})"))
     return verdicts
 
 
-def effort(rows: list[dict[str, Any]], scale: float, seed: int, epoch: int, rule: str) -> float:
-    """The mean over ratios of log2(1 + steps): doublings."""
-    mine = [r for r in rows if (r["scale"], r["seed"], r["epoch"], r["rule"]) == (scale, seed, epoch, rule)]
-    return sum(math.log2(1 + r["steps"]) for r in mine) / len(mine)
+@dataclass(frozen=True)
+class Change:
+    """What training changed under one rule of steps: rows by (scale, epoch, seed, ratio), from epoch `few` to `many`.
+
+    Counts end at limit + 1. Where one did so already after few epochs no rise can be seen, so that its ratio is not
+    compared; where one does after many, its rise is at least what is seen.
+    """
+
+    steps: dict[tuple[float, int, int, float], float]
+    few: int
+    many: int
+    seeds: int
+    limit: int
+
+    def ends(self, scale: float, epoch: int, ratios: Sequence[float]) -> int:
+        """How many counts, of one a ratio and training, end at the limit."""
+        return sum(self.steps[scale, epoch, k, ratio] > self.limit for k in range(self.seeds) for ratio in ratios)
+
+    def free(self, scales: Sequence[float], ratios: Sequence[float]) -> list[float]:
+        return [ratio for ratio in ratios if not any(self.ends(s, self.few, [ratio]) for s in scales)]
+
+    def rise(self, scale: float, ratios: Sequence[float]) -> list[float]:
+        """By training: the mean over ratios of the rise of log2(1 + steps), in doublings."""
+        def doublings(epoch: int, seed: int) -> float:
+            return sum(math.log2(1 + self.steps[scale, epoch, seed, ratio]) for ratio in ratios)
+        return [(doublings(self.many, k) - doublings(self.few, k)) / len(ratios) for k in range(self.seeds)]
+
+
+def judge_harder(change: Change, scale: float, ratios: Sequence[float]) -> tuple[str, str]:
+    """What is said to the claim that leaving takes more steps after many epochs than after few."""
+    free = change.free([scale], ratios)
+    if not enough(free, ratios):
+        return UNABLE, f"only {len(free)} of {len(ratios)} ratios can tell"
+    found = interval(change.rise(scale, free))
+    said = standing(found)
+    if said == AGAINST and change.ends(scale, change.many, free):
+        said = OPEN  # what is seen of a rise is its least
+    return said, f"{told(found)} over {len(free)} of {len(ratios)} ratios"
+
+
+def judge_more(change: Change, small: float, large: float, ratios: Sequence[float]) -> tuple[str, str]:
+    """What is said to the claim that steps rise more at the large scale than at the small one."""
+    free = change.free([small, large], ratios)
+    if not enough(free, ratios):
+        return UNABLE, f"only {len(free)} of {len(ratios)} ratios can tell"
+    if change.ends(small, change.many, free):
+        return UNABLE, f"at scale {small:g} counts that could rise end at the limit"
+    found = interval([b - a for a, b in zip(change.rise(small, free), change.rise(large, free), strict=True)])
+    said = standing(found)
+    if said == AGAINST and change.ends(large, change.many, free):
+        said = OPEN
+    return said, f"{told(found)} over {len(free)} of {len(ratios)} ratios"
 
 
 def judge_trained(rows: list[dict[str, Any]], settings: Settings) -> list[Verdict]:
-    scales, epochs, seeds = settings["train_scales"], settings["epochs"], range(settings["seeds"])
-    few, many = epochs[1], epochs[-1]
+    scales, epochs, ratios, limit = (settings[k] for k in ("train_scales", "epochs", "train_ratios", "steps"))
+    small, large, few, many, seeds = scales[0], scales[-1], epochs[1], epochs[-1], settings["seeds"]
     verdicts = []
     for rule in RULES:
-        rise = {s: interval([effort(rows, s, k, many, rule) - effort(rows, s, k, few, rule) for k in seeds])
-                for s in scales}
-        early = [r["escaped"] for r in rows if r["scale"] == scales[0] and r["epoch"] == few and r["rule"] == rule]
-        easy = sum(early) / len(early)
-        parts = [easy >= 0.5, rise[scales[0]]["low"] > 0]
-        beside = ""
-        if len(scales) > 1:
-            more = interval([(effort(rows, scales[-1], k, many, rule) - effort(rows, scales[-1], k, few, rule))
-                             - (effort(rows, scales[0], k, many, rule) - effort(rows, scales[0], k, few, rule))
-                             for k in seeds])
-            parts.append(more["low"] > 0)
-            beside = (f"; at scale {scales[-1]:g} it rose by {told(rise[scales[-1]])}, a difference of {told(more)}, "
-                      "which has to be above zero")
-        worth = [r for r in rows if r["scale"] == scales[0] and r["epoch"] == many and r["rule"] == rule]
+        mine = [r for r in rows if r["rule"] == rule]
+        change = Change({(r["scale"], r["epoch"], r["seed"], r["ratio"]): r["steps"] for r in mine}, few, many, seeds,
+                        limit)
+        early = [r for r in mine if r["scale"] == small and r["epoch"] == few]
+        easy = interval([sum(r["escaped"] for r in net) / len(net) for net in per_network(early, settings)])
+        harder, harder_words = judge_harder(change, small, ratios)
+        more, more_words = judge_more(change, small, large, ratios)
+        gate = rule == "relative" or standing(easy, EASY) == HOLDS
+        asked = (f"after {few} epochs {told(easy)} of images got half of the way up (more than half is asked for, or "
+                 f"nothing else counts; {standing(easy, EASY)}); " if rule == "fixed" else "")
+        ends = ", ".join(f"{change.ends(s, e, ratios)} at scale {s:g} after {e} epochs"
+                         for s in (small, large) for e in (few, many))
+        worth = [r for r in mine if r["scale"] == small and r["epoch"] == many]
         verdicts.append(Verdict(
             "At a small scale leaving is still easy after few epochs of adversarial training and clearly harder after "
-            "many, the more so at a large scale" if rule == "fixed" else "Training makes leaving harder in this way "
-            "even where steps are a share of eps, however small the gradient",
-            "Deng et al. 2020, Figure 3" + ("" if rule == "fixed" else "; our control"), outcome(*parts),
-            f"Scale {scales[0]:g}: after {few} epochs {easy:.0%} of images got half of the way up within "
-            f"{settings['steps']} steps (at least half is asked for); from epoch {few} to {many} log2(1 + "
-            f"steps), mean over ratios, rose by {told(rise[scales[0]])} (95 % interval over {len(seeds)} trainings; "
-            f"above zero is asked for){beside}. The networks then keep "
+            "many, the more so at a large scale" if rule == "fixed" else "Many epochs of adversarial training make "
+            "leaving harder than few, at a small scale and the more so at a large one, even where steps are a share of "
+            "eps, however small the gradient",
+            "Deng et al. 2020, Figure 3" + ("" if rule == "fixed" else "; our control"),
+            outcome(*(gate and said == HOLDS for said in (harder, more))),
+            f"{of_rule(rule, settings)}, {limit} steps, intervals over {seeds} trainings. Scale {small:g}: {asked}rise "
+            f"of log2(1 + steps) from epoch {few} to {many}, mean over ratios: {harder_words} (above zero is asked "
+            f"for; {harder}); at scale {large:g}, less that: {more_words} (above zero is asked for; {more}). Ratios "
+            f"can tell where after {few} epochs no count ends at {limit + 1}, half of them are asked for; of "
+            f"{seeds * len(ratios)} counts there end {ends}. The networks then keep "
             f"{sum(r['clean'] for r in worth) / len(worth):.0%} of test labels, under the attack of training "
             f"{sum(r['pgd'] for r in worth) / len(worth):.0%}"))
     return verdicts
@@ -157,20 +268,20 @@ def draw_untrained(rows: list[dict[str, Any]], settings: Settings) -> Drawing:
     scales = settings["scales"]
     return draw_curves(
         rows, settings, settings["ratios"], [(f"scale {s:g}", {"scale": s}) for s in scales],
-        f"Untrained convolutional networks with Xavier weights on {settings['data']}, inputs times a scale (columns), "
-        "eps = ratio x mean ||x||_2. Projected ascent from where descent ended: the loss as a share of the way to the "
-        f"highest that was found in the ball. Median over {settings['images']} images, mean over "
-        f"{settings['seeds']} networks (seeds from 0). Above: eta = {settings['eta']:g} at every scale; "
-        f"below: steps of {settings['share']:g} eps.")
+        f"Untrained convolutional networks ({image_escape.MODEL}) with Xavier weights on {settings['data']}, inputs "
+        "times a scale (columns), eps = ratio x mean ||x||_2. Projected ascent from where descent ended: the loss as a "
+        "share of the way to the highest that was found in the ball. Median over "
+        f"{settings['images']} images, mean over {settings['seeds']} networks (seeds from 0). Above: eta = "
+        f"{settings['eta']:g} at every scale; below: steps of {settings['share']:g} eps.")
 
 
 def draw_trained(rows: list[dict[str, Any]], settings: Settings) -> Drawing:
     return draw_curves(
         rows, settings, settings["train_ratios"], columns_of(settings),
-        f"As before, after epochs of adversarial training on {settings['data']} (PGD in l_2 with radius "
-        f"{settings['train_ratio']:g} x mean ||x||_2; PyTorch's initial weights), by scale and epoch (columns). Median "
-        f"over {settings['images']} test images, mean over {settings['seeds']} trainings. Above: eta = "
-        f"{settings['eta']:g}; below: steps of {settings['share']:g} eps.")
+        f"As before ({image_escape.MODEL}), after epochs of adversarial training on {settings['data']} (PGD in l_2 "
+        f"with radius {settings['train_ratio']:g} x mean ||x||_2; PyTorch's initial weights), by scale and epoch "
+        f"(columns). Median over {settings['images']} test images, mean over {settings['seeds']} trainings. Above: "
+        f"eta = {settings['eta']:g}; below: steps of {settings['share']:g} eps.")
 
 
 def columns_of(settings: Settings) -> list[tuple[str, dict[str, Any]]]:
@@ -232,9 +343,9 @@ def _steps(names: Sequence[str], ratios: Sequence[float], columns: Sequence[Sequ
 COMMON: Settings = {"scales": [0.1, 1.0, 10.0], "eta": 1.0, "share": 0.05, "train_ratio": 0.1}
 RATIOS = [0.001, 0.01, 0.1, 1.0, 10.0]
 MODES: dict[str, Settings] = {
-    "quick": {**COMMON, "data": "digits", "train_images": 200, "test_images": 20, "images": 6, "ratios": [0.01, 1.0],
-              "seeds": 2, "steps": 20, "search": 10, "train_scales": [0.1, 10.0], "train_ratios": [0.1],
-              "epochs": [0, 1, 2]},
+    "quick": {**COMMON, "data": "digits", "train_images": 200, "test_images": 20, "images": 6,
+              "ratios": [0.01, 0.1, 1.0], "seeds": 2, "steps": 20, "search": 10, "train_scales": [0.1, 10.0],
+              "train_ratios": [0.1], "epochs": [0, 1, 2]},
     "default": {**COMMON, "data": "digits", "train_images": 1437, "test_images": 360, "images": 32, "ratios": RATIOS,
                 "seeds": 3, "steps": 100, "search": 50, "train_scales": [0.1, 10.0], "train_ratios": RATIOS,
                 "epochs": [0, 3, 30]},

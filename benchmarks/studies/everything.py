@@ -35,9 +35,24 @@ INTRODUCTION = """# Studies: what papers claim, seen with our own engine
 Each section is a script under `benchmarks/studies/`, rerun by `make studies` (on the bundled digits; with
 `make studies DATA_DIR=D`, where D has the files of MNIST, those of MNIST too). This page is written by
 `benchmarks/studies/everything.py` from the JSON files in `docs/studies/`: figures, numbers and verdicts are computed
-from them. `--mode paper --data-dir D` has the published settings, which have not been run. A verdict is about our
-networks and data at the size that is named, not about the paper's own experiments.
+from them. A verdict is about our networks and data at the size that is named, not about the paper's own experiments:
+seen where all parts of a claim hold by the rule that stands beside it. What is not seen may be contradicted by the
+numbers or left open by them, or they could not have shown it: the text says which.
 """
+
+
+def introduction(records: Sequence[dict[str, Any]]) -> str:
+    """What the page is, and in which modes what it tells of was measured."""
+    by_mode: dict[str, list[str]] = {mode: [] for mode in (*MODES, MNIST)}
+    for record in records:
+        by_mode[record["mode"]].append(record["study"] + " (some settings otherwise)" * bool(record.get("overriding")))
+    told = [f"Measured in mode {mode}: {', '.join(names)}." for mode, names in by_mode.items() if names]
+    told += ["Mode quick is a check that scripts run; little follows from its verdicts."] if by_mode["quick"] else []
+    told += ["Mode paper (`--mode paper --data-dir D`), with the settings of a source as far as they are known, was "
+             "not run."] if records and not by_mode["paper"] else []
+    missing = [name for name in STUDIES if name not in {record["study"] for record in records}]
+    told += [f"Not measured: {', '.join(missing)}."] if missing else []
+    return INTRODUCTION + "\n" + "\n".join(told) + "\n"
 
 
 def section(record: dict[str, Any], pictures: str) -> str:
@@ -74,7 +89,7 @@ def page(folder: Path = HOME, beside: Path | None = None) -> str:
     records = [json.loads(file.read_text(encoding="utf-8")) for name in STUDIES for mode in ("default", MNIST)
                if (file := folder / f"{record_name(name, mode)}.json").exists()]
     pictures = Path(os.path.relpath(folder, beside or folder.parent)).as_posix()
-    return "\n".join([INTRODUCTION, *(section(record, pictures) for record in records)])
+    return "\n".join([introduction(records), *(section(record, pictures) for record in records)])
 
 
 def runs(names: Sequence[str], arguments: argparse.Namespace) -> list[tuple[str, str]]:

@@ -14,6 +14,8 @@ from certify.evaluation.records import wilson
 CONFIDENCE = 0.95
 SIGNIFICANT = 1 - CONFIDENCE
 ALL_ORDERS = 7  # pairs of which every order is looked at: 5,040
+HOLDS, AGAINST = "as claimed", "against the claim"
+OPEN, UNABLE = "which leaves the claim open", "which could not have shown the claim"
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
@@ -68,6 +70,20 @@ def rises(runs: Iterable[tuple[Sequence[float], Sequence[float]]], sign: int = 1
     """Whether y rises (with sign -1 falls) with x in runs of their own, by `trend`'s interval, and the words for it."""
     found = trend(runs)
     return (found["low"] > 0 if sign > 0 else found["high"] < 0), f"Spearman's rho {told(found)}, n {found['n']}"
+
+
+def standing(found: dict[str, Any], limit: float = 0.0, sign: int = 1) -> str:
+    """What an interval says to the claim that its mean lies above (with sign -1 below) a limit: HOLDS, AGAINST, OPEN
+    or, of one value, UNABLE."""
+    if found["n"] < 2:
+        return UNABLE
+    low, high = sorted((sign * (found["low"] - limit), sign * (found["high"] - limit)))
+    return HOLDS if low > 0 else AGAINST if high <= 0 else OPEN
+
+
+def together(standings: Iterable[str]) -> str:
+    """What is said to a claim that asks for all of several things."""
+    return min(standings, key=(AGAINST, UNABLE, OPEN, HOLDS).index)
 
 
 def share(hits: int, of: int) -> dict[str, Any]:

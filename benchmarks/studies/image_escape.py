@@ -9,7 +9,8 @@ no difference: what is left is the landscape's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,6 +42,11 @@ class Walk:
     eta: float
     share: float
     places: tuple[int, ...]
+
+
+def at_an_end(steps: Sequence[float], limit: float = math.inf) -> bool:
+    """Whether all counts of steps are the least possible, or all beyond the limit: there is no order to see."""
+    return all(v <= 1 for v in steps) or all(v > limit for v in steps)
 
 
 def scaled(data: TrainingData, scale: float) -> TrainingData:

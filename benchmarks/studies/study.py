@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SEEN, PARTLY, NOT_SEEN = "seen", "seen in part", "not seen"
+HOLDS, AGAINST, OPEN, SILENT = "holds", "against", "open", "silent"  # what numbers say of one part of a claim
 MODES = ("quick", "default", "paper")
 MNIST = "mnist"  # a mode that some studies have beside them: MNIST on two cores
 HOME = ROOT / "docs" / "studies"
@@ -54,6 +57,45 @@ def outcome(*held: bool) -> str:
     return SEEN if all(held) else PARTLY if any(held) else NOT_SEEN
 
 
+ALONE = {HOLDS: "The rule is met", AGAINST: "The numbers contradict the claim",
+         OPEN: "The numbers leave the claim open", SILENT: "These numbers could not have shown the claim"}
+AMONG = {HOLDS: "show {}", AGAINST: "contradict {}", OPEN: "leave {} open", SILENT: "could not have shown {}"}
+
+
+def stands(found: Mapping[str, float], *, above: float = -math.inf, below: float = math.inf,
+           at_least: float = -math.inf, at_most: float = math.inf) -> str:
+    """What an interval says of a mean that is claimed to lie between some numbers: all of it does (HOLDS), none of it
+    does (AGAINST), or a part (OPEN). One value has no interval that could (SILENT)."""
+    low, high = found["low"], found["high"]
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return SILENT
+    if low > above and low >= at_least and high < below and high <= at_most:
+        return HOLDS
+    return AGAINST if high <= above or high < at_least or low >= below or low > at_most else OPEN
+
+
+def both(*states: str) -> str:
+    """What numbers say of a part that needs several things: what one of them needs is no part of its own."""
+    return next((state for state in (AGAINST, SILENT, OPEN) if state in states), HOLDS)
+
+
+def weighed(states: Sequence[str]) -> tuple[str, str]:
+    """The outcome of the parts of a claim that intervals of 95 % decide, and the words for it.
+
+    All hold: seen; half of them or more: in part. Of parts that are all wrong each holds by chance in 2.5 % of cases,
+    so half of them do in at most 5 %, however they depend on each other (Markov's inequality); a single one of many
+    would be no sign. Raises ValueError where there are no parts.
+    """
+    if not states:
+        raise ValueError("an outcome needs at least one part of the claim")
+    held = states.count(HOLDS)
+    result = SEEN if held == len(states) else PARTLY if 2 * held >= len(states) else NOT_SEEN
+    if len(states) == 1:
+        return result, ALONE[states[0]]
+    said = [words.format(states.count(state)) for state, words in AMONG.items() if state == HOLDS or state in states]
+    return result, f"Of {len(states)} parts the numbers {', '.join(said)}"
+
+
 @dataclass(frozen=True)
 class Drawing:
     """A figure and what a person must know to read it: what is drawn, on which data and network, which seeds, and the
@@ -74,8 +116,9 @@ class Context:
 
 @dataclass(frozen=True)
 class Study:
-    """modes: settings by mode; quick is for tests (ten seconds), default for two cores and minutes, paper as published.
-    Where there is a fourth, mnist, it has MNIST at a size for two cores, and a record of its own: NAME-mnist.json.
+    """modes: settings by mode; quick is for tests (ten seconds), default for two cores and minutes, paper as published
+    as far as is known. Where there is a fourth, mnist, it has MNIST at a size for two cores, and a record of its own:
+    NAME-mnist.json.
 
     measure: settings -> numbers, plain JSON. draw: figures by the end of their file name. judge: a verdict a claim.
     table: the numbers for people, Markdown.
@@ -138,6 +181,23 @@ def chosen(study: Study, mode: str, overriding: Mapping[str, Any]) -> Settings:
     return settings
 
 
+def ascending(settings: Settings, least: int, *names: str) -> None:
+    """SystemExit unless each of these settings is a list of at least so many numbers, each above the one before."""
+    for name in names:
+        values = settings[name]
+        if len(values) < least or any(a >= b for a, b in pairwise(values)):
+            raise SystemExit(f"--set {name}={json.dumps(values)}: expected at least {least} numbers, each above the "
+                             "one before")
+
+
+def positive(settings: Settings, *names: str) -> None:
+    """SystemExit unless each of these settings, or every number in it, is above zero."""
+    for name in names:
+        values = settings[name] if isinstance(settings[name], list | tuple) else [settings[name]]
+        if not all(value > 0 for value in values):
+            raise SystemExit(f"--set {name}={json.dumps(settings[name])}: expected above zero")
+
+
 def _kind(value: Any) -> str:
     """What JSON calls a value."""
     kinds = {bool: "true or false", str: "a word", int: "a number", float: "a number", list: "a list", tuple: "a list"}
@@ -195,8 +255,8 @@ def _short(value: Any) -> str:
 def parser(study: Study) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=f"{study.title}. Source: {study.source}.")
     p.add_argument("--mode", choices=list(study.modes), default="default",
-                   help="quick: a check that it runs; default: minutes on two cores; paper: as published"
-                   + ("; mnist: MNIST at a size for two cores" if MNIST in study.modes else "") + " [default]")
+                   help="quick: a check that it runs; default: minutes on two cores; paper: as published as far as "
+                   "known" + ("; mnist: MNIST at a size for two cores" if MNIST in study.modes else "") + " [default]")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="others",
                    help="a setting of the mode, as JSON: " + described(study.modes["default"]).replace("%", "%%"))
     p.add_argument("--data-dir", metavar="D", help="where the files of MNIST or CIFAR-10 lie; the digits need none")

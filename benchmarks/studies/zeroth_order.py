@@ -13,12 +13,14 @@ Estimates are those of `verifier.attacks`: Gaussian smoothing with one direction
 The games are min over x, max over y of x'Ay: descent-ascent at the same time (diverges), optimistic (converges,
 Daskalakis et al. 2018, arXiv:1711.00141) and in turns (cycles, Zhang and Yu 2020, arXiv:1908.05699).
 
-The lecture has no experiments: the mode `paper` is the default with more of everything; it was not run.
+The lecture has no experiments: the mode `paper` is the default with more of everything.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,8 +34,23 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.machine import markdown  # noqa: E402
-from benchmarks.studies.fits import exponents, interval, told  # noqa: E402
-from benchmarks.studies.study import Context, Drawing, Numbers, Settings, Study, Verdict, outcome, run  # noqa: E402
+from benchmarks.studies.fits import exponents, interval, share, told  # noqa: E402
+from benchmarks.studies.study import (  # noqa: E402
+    AGAINST,
+    HOLDS,
+    OPEN,
+    SILENT,
+    Context,
+    Drawing,
+    Numbers,
+    Settings,
+    Study,
+    Verdict,
+    both,
+    run,
+    stands,
+    weighed,
+)
 from verifier.attacks.draws import Draws  # noqa: E402
 from verifier.attacks.estimate import coordinate_slopes, slope_of  # noqa: E402
 from verifier.attacks.gradient_free import Ascent, Nes  # noqa: E402
@@ -47,12 +64,14 @@ SLACK = 0.1          # by which a fitted exponent may exceed the claimed one: a 
 TAIL = 0.1           # the power with which `tail` falls: the smaller, the nearer its exponent is to 1
 ADAM_STEP = 0.1      # of a coordinate's scale
 CHECK = 16           # steps between looks at whether all runs have arrived
+TURNS = 8 * math.pi  # game_rate * game_steps from which each half holds a whole turn of singular values from 0.5
 
 METHODS = {"gd": "gradient descent", "forward": "Gaussian smoothing, forward", "central": "Gaussian smoothing, central",
            "nes": "NES", "zoo": "ZOO, plain steps", "zoo-adam": "ZOO, Adam"}
 COLOURS = dict(zip(METHODS, ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7"), strict=True))
 MARKS = dict(zip(METHODS, "osD^vP", strict=True))
 GAMES = {"simultaneous": "at the same time", "optimistic": "optimistic", "alternating": "in turns"}
+Powers = dict[tuple[str, str], dict[str, Any] | None]  # exponents by profile and method
 GAME_COLOURS = dict(zip(GAMES, ("#D55E00", "#009E73", "#0072B2"), strict=True))
 
 
@@ -170,6 +189,9 @@ def gaps(settings: Settings) -> dict[str, list[float]]:
 # ---------------------------------------------------------------------- saddle points
 
 AWAY = 0.5           # |x_2| from which the saddle is left behind
+NEAR = 1e-6          # how far beside the line into it a start is still near a saddle
+THERE = 1e-6         # how near a coordinate is at a stationary point
+ALMOST = 0.95        # of all starts, that so many at least end at a minimum must follow from those tried
 SADDLES = {"quadratic": "(x_1^2 - x_2^2) / 2", "bounded": "(x_1^2 - x_2^2) / 2 + x_2^4 / 4"}
 
 
@@ -231,8 +253,9 @@ def saddles(settings: Settings) -> dict[str, Any]:
     x = starts
     for _ in range(limit):
         x = x - rate * saddle_slope("bounded", x)
-    minima = (x[:, 0].abs() < 1e-6) & ((x[:, 1].abs() - 1).abs() < 1e-6)
-    found["random"] = {"starts": len(starts), "at_minima": int(minima.sum())}
+    centred = x[:, 0].abs() < THERE
+    found["random"] = {"starts": len(starts), "at_minima": int((centred & ((x[:, 1].abs() - 1).abs() < THERE)).sum()),
+                       "at_saddle": int((centred & (x[:, 1].abs() < THERE)).sum())}
     return found
 
 
@@ -305,16 +328,46 @@ def games(settings: Settings) -> dict[str, Any]:
     return found
 
 
+def check(s: Settings) -> None:
+    """SystemExit for settings of which no verdict could be computed."""
+    def need(met: bool, key: str, what: str) -> None:
+        if not met:
+            raise SystemExit(f"--set {key}={json.dumps(s[key])}: expected {what}")
+
+    for key in ("limit", "seeds", "dimension", "pairs", "saddle_limit", "saddle_seeds", "random_starts", "game_seeds",
+                "game_size", "follow"):
+        need(isinstance(s[key], int) and s[key] >= 1, key, "a whole number from 1 on")
+    need(isinstance(s["wait"], int) and s["wait"] >= 0, "wait", "a whole number from 0 on")
+    need(isinstance(s["game_steps"], int) and s["game_steps"] * s["game_rate"] >= TURNS, "game_steps",
+         f"a whole number of at least {TURNS / max(s['game_rate'], 1e-9):.0f}, a turn in each half at game_rate "
+         f"{s['game_rate']:g}")
+    for key in ("width", "rate", "radius", "calm", "game_rate"):
+        need(s[key] > 0, key, "a number above 0")
+    need(s["rate"] < 1, "rate", "a number below 1, with which descent goes into the saddle")
+    need(s["game_rate"] < 2, "game_rate", "a number below 2, from where on turns are no rotations")
+    need(len(set(s["dimensions"])) > 1 and all(isinstance(d, int) and d >= 1 for d in s["dimensions"]), "dimensions",
+         "two or more different whole numbers from 1 on: an exponent needs them")
+    begin = min(float(profile.slope(torch.tensor(end, dtype=EXACT)).square()) for profile in PROFILES.values()
+                for end in profile.start)
+    within = f"above 0 and below {begin:.3f}, the least ||grad f||^2 of a start"
+    need(len(set(s["levels"])) > 1 and all(0 < eps < begin for eps in s["levels"]), "levels",
+         f"two or more different numbers {within}")
+    need(0 < s["level"] < begin, "level", f"a number {within}")
+    need(all(10.0**-k < AWAY for k in s["nearness"]) and any(10.0**-k <= NEAR for k in s["nearness"]), "nearness",
+         f"powers k of starts 10^-k that lie below {AWAY:g}, some of them at {NEAR:g} or nearer to the line")
+
+
 def measure(settings: Settings, context: Context) -> Numbers:
+    check(settings)
     return {"complexity": complexity(settings, context), "gaps": gaps(settings), "saddle": saddles(settings),
             "game": games(settings)}
 
 
 # ---------------------------------------------------------------------- verdicts
 
-def powers(numbers: Numbers, by: str) -> dict[tuple[str, str], dict[str, Any] | None]:
+def powers(numbers: Numbers, by: str) -> Powers:
     """The exponent of steps in 1/eps or in d, by profile and method; None where a run did not arrive."""
-    found: dict[tuple[str, str], dict[str, Any] | None] = {}
+    found: Powers = {}
     for row in numbers["complexity"]:
         if row["by"] != by:
             continue
@@ -325,112 +378,149 @@ def powers(numbers: Numbers, by: str) -> dict[tuple[str, str], dict[str, Any] | 
     return found
 
 
-def at_most_linear(found: dict[str, Any] | None) -> bool:
-    """Whether the whole interval lies below 1, to SLACK."""
-    return found is not None and found["high"] <= 1 + SLACK
+def at_most_linear(found: dict[str, Any] | None) -> str:
+    """What the interval says of an exponent of at most 1, to SLACK; nothing where a run did not arrive."""
+    return SILENT if found is None else stands(found, at_most=1 + SLACK)
 
 
-def listed(found: dict[tuple[str, str], dict[str, Any] | None], methods: Sequence[str]) -> str:
+def listed(found: Powers, methods: Sequence[str]) -> str:
     return "; ".join(f"{METHODS[m]} on {p} {'did not arrive' if (f := found[p, m]) is None else told(f)}"
                      for m in methods for p in PROFILES)
 
 
+def attained(found: Powers, methods: Sequence[str], variable: str) -> str:
+    """Which of the methods need the whole of the order on some function: an upper end says nothing of that."""
+    those = [f"{METHODS[m]} on {p}" for m in methods for p in PROFILES
+             if (f := found[p, m]) is not None and stands(f, at_least=1 - SLACK, at_most=1 + SLACK) == HOLDS]
+    return (f"The order in {variable} is attained (interval within {SLACK:g} of 1) by "
+            + (", ".join(those) if those else "none"))
+
+
 def judge(numbers: Numbers, settings: Settings) -> list[Verdict]:
-    return [*_judge_gradient(numbers), *_judge_estimates(numbers, settings),
+    return [*_judge_gradient(numbers, settings), *_judge_estimates(numbers, settings),
             *_judge_saddle(numbers["saddle"], settings), *_judge_game(numbers["game"], settings)]
 
 
-def _judge_gradient(numbers: Numbers) -> list[Verdict]:
-    by_eps, worst, inside = powers(numbers, "eps"), 0.0, True
+def _judge_gradient(numbers: Numbers, settings: Settings) -> list[Verdict]:
+    by_eps, worst, bound = powers(numbers, "eps"), 0.0, HOLDS
     for row in numbers["complexity"]:
         if row["by"] == "eps" and row["method"] == "gd":
             for steps, gap in zip(row["steps"], numbers["gaps"][row["profile"]], strict=True):
                 for t, eps in zip(steps, row["at"], strict=True):
-                    inside = inside and t is not None and t <= 2 * gap / eps
                     worst = max(worst, math.inf if t is None else t * eps / (2 * gap))
-    held = [inside, *(at_most_linear(by_eps[p, "gd"]) for p in PROFILES)]
-    most = f"at most {worst:.3f} of the bound 2 L (f(x0) - inf f) / eps" if math.isfinite(worst) else "unbounded"
+                    if (settings["limit"] + 1 if t is None else t) > 2 * gap / eps:
+                        bound = AGAINST
+                    elif t is None and bound == HOLDS:
+                        bound = SILENT  # the limit on steps lies below the bound
+    result, words = weighed([bound, *(at_most_linear(by_eps[p, "gd"]) for p in PROFILES)])
+    most = (f"Steps were at most {worst:.3f} of the bound 2 L (f(x0) - inf f) / eps" if math.isfinite(worst) else
+            f"Some runs did not arrive in {settings['limit']} steps")
     return [Verdict(
-        "Gradient descent with step 1/L reaches ||grad f||^2 <= eps in O(1/eps) steps", "lecture, Theorem 8.1",
-        outcome(*held),
-        f"Steps were {most}; exponents of 1/eps (mean and 95 % interval over starts), which must not exceed "
-        f"{1 + SLACK:g}: {listed(by_eps, ['gd'])}. On tail the flow's own exponent is "
-        f"{(TAIL + 2) / (2 * TAIL + 2):.2f}, so the order is attained")]
+        "Gradient descent with step 1/L reaches ||grad f||^2 <= eps in at most O(1/eps) steps", "lecture, Theorem 8.1",
+        result,
+        f"{most}; exponents of 1/eps (mean and 95 % interval over starts), whose intervals must end at or below "
+        f"{1 + SLACK:g}: {listed(by_eps, ['gd'])}. {words}. {attained(by_eps, ['gd'], '1/eps')}; on tail the exponent "
+        f"of the gradient flow is {(TAIL + 2) / (2 * TAIL + 2):.2f}")]
 
 
 def _judge_estimates(numbers: Numbers, settings: Settings) -> list[Verdict]:
     by_eps, by_d = powers(numbers, "eps"), powers(numbers, "d")
     smooth, other = ("forward", "central"), ("nes", "zoo", "zoo-adam")
-    rule = f"seen where the 95 % interval over runs ends below {1 + SLACK:g}"
-    verdicts = [
-        Verdict("Descent along a Gaussian finite difference reaches E||grad f||^2 <= eps in steps of order 1/eps",
-                "lecture, Section 8.2.3", outcome(*(at_most_linear(by_eps[p, m]) for m in smooth for p in PROFILES)),
-                f"Exponents of 1/eps at d = {settings['dimension']} ({rule}): {listed(by_eps, smooth)}"),
-        Verdict("The same descent needs steps of order d", "lecture, Section 8.2.3",
-                outcome(*(at_most_linear(by_d[p, m]) for m in smooth for p in PROFILES)),
-                f"Exponents of d, {settings['dimensions'][0]} to {settings['dimensions'][-1]}, at eps = "
-                f"{settings['level']:g} ({rule}): {listed(by_d, smooth)}"),
-        Verdict("The same orders hold for NES and ZOO", "lecture, Section 8.2.3, where it is said of random "
-                "directions one at a time", outcome(*(at_most_linear(found[p, m]) for found in (by_eps, by_d)
-                                                      for m in other for p in PROFILES)),
-                f"Exponents of 1/eps: {listed(by_eps, other)}. Exponents of d: {listed(by_d, other)}. {rule}; NES "
-                f"takes {settings['pairs']} pairs of values a step, so that d counts from about there on")]
+    rule = (f"a part holds where the 95 % interval over runs ends at or below {1 + SLACK:g}; in part: at least half of "
+            "the parts")
+    eps_result, eps_words = weighed([at_most_linear(by_eps[p, m]) for m in smooth for p in PROFILES])
+    d_result, d_words = weighed([at_most_linear(by_d[p, m]) for m in smooth for p in PROFILES])
+    both, both_words = weighed([at_most_linear(found[p, m]) for found in (by_eps, by_d) for m in other
+                                for p in PROFILES])
     paid, rest = [], []
     for m in (*smooth, *other):
         for p in PROFILES:
-            more, less = by_d[p, m], by_d[p, "gd"]
-            paid.append(more is not None and less is not None and more["low"] > less["high"] + SLACK
-                        and more["high"] <= 1 + SLACK)
+            paid.append(_paid(by_d[p, m], by_d[p, "gd"]))
             rest.append(f"{METHODS[m]} on {p} {_times(numbers, p, m)}")
-    return [*verdicts, Verdict(
-        "Without gradients descent is slower by a low power of the dimension", "lecture, Section 8.2.2", outcome(*paid),
-        f"Steps over those of gradient descent at d = {settings['dimensions'][-1]}: {', '.join(rest)}; seen where the "
-        f"exponent of d lies above that of gradient descent ({listed(by_d, ['gd'])}) by more than {SLACK:g}, intervals "
-        f"apart, and not above {1 + SLACK:g}")]
+    paid_result, paid_words = weighed(paid)
+    return [
+        Verdict("Descent along a Gaussian finite difference meets ||grad f||^2 <= eps after steps of at most order "
+                "1/eps", "lecture, Section 8.2.3, of the expectation after the last step; counted here is the first "
+                "step at which a run meets it", eps_result,
+                f"Exponents of 1/eps at d = {settings['dimension']} ({rule}): {listed(by_eps, smooth)}. {eps_words}. "
+                f"{attained(by_eps, smooth, '1/eps')}"),
+        Verdict("The steps of the same descent are of at most order d", "lecture, Section 8.2.3", d_result,
+                f"Exponents of d, {settings['dimensions'][0]} to {settings['dimensions'][-1]}, at eps = "
+                f"{settings['level']:g} ({rule}): {listed(by_d, smooth)}. {d_words}. {attained(by_d, smooth, 'd')}"),
+        Verdict("Steps of NES and ZOO too are of at most these orders", "lecture, Section 8.2.3, where it is said of "
+                "random directions one at a time", both,
+                f"Exponents of 1/eps: {listed(by_eps, other)}. Exponents of d: {listed(by_d, other)}. Rule: {rule}. "
+                f"{both_words}. NES takes {settings['pairs']} pairs of values a step, so that d counts from about "
+                "there on"),
+        Verdict("Without gradients descent is slower by a low power of the dimension", "lecture, Section 8.2.2",
+                paid_result,
+                f"Steps over those of gradient descent at d = {settings['dimensions'][-1]}: {', '.join(rest)}. Rule: "
+                f"a part holds where the exponent of d lies above that of gradient descent ({listed(by_d, ['gd'])}) by "
+                f"more than {SLACK:g}, intervals apart, and its interval ends at or below {1 + SLACK:g}; in part: at "
+                f"least half of the parts. {paid_words}")]
+
+
+def _paid(found: dict[str, Any] | None, gradient: dict[str, Any] | None) -> str:
+    """What two exponents of d say of a price in the dimension that is a low power."""
+    if found is None or gradient is None:
+        return SILENT
+    more = {"low": found["low"] - gradient["high"], "high": found["high"] - gradient["low"]}
+    return both(stands(more, above=SLACK), at_most_linear(found))
 
 
 def _times(numbers: Numbers, profile: str, method: str) -> str:
     """Steps in the largest dimension over those of gradient descent, medians over seeds."""
-    found = {}
-    for row in numbers["complexity"]:
-        if row["by"] == "d" and row["profile"] == profile and row["method"] in (method, "gd"):
-            found[row["method"]] = sorted(math.inf if run[-1] is None else run[-1] for run in row["steps"])
-    middle = {m: runs[len(runs) // 2] for m, runs in found.items()}
+    middle = {row["method"]: statistics.median(math.inf if run[-1] is None else run[-1] for run in row["steps"])
+              for row in numbers["complexity"]
+              if row["by"] == "d" and row["profile"] == profile and row["method"] in (method, "gd")}
     return "unknown" if math.isinf(max(middle.values())) else f"{middle[method] / max(1, middle['gd']):.0f} times"
 
 
+def freed(alone: int | None, runs: Sequence[int | None], limit: int) -> str:
+    """What runs from one start say of "perturbed runs leave sooner": without them it left after `alone` steps, or had
+    not after `limit`."""
+    left = [t for t in runs if t is not None]
+    if len(left) < len(runs):
+        return SILENT if alone is None else AGAINST
+    gain = interval([(limit + 1 if alone is None else alone) - t for t in left])
+    return stands(gain, above=0)
+
+
 def _judge_saddle(found: dict[str, Any], settings: Settings) -> list[Verdict]:
-    random, never, always, sooner, told_of = found["random"], True, True, True, []
-    near = [k for k, s in enumerate(found["distances"]) if 0 < s <= 1e-6]
+    random, limit = found["random"], settings["saddle_limit"]
+    starts, minima, saddle = (random[key] for key in ("starts", "at_minima", "at_saddle"))
+    reach = share(minima, starts)
+    ended, ended_words = weighed([AGAINST if saddle else OPEN if minima < starts else
+                                  HOLDS if reach["low"] >= ALMOST else SILENT])
+    close = [k for k, s in enumerate(found["distances"]) if s <= NEAR]
+    states, told_of = [], []
     for kind in SADDLES:
         steps = found["steps"][kind]
-        never = never and steps["plain"][0] is None
-        always = always and all(t is not None for runs in steps["perturbed"] for t in runs)
-        for k in near:
-            runs, alone = steps["perturbed"][k], steps["plain"][k]
-            gone = all(t is not None for t in runs) and (alone is None or interval(runs)["high"] < alone)
-            sooner = sooner and gone
-        if near:
-            k = near[-1]
-            runs = [t for t in steps["perturbed"][k] if t is not None]
-            mean = told(interval(runs), 0) if len(runs) > 1 else "unknown"
-            told_of.append(f"from {found['distances'][k]:.0e} beside the line on the {kind} function "
-                           f"{steps['plain'][k] or 'never'} steps alone and {mean} perturbed")
-    limit = settings["saddle_limit"]
+        states += [freed(steps["plain"][k], steps["perturbed"][k], limit) for k in close]
+        for k in (close[0], close[-1]):
+            left = [t for t in steps["perturbed"][k] if t is not None]
+            many = len(steps["perturbed"][k])
+            alone = steps["plain"][k]
+            told_of.append(f"from s = {found['distances'][k]:g} on the {kind} function "
+                           + (f"more than {limit}" if alone is None else str(alone)) + " steps alone and "
+                           + (f"{told(interval(left), 0)} perturbed" if len(left) == many else
+                              f"{len(left)} of {many} perturbed runs left in {limit}"))
+    result, words = weighed(states)
     return [
         Verdict("From almost every start gradient descent ends at a second-order stationary point, not at a strict "
-                "saddle", "lecture, Section 8.4.1, Remark 8.2",
-                outcome(random["at_minima"] == random["starts"], never),
-                f"{random['at_minima']} of {random['starts']} starts (standard normal) on {SADDLES['bounded']} were at "
-                f"one of its two minima after {limit} steps; from the line x_2 = 0, of measure zero, it "
-                f"{'never left' if never else 'left'}"),
-        Verdict("Near a saddle gradient descent is stuck for long, and small perturbations free it",
-                "lecture, Section 8.4.1, Figure 8.2", outcome(never and always, sooner),
-                f"From the line itself it {'did not leave' if never else 'left'} in {limit} steps, perturbed runs "
-                f"{'always' if always else 'did not always'} did ({settings['saddle_seeds']} seeds a start); "
-                f"{'; '.join(told_of)} (seen where the interval lies below, for every distance up to 1e-6). Alone it "
+                "saddle", "lecture, Section 8.4.1, Remark 8.2", ended,
+                f"Of {starts} starts (standard normal) on {SADDLES['bounded']} {minima} were at one of its two minima "
+                f"after {limit} steps ({100 * reach['low']:.1f} % of all starts or more, Wilson's 95 % interval) and "
+                f"{saddle} at the saddle. Rule: all are at a minimum, and that end is {100 * ALMOST:g} % or more. "
+                f"{ended_words}"),
+        Verdict("Near a saddle gradient descent is stuck, and small perturbations free it sooner",
+                "lecture, Section 8.4.1, Figure 8.2", result,
+                f"From (1, s), s the distance from the line that leads into the saddle: {'; '.join(told_of)} (means "
+                f"with 95 % intervals over {settings['saddle_seeds']} seeds). Rule: for each function and s up to "
+                f"{NEAR:g} all perturbed runs leave, and what their mean gains on the run alone has an interval above "
+                f"zero; in part: at least half of the parts. {words}. From s = 0 descent alone cannot leave; else it "
                 f"needs log({AWAY:g} / s) / log(1 + {settings['rate']:g}) steps on the quadratic: in two dimensions "
-                "stuck means a logarithm, not for ever, unless it starts on the line")]
+                "stuck means a logarithm, not for ever")]
 
 
 def _judge_game(found: dict[str, Any], settings: Settings) -> list[Verdict]:
@@ -439,24 +529,28 @@ def _judge_game(found: dict[str, Any], settings: Settings) -> list[Verdict]:
 
     def grows(way: str) -> str:
         exact = sum(ways[way]["exact"]) / len(ways[way]["exact"])
-        return (f"the logarithm of the distance changes by {told(rates[way], 5)} a step in the second half (exactly, "
+        return (f"The logarithm of the distance changes by {told(rates[way], 5)} a step in the second half (exactly, "
                 f"of its dominant part: {exact:.5f}), {settings['game_seeds']} games of {settings['game_size']} x "
                 f"{settings['game_size']} with singular values in [0.5, 1], step {settings['game_rate']:g}")
 
     turns = ways["alternating"]
     (early_low, early_high), (late_low, late_high) = turns["early"], turns["late"]
     ratio = max(max(a / b, b / a) for a, b in zip([*early_low, *early_high], [*late_low, *late_high], strict=True))
+    apart, apart_words = weighed([stands(rates["simultaneous"], above=0)])
+    near, near_words = weighed([stands(rates["optimistic"], below=0)])
+    cycle, cycle_words = weighed([HOLDS if turns["drift"] < 1e-9 and ratio < 1.1 else AGAINST])
     return [
         Verdict("Gradient descent-ascent at the same time diverges on x'Ay", "Daskalakis et al. 2018, Section 1; Zhang "
-                "and Yu 2020", outcome(rates["simultaneous"]["low"] > 0 and ways["simultaneous"]["rises_always"]),
-                f"The distance from the solution {'rose' if ways['simultaneous']['rises_always'] else 'did not rise'} "
-                f"with every step; {grows('simultaneous')}"),
-        Verdict("Optimistic descent-ascent converges on x'Ay", "Daskalakis et al. 2018, Theorem 1",
-                outcome(rates["optimistic"]["high"] < 0), f"For {grows('optimistic')}".replace("For the", "The")),
+                "and Yu 2020", apart,
+                f"{grows('simultaneous')}. Rule: the interval lies above zero. {apart_words}. The distance from the "
+                f"solution {'rose' if ways['simultaneous']['rises_always'] else 'did not rise'} with every step"),
+        Verdict("Optimistic descent-ascent converges on x'Ay", "Daskalakis et al. 2018, Theorem 1", near,
+                f"{grows('optimistic')}. Rule: the interval lies below zero. {near_words}"),
         Verdict("In turns it neither converges nor diverges: it cycles", "Zhang and Yu 2020; Deng et al. 2020, Section "
-                "6, expects cycles of the whole training", outcome(turns["drift"] < 1e-9, ratio < 1.1),
-                f"x'x + y'y - eta x'Ay stays the same to {turns['drift']:.0e} (below 1e-9), and the least and largest "
-                f"distances of the second half are those of the first to a factor of {ratio:.3f} (below 1.1)")]
+                "6, holds a cyclic dynamic of the whole training to be possible", cycle,
+                f"x'x + y'y - eta x'Ay stays the same to {turns['drift']:.0e}, and the least and largest distances "
+                f"of the second half are those of the first to a factor of {ratio:.3f}. Rule: below 1e-9 and below "
+                f"1.1. {cycle_words}")]
 
 
 # ---------------------------------------------------------------------- figures and table
@@ -477,7 +571,7 @@ def _draw_steps(numbers: Numbers, settings: Settings) -> Drawing:
         known = [(v, sorted(column)) for v, column in zip(at, columns, strict=True) if len(column) == len(row["steps"])]
         if not known:
             continue
-        middle = [max(1, column[len(column) // 2]) for _, column in known]
+        middle = [max(1, statistics.median(column)) for _, column in known]
         axis.plot([v for v, _ in known], middle, color=COLOURS[row["method"]], marker=MARKS[row["method"]], ms=5,
                   label=METHODS[row["method"]])
         axis.fill_between([v for v, _ in known], [max(1, c[0]) for _, c in known], [max(1, c[-1]) for _, c in known],
@@ -485,19 +579,21 @@ def _draw_steps(numbers: Numbers, settings: Settings) -> Drawing:
     for i, (name, profile) in enumerate(PROFILES.items()):
         for j, by in enumerate(("1 / eps", "dimension d")):
             axis = axes[i][j]
-            axis.set_xscale("log")
-            axis.set_yscale("log")
-            _guide(axis)
+            if axis.lines:  # an empty axis has no logarithms
+                axis.set_xscale("log")
+                axis.set_yscale("log")
+                _guide(axis)
             axis.set_title(f"{name}, at eps = {settings['level']:g}" if j else f"{name}: {profile.words}", fontsize=9)
             axis.set_xlabel(by if j else f"1 / eps (at d = {settings['dimension']})")
             axis.set_ylabel("steps")
             axis.grid(alpha=0.3)
-    axes[0][1].legend(fontsize=6.5, loc="upper left")
+    if axes[0][1].lines:
+        axes[0][1].legend(fontsize=6.5, loc="upper left")
     return Drawing(figure, (
         "Steps until ||grad f||^2 <= eps, against 1/eps (left) and the dimension (right), on two functions f(x) = "
-        f"mean_i psi(sqrt(d) x_i). Median and range over {settings['seeds']} seeds (starts and directions); the dotted "
-        f"line has slope 1. A step takes one gradient, two values, or {2 * settings['pairs']} (NES). Width of "
-        f"differences {settings['width']:g}, so narrow that forward and central ones agree."))
+        f"mean_i psi(sqrt(d) x_i). Median and range over {settings['seeds']} seeds (starts and directions), where all "
+        f"arrived in {settings['limit']} steps; the dotted line has slope 1. A step takes one gradient, two values, or "
+        f"{2 * settings['pairs']} (NES). Width of differences {settings['width']:g}."))
 
 
 def _guide(axis: Axes) -> None:
@@ -537,6 +633,7 @@ def _draw_saddle(found: dict[str, Any], settings: Settings) -> Drawing:
         axis.fill_between(at, [min(r) for r in runs[1:]], [max(r) for r in runs[1:]], color="#0072B2", alpha=0.2,
                           linewidth=0)
         axis.axhline(float(np.mean(runs[0])), color="#0072B2", linestyle=":", label="perturbed, from the line")
+        axis.set_xlim(min(at) / 2, 2 * max(at))  # where nothing left, nothing drawn says where the axis ends
         axis.set_xscale("log")
         axis.set_xlabel("s, for starts (1, s)")
         axis.set_ylabel(f"steps until |x_2| >= {AWAY:g}")

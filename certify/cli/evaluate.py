@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -52,8 +52,8 @@ line is the summary, with shares of 1. The robust accuracy lies between certifie
 @click.option("--eps", type=float, required=True, metavar="E", help="The radius, in the network's input units.")
 @click.option("--norm", type=click.Choice(["inf", "2", "1"]), help="Of the ball [inf; 2 with --smoothing].")
 @click.option("--clip", type=(float, float), metavar="LO HI",
-              help="The range of valid inputs [that of a named data set].")
-@click.option("--no-clip", is_flag=True, help="The whole ball, also of a named data set.")
+              help="The range of valid inputs [that of a named data set, or stored in the file].")
+@click.option("--no-clip", is_flag=True, help="The whole ball, whatever range comes with the data.")
 @click.option("--index", type=int, multiple=True, metavar="I", help="Only this example; may be repeated.")
 @click.option("--count", type=click.IntRange(1), metavar="N", help="Only the first N examples.")
 @click.option("--attacks", default="pgd-20", show_default=True, metavar="A[,A..]",
@@ -104,7 +104,8 @@ def command(ctx: click.Context, net: str, data: str, data_dir: str | None, eps: 
     network = read_network(net)
     from certify.evaluation.data import examples_of
     with reading(data):
-        examples, known = examples_of(data, network.graph.input_shape, math.prod(network.graph.output_shape), data_dir)
+        examples, known, part = examples_of(data, network.graph.input_shape, math.prod(network.graph.output_shape),
+                                            data_dir)
         total = len(examples)
         chosen = examples.chosen(sorted(set(index)) if index else list(range(min(count or total, total))))
     work: _Work
@@ -118,8 +119,10 @@ def command(ctx: click.Context, net: str, data: str, data_dir: str | None, eps: 
                           transfer_from, time_limit, claim, evidence or "", seed)
             surrogate = None if transfer_from is None else _surrogate(transfer_from, network)
             work = _Certified(network, chosen, asked, surrogate)
+            part += f", {_range(asked.clip)}"
     except ValueError as error:
         raise BadInput(str(error)) from error
+    click.echo(f"{data}: {len(chosen)} of {total} examples of {part}", err=True)
     work.how = {"device": device, "jobs": jobs, **({} if batch is None else {"batch": batch})}
     work.run(json_out, out=out, resume=resume)
     records = [record for record, _ in work.done]
@@ -146,6 +149,10 @@ def _check_smoothing(ctx: click.Context, smoothing: float | None, norm: str | No
     for name in NOT_SMOOTHED:
         if given(name):
             raise BadInput(f"--{name.replace('_', '-')} does not go with --smoothing")
+
+
+def _range(clip: Sequence[float] | None) -> str:
+    return "no clip" if clip is None else f"clip [{clip[0]:g}, {clip[1]:g}]"
 
 
 def _surrogate(path: str, network: Network) -> str:
@@ -199,7 +206,7 @@ class _Work(DataWork):
 
     def summary(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         from certify.evaluation.records import summary
-        return summary(records, self.columns, self.facts())
+        return summary(records, self.columns, self.facts(), self.total - len(records))
 
     def row(self, record: dict[str, Any]) -> str:
         """Only what a person should look at: the others are counted."""
@@ -213,17 +220,16 @@ class _Work(DataWork):
         if not total["count"]:
             return f"none of {total['left']} examples done"
         from certify.evaluation.records import COUNTEREXAMPLE, MISCLASSIFIED, REASONS, table
-        lines = table(total)
+        lines = [f"{total['left']} of {self.total} not done"] if total["left"] else []
+        lines += table(total)
         if total["by"]:
             lines.append("certified by  " + "  ".join(f"{name} {n}" for name, n in total["by"].items()))
         rest = {r: n for r in REASONS if (n := total["counts"].get(r)) and r not in (MISCLASSIFIED, COUNTEREXAMPLE)}
         if rest:
             lines.append("not certified  " + "  ".join(f"{name} {n}" for name, n in rest.items()))
         words = [f"norm {total['norm']} eps {total['eps']:g}",
-                 "no clip" if total["clip"] is None else f"clip [{total['clip'][0]:g}, {total['clip'][1]:g}]",
+                 _range(total["clip"]),
                  f"{total['claim']}/{total['evidence']}" if total["evidence"] else ""]
-        if total["left"]:
-            words.append(f"{total['left']} not done")
         return "\n".join([*lines, "  ".join([*(w for w in words if w), f"{total['time_s']:.1f} s"])])
 
 
@@ -244,8 +250,7 @@ class _Certified(_Work):
         return is_final(record, self.asked.time_limit_s)
 
     def check(self) -> None:
-        from certify.evaluation.evaluate import check_inputs
-        check_inputs(self.data, self.asked)
+        self.data.within(self.asked.clip)
 
     def found(self, skip: set[int]) -> Iterator[Piece]:
         from certify.evaluation.evaluate import evaluate_data
@@ -264,6 +269,10 @@ class _Smoothed(_Work):
     def asked_settings(self) -> dict[str, Any]:
         from dataclasses import asdict
         return asdict(self.asked)
+
+    def keeps(self, record: dict[str, Any]) -> bool:
+        from certify.evaluation.records import TROUBLE
+        return record["reason"] not in TROUBLE
 
     def check(self) -> None:
         """Noise leaves every range: there is nothing to compare inputs with."""

@@ -80,14 +80,13 @@ def command(config: str | None, others: tuple[str, ...], data_dir: str | None, d
         except ValueError as error:
             raise BadInput(f"--set {key}: {error}") from error
     overriding |= {key: value for key, value in flags.items() if value is not None}
-    if resume:
-        if out is None:
-            raise BadInput("--resume goes on with a run that --out names")
-        from certify.training import SETTINGS
-        if (before := Path(out) / SETTINGS).exists():
-            with reading(before):
-                stored = read_settings(before)
+    if resume and out is None:
+        raise BadInput("--resume goes on with a run that --out names")
     load_torch()
+    if resume and out is not None:
+        from certify.training import stored_settings
+        with reading(out):
+            stored = stored_settings(Path(out))
     check_device(device)
     try:
         settings = resolve(stored, given, overriding)
@@ -100,6 +99,7 @@ def command(config: str | None, others: tuple[str, ...], data_dir: str | None, d
     from certify.data.registry import load
     from certify.trainer import Diverged
     from certify.training import train
+    from verifier.out_of_memory import is_out_of_memory
     try:
         data = load(settings.data, data_dir, download=download)
         if not json_out and is_first():
@@ -118,6 +118,11 @@ def command(config: str | None, others: tuple[str, ...], data_dir: str | None, d
     except (ValueError, OSError, UnsupportedOperator) as error:
         line.end()
         raise BadInput(" ".join(str(error).split())) from error
+    except (RuntimeError, MemoryError) as error:
+        line.end()
+        if not is_out_of_memory(error):
+            raise
+        raise BadInput(f"not enough memory ({' '.join(str(error).split())})") from error
     line.end()
     if not is_first():
         return
@@ -127,8 +132,9 @@ def command(config: str | None, others: tuple[str, ...], data_dir: str | None, d
     click.echo(sentence(trained.card))
     if trained.later:
         worth = trained.card["cascade"]
-        click.echo(f"cascade of {1 + len(trained.later)}  clean {100 * worth['clean']:.2f} %  certified "
-                   f"{100 * worth['certified']:.2f} %  answered by {' + '.join(map(str, worth['answered']))} of "
+        click.echo(f"cascade of {1 + len(trained.later)}  clean {100 * worth['clean']:.2f} %  certified by the stage "
+                   f"that answers {100 * worth['stage_certified']:.2f} % (the figure of arXiv:1805.12514, no bound of "
+                   f"the cascade)  answered by {' + '.join(map(str, worth['answered']))} of "
                    f"{trained.card['test']['examples']}")
     click.echo(f"{(folder / 'stage1' if trained.later else folder) / 'model.onnx'}"
                f"{''.join(f', stage{k + 2}' for k in range(len(trained.later)))}")

@@ -66,6 +66,11 @@ class Batches:
         """Minibatches of an epoch."""
         return -(-self._used // self._full)
 
+    @property
+    def smallest(self) -> int:
+        """The fewest examples of a minibatch in this process."""
+        return (self._used % self._full or self._full) // self.world
+
     def order(self, epoch: int) -> Tensor:
         """The places in the training set in the order of an epoch, on the CPU."""
         return torch.from_numpy(np.random.default_rng((self.seed, epoch)).permutation(len(self.examples)))

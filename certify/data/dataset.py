@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,6 +74,12 @@ class TrainingData:
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.train.x.shape[1:])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All that a run takes from the data, for comparison: examples by their digests."""
+        return {"training examples": self.train.digest, "test examples": self.test.digest, "classes": self.classes,
+                "clip": self.clip, "mean": self.mean, "std": self.std, "augmentation": self.augmentation}
 
     def first(self, train: int | None, test: int | None) -> TrainingData:
         """With so many training and test examples at most; None: all of them."""

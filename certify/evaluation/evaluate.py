@@ -15,10 +15,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from certify.evaluation.asked import Asked
 from certify.evaluation.attacks import Attacked, attack_of, attacked, clean_places
-from certify.evaluation.cascade import FALSIFIED, OPEN, VERIFIED, Cascade, Standing
+from certify.evaluation.cascade import FALSIFIED, OPEN, VERIFIED, Cascade, Standing, Trouble
+from certify.evaluation.data import examples_of
 from certify.evaluation.jobs import Piece, answers
 from certify.evaluation.records import (
     CONTRADICTION,
@@ -39,7 +40,7 @@ from certify.evaluation.records import (
 )
 from verifier.attacks.base import Attack
 from verifier.attacks.model import OnnxModel
-from verifier.data import DataSet, fitting, read_data
+from verifier.data import DataSet, fitting
 from verifier.example_store import Finished
 from verifier.network import Network
 
@@ -55,21 +56,24 @@ class Evaluation:
 
 
 def evaluate(net: str | Path | Network, data: DataSet | str | Path | tuple[NDArray[Any], NDArray[Any]], *, eps: float,
-             norm: float = math.inf, clip: tuple[float, float] | None = None, attacks: Sequence[str] = ("pgd-20",),
-             method: str = "cascade", time_limit_s: float = 60.0, device: str | None = None, jobs: int = 1,
-             **asked: Any) -> Evaluation:
-    """Clean, attacked and certified accuracy of a network (an ONNX file) on a data set: an .npz, or inputs and labels.
+             norm: float = math.inf, clip: tuple[float, float] | Literal["stored"] | None = "stored",
+             attacks: Sequence[str] = ("pgd-20",), method: str = "cascade", time_limit_s: float = 60.0,
+             device: str | None = None, jobs: int = 1, **asked: Any) -> Evaluation:
+    """Clean, attacked and certified accuracy of a network (an ONNX file) on a data set: an .npz, a name, or inputs and
+    labels. clip "stored": the range that comes with the data, if any.
 
-    The settings are those of `Asked`. Raises ValueError or OSError for what cannot be read or does not fit.
+    The other settings are those of `Asked`. Raises ValueError or OSError for what cannot be read or does not fit.
     """
     begin = time.monotonic()
     network = net if isinstance(net, Network) else Network.read(net)
     fits = network.graph.input_shape, math.prod(network.graph.output_shape)
+    known = None
     if isinstance(data, tuple):
         data = fitting({"x": np.asarray(data[0]), "y": np.asarray(data[1])}, *fits)
     elif not isinstance(data, DataSet):
-        data = read_data(data, *fits)
-    q = Asked(eps, norm, clip, method, tuple(attacks), time_limit_s=time_limit_s, **asked)
+        data, known, _ = examples_of(str(data), *fits)
+    q = Asked(eps, norm, known if clip == "stored" else clip, method, tuple(attacks), time_limit_s=time_limit_s,
+              **asked)
     found = {record["index"]: record for piece in evaluate_data(network, data, q, device=device, jobs=jobs)
              for record, _ in piece.finished}
     records = [found[i] for i in sorted(found)]
@@ -83,7 +87,7 @@ def evaluate_data(network: Network, data: DataSet, asked: Asked, *, device: str 
 
     Raises KeyboardInterrupt where one was interrupted, ValueError before anything is done where one does not fit.
     """
-    check_inputs(data, asked)
+    data = data.within(asked.clip)
     if math.prod(network.graph.output_shape) < 2:
         raise ValueError(f"labels need at least two outputs, the network has {math.prod(network.graph.output_shape)}")
     if jobs < 1 or batch < 1:
@@ -91,17 +95,6 @@ def evaluate_data(network: Network, data: DataSet, asked: Asked, *, device: str 
     places = [k for k, i in enumerate(data.index.tolist()) if i not in skip]
     pieces = [places[k : k + batch] for k in range(0, len(places), batch)]
     yield from answers(_evaluator, (network if jobs == 1 else network.path, data, asked, device), pieces, jobs=jobs)
-
-
-def check_inputs(data: DataSet, asked: Asked) -> None:
-    """Raise ValueError for the first example that lies outside the clip range, by its number."""
-    if asked.clip is None:
-        return
-    x = data.x.astype(np.float64)  # else the range would be rounded to float32
-    outside = ((x < asked.clip[0]) | (x > asked.clip[1])).reshape(len(data), -1).any(1)
-    for k in np.flatnonzero(outside)[:1]:
-        raise ValueError(f"input {int(data.index[k])} has entries from {data.x[k].min():.6g} to {data.x[k].max():.6g}, "
-                         f"outside the clip range [{asked.clip[0]}, {asked.clip[1]}]; are the inputs normalised?")
 
 
 def _evaluator(network: Network | Path, data: DataSet, asked: Asked, device: str | None) -> Evaluator:
@@ -162,6 +155,18 @@ class Evaluator:
         standing = self.cascade.alone(left.place, left.standing)
         return Piece([self._finished(left.place, left.record, standing, {})], [], [])
 
+    def lost(self, left: int | Left, trouble: Trouble) -> Piece:
+        """An example, by its place or as it was left, which a process died of. What is known of it stays; whether it
+        is clean at all takes one more run of the original file."""
+        if isinstance(left, Left):
+            return Piece([self._finished(left.place, left.record, replace(left.standing, trouble=trouble), {})], [], [])
+        original = OnnxModel(self.cascade.replayer, self.network.graph.input_shape)
+        clean = left in clean_places(original, self.data, [left])
+        record = self._begun(left, clean, Attacked({}), 0.0)
+        if not clean:
+            return Piece([(record | {"reason": MISCLASSIFIED}, None)], [], [])
+        return self.lost(Left(left, record, self.cascade.standing(left)), trouble)
+
     # ------------------------------------------------------------------ records
 
     @property
@@ -195,10 +200,10 @@ class Evaluator:
             point = standing.witness.x
         elif points:
             told = {"reason": COUNTEREXAMPLE, "by": ", ".join(points)}
-        elif self._uncertified is None:
-            told = {}
         elif standing.trouble is not None:
             told = {"reason": standing.trouble.reason.value, "detail": standing.trouble.detail or None}
+        elif self._uncertified is None:
+            told = {}
         else:
             told = {"reason": standing.why.value}
         return record | told | {"time_s": time_s}, point

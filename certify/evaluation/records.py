@@ -44,21 +44,27 @@ def is_final(record: Record, time_limit_s: float) -> bool:
     return record["reason"] not in (*UNDECIDED, *TROUBLE) or record["time_limit_s"] >= time_limit_s
 
 
-def summary(records: list[Record], columns: Sequence[str], facts: dict[str, Any]) -> dict[str, Any]:
+def summary(records: list[Record], columns: Sequence[str], facts: dict[str, Any], left: int = 0) -> dict[str, Any]:
     """Shares of the examples that stand, each with its interval; how many for which reason; the least evidence.
-    columns: of the attacks; facts: what was asked."""
+    columns: of the attacks; facts: what was asked.
+
+    left: examples that are not done. They are no random part, as the easy ones end first, so that shares of the others
+    would say nothing of all. Here they stand, but are not certified: `certified` is at least its share once all are
+    done, the others at most theirs, and there are no intervals.
+    """
     names = ("clean", *columns, "attacked", "certified")
-    hits = {c: None if any(r[c] is None for r in records) else sum(r[c] for r in records) for c in names}
-    count = len(records)
-    shares = {c: None if h is None or not count else h / count for c, h in hits.items()}
+    hits = {c: None if any(r[c] is None for r in records) else sum(r[c] for r in records)
+            + (left if c != "certified" else 0) for c in names}
+    count, total = len(records), len(records) + left
+    shares = {c: None if h is None or not count else h / total for c, h in hits.items()}
     reasons = Counter(r["reason"] for r in records if r["reason"] is not None)
     certified = [Evidence[r["evidence"].upper()] for r in records if r["certified"]]
     return {
         "summary": True, "count": count, **{c: shares[c] for c in ("clean", "attacked", "certified")},
         "attacks": {c: shares[c] for c in columns},
-        "intervals": {c: None if h is None else wilson(h, count) for c, h in hits.items()},
+        "intervals": {c: None if h is None or left else wilson(h, count) for c, h in hits.items()},
         "counts": {c: h for c, h in hits.items() if h is not None} | {r: reasons[r] for r in REASONS if reasons[r]},
-        "undecided": sum(reasons[r] for r in UNDECIDED), "trouble": sum(reasons[r] for r in TROUBLE),
+        "left": left, "undecided": sum(reasons[r] for r in UNDECIDED), "trouble": sum(reasons[r] for r in TROUBLE),
         "by": dict(Counter(r["by"] for r in records if r["certified"]).most_common()), **facts,
         "evidence": min(certified).name.lower() if certified else None}
 
@@ -70,16 +76,19 @@ def as_facts(asked: Asked) -> dict[str, Any]:
 
 
 def table(total: dict[str, Any]) -> list[str]:
-    """The shares as people read them, a line a column."""
+    """The shares as people read them, a line a column: with intervals, or which way they go while some are left."""
     names = ["clean", *total["attacks"], *([] if total["attacked"] is None else ["attacked"]),
              *([] if total["certified"] is None else ["certified"])]
     width = max(len(name) for name in names)
-    lines = [f"{'accuracy':{width}s}  {'share':>8s}  {'examples':>14s}  95 % interval"]
+    every = total["count"] + total["left"]
+    lines = [f"{'accuracy':{width}s}  {'share':>8s}  {'examples':>14s}  "
+             f"{'once all are done' if total['left'] else '95 % interval'}"]
     for name in names:
         hits, interval = total["counts"].get(name), total["intervals"][name]
-        if hits is None or interval is None:
+        if hits is None or not total["count"]:
             lines.append(f"{name:{width}s}  {'-':>8s}")
             continue
-        lines.append(f"{name:{width}s}  {100 * hits / total['count']:6.2f} %  {hits:5d} of {total['count']:5d}  "
-                     f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f} %")
+        side = "at least" if name == "certified" else "at most"
+        lines.append(f"{name:{width}s}  {100 * hits / every:6.2f} %  {hits:5d} of {every:5d}  " + (
+            side if interval is None else f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f} %"))
     return lines

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from certify.evaluation.cascade import Trouble
 from certify.evaluation.jobs import Piece, answers
 from certify.evaluation.records import ABSTAINED, MISCLASSIFIED, SMALL_RADIUS, Record
 from certify.smoothing import Smoothed
@@ -98,6 +99,11 @@ class SmoothedEvaluator:
     def alone(self, left: Any) -> Piece:
         raise AssertionError("nothing is left over")
 
+    def lost(self, left: int, trouble: Trouble) -> Piece:
+        """An example, by its place, which a process died of: nothing is known of it."""
+        return Piece([(self._record(left, -1, 0.0, 0, 0.0) | {"reason": trouble.reason.value, "detail": trouble.detail},
+                       None)], [], [])
+
     def _record(self, place: int, predicted: int, radius: float, used: int, time_s: float) -> Record:
         label = int(self.data.y[place])
         clean = predicted == label
@@ -105,4 +111,5 @@ class SmoothedEvaluator:
         reason = None if certified else SMALL_RADIUS if clean else ABSTAINED if predicted < 0 else MISCLASSIFIED
         return {"index": int(self.data.index[place]), "label": label, "clean": clean, "attacked": None,
                 "certified": certified, "reason": reason, "by": "smoothing", "evidence": "estimate",
-                "predicted": None if predicted < 0 else predicted, "radius": radius, "samples": used, "time_s": time_s}
+                "detail": None, "predicted": None if predicted < 0 else predicted, "radius": radius, "samples": used,
+                "time_s": time_s}

@@ -14,6 +14,7 @@ groups that fit into memory, each pushed again for its gradients, and a network 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,8 +48,8 @@ class ZonotopeLoss(Method):
     def __post_init__(self) -> None:
         if not 0 < self.abstract <= 1:
             raise ValueError(f"abstract must lie in (0, 1], got {self.abstract}")
-        if not self.memory_gib > 0:
-            raise ValueError(f"memory_gib must be > 0, got {self.memory_gib}")
+        if not 0 < self.memory_gib < math.inf:
+            raise ValueError(f"memory_gib must be > 0 and finite, got {self.memory_gib}")
 
     def loss(self, step: Step) -> LossTerms:
         logits, graph = step.model.clean(step.x)

@@ -37,11 +37,40 @@ def test_a_recipe_stretches_to_the_epochs_that_are_asked_for() -> None:
     ({"ramp_end": 30, "epochs": 10}, "ramp_end is epoch 30, and the run ends with epoch 10"),
     ({"average": "swa", "average_from": 7, "epochs": 6}, "average_from is epoch 7"),
     ({"seed": -1}, "seed must be >= 0"),
-    ({"method": 3}, "method must be one of"), ({"data": 3}, "data: expected a word"),
+    ({"method": 3}, "method: expected a word"), ({"data": 3}, "data: expected a word"),
+    ({"method": ["pgd"]}, "method: expected a word"), ({"data": {"name": "digits"}}, "data: expected a word"),
+    ({"model": {"hidden": [8], 3: 4}}, "model: expected names of settings, got 3"),
+    ({"model_settings": {None: 4}}, "model: expected names of settings, got None"),
+    ({"method_settings": {"name": "pgd"}}, "method_settings: its name belongs to method"),
+    ({"method": {"name": ["pgd"]}}, "method: expected a word"),
+    ({"seed": 1e30}, "seed: expected a whole number below"), ({"seed": 2**63}, "seed: expected a whole number below"),
+    ({"batch_size": "1e30"}, "batch_size: expected a whole number below"),
+    ({"lr": 10**400}, "lr: expected a number below"), ({"method_settings": 5, "method.steps": 3}, "names and values"),
+    ({"milestones": [float("nan")]}, "milestones must be"), ({"milestones": [-1]}, "milestones must be"),
+    ({"milestones": [float("inf")]}, "milestones must be"),
+    ({"milestones": [10, 30], "epochs": 30}, "milestones is epoch 30, and the run ends with epoch 30"),
+    ({"milestones": [45, 55], "epochs": 40}, "milestones is epoch 55"),
+    ({"lr_warmup": 5, "epochs": 4}, "lr_warmup is epoch 5, and the run ends with epoch 4"),
 ])
 def test_wrong_settings_are_refused_by_name(given: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         resolve(given)
+
+
+def test_a_name_behind_a_dot_is_the_name() -> None:
+    settings = resolve({"method.name": "pgd", "method.steps": 3}, {"model.name": "cnn5", "model.width": 2})
+    assert (settings.method, settings.model) == ("pgd", "cnn5")
+    assert settings.method_settings == {"steps": 3} and settings.model_settings == {"width": 2}
+
+
+@pytest.mark.parametrize("method", ["ibp", "fast-ibp", "crown-ibp", "zonotope", "lipschitz-margin", "wong-kolter"])
+@pytest.mark.parametrize("data", ["mine.npz", "cifar10", "fashion-mnist"])
+def test_every_method_on_bounds_has_a_ramp(method: str, data: str) -> None:
+    """With none the radius is that of the end from the first step on: CROWN-IBP would be IBP throughout."""
+    usual, short = resolve({"method": method, "data": data}), resolve({"method": method, "data": data, "epochs": 3})
+    assert 0 < usual.ramp_end == usual.epochs / 2 and short.ramp_end == 1.5
+    assert resolve({"method": method, "data": data, "ramp_end": 0}).ramp_end == 0
+    assert resolve({"method": "pgd", "data": data}).ramp_end == 0
 
 
 def test_what_is_written_reads_back(tmp_path: Path) -> None:

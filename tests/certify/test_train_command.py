@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,9 +23,11 @@ from bounds.graph import Graph
 from certify.cascade import Certifier, run_cascade, uncertified
 from certify.cli.train import command
 from certify.data.registry import load
+from certify.journal import draw_curves
 from certify.settings import TrainSettings, parsed, resolve
 from certify.training import CARD, LOG, NETWORK, SETTINGS, command_of, said, train
 from tests.certify.cases import examples
+from verifier.run_folder import only_user
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["--epochs", "2", "--batch-size", "20", "--set", "model.hidden=[8]", "--set", "ramp_end=1",
@@ -119,6 +122,16 @@ def test_a_cascade_ends_where_too_few_examples_are_left_to_hold_out(made: Path, 
     assert few.card["cascade"]["answered"], "fewer examples than a minibatch holds, and yet a first network"
 
 
+def test_methods_that_begin_on_a_small_radius_do_so_on_data_without_a_recipe(made: Path) -> None:
+    given = {"data": str(made), "epochs": 2, "model.hidden": [8], "batch_size": 20, "keep": "last"}
+    found = [train({**given, "method": name}, worth=()) for name in ("ibp", "crown-ibp")]
+    weights = [torch.cat([p.flatten() for p in trained.model.module.parameters()]) for trained in found]
+    assert not torch.equal(*weights), "CROWN-IBP is IBP where the radius does not grow"
+    rows: list[dict[str, str]] = []
+    train({**given, "method": "fast-ibp"}, worth=(), tell=lambda told: rows.append(dict.fromkeys(told.means(), "")))
+    assert any("tightness" in row for row in rows)
+
+
 def test_a_yaml_file_mirrors_the_flags(made: Path, tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text(f"method: {{name: ibp}}\nmodel: {{name: mlp, hidden: [8]}}\ndata: {made}\neps: 2e-2\nepochs: 1\n"
@@ -161,9 +174,11 @@ def test_a_cascade_trains_on_what_is_left_and_answers_in_turn(made: Path, tmp_pa
     certifier = Certifier(0.15, clip=(0.0, 1.0))
     x, y = examples(30, 4)
     answers = run_cascade(stages, certifier, x, y)
-    assert card["cascade"]["certified"] == pytest.approx(1 - answers.robust_error, abs=1e-6)
+    assert card["cascade"]["stage_certified"] == pytest.approx(1 - answers.robust_error, abs=1e-6)
+    assert "certified" not in card["cascade"], "it is no bound of the cascade"
+    assert "no bound of the cascade" in " ".join(result.output.split())
     assert card["cascade"]["answered"] == [int((answers.stage == k).sum()) for k in (0, 1)]
-    assert card["cascade"]["certified"] >= card["stages"][0]["ibp"]
+    assert card["cascade"]["stage_certified"] >= card["stages"][0]["ibp"]
     left = uncertified(stages[:1], certifier, examples(120, 3)[0])
     assert card["uncertified_training_examples"] <= len(left) < 120
     assert run(*flags, "--resume").exit_code == 0
@@ -179,6 +194,10 @@ def test_a_cascade_trains_on_what_is_left_and_answers_in_turn(made: Path, tmp_pa
     (["--method", "crown-ibp", "--set", "method.fusion=maybe"], "fusion: expected true or false"),
     (["--set", "model.hidden=5"], "hidden: expected a list"), (["--set", "model.hidden=[0]"], "hidden[0]"),
     (["--set", "lr_factor=-1"], "lr_factor"), (["--set", "validation=-2"], "validation"),
+    (["--set", "method.name=3"], "method: expected a word"), (["--set", "seed=1e30"], "seed: expected a whole number"),
+    (["--set", "model.hidden=[1e30]"], "hidden: expected a whole number"),
+    (["--method", "zonotope", "--set", "method.memory_gib=.inf"], "memory_gib must be"),
+    (["--method", "zonotope", "--set", "method.memory_gib=1e-9"], "more than the budget"),
     (["--eps", "-1"], "eps must be > 0"), (["missing.yaml"], "missing.yaml"), (["--resume"], "--out"),
 ])
 def test_wrong_use_is_told_in_a_sentence(flags: list[str], words: str, tmp_path: Path) -> None:
@@ -194,6 +213,63 @@ def test_a_folder_with_a_run_is_not_overwritten(made: Path, tmp_path: Path) -> N
     assert again.exit_code == 2 and "--resume" in again.output
     other = run(*flags, "--resume", "--seed", 5)
     assert other.exit_code == 2 and "seed 0, not 5" in other.output
+
+
+@pytest.mark.parametrize("gone", [("checkpoint.pt",), (SETTINGS,), ("checkpoint.pt", SETTINGS, CARD),
+                                  ("checkpoint.pt", SETTINGS, NETWORK)])
+def test_neither_is_one_with_a_part_of_a_run(gone: tuple[str, ...], made: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    flags = ["--data", made, *SHORT, "--out", out]
+    assert run(*flags).exit_code == 0
+    for name in gone:
+        (out / name).unlink()
+    before = files(out)
+    again = run(*flags, "--seed", 1)
+    assert again.exit_code == 2 and "already holds a run" in again.output
+    assert files(out) == before
+    if "checkpoint.pt" in gone:
+        assert "no checkpoint" in run(*flags, "--resume").output and files(out) == before
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_a_run_without_its_settings_goes_on_with_those_of_the_checkpoint(stages: int, made: Path, tmp_path: Path
+                                                                        ) -> None:
+    out = tmp_path / "run"
+    assert run("--data", made, *SHORT, "--set", f"cascade={stages}", "--out", out).exit_code == 0
+    settings = (out / SETTINGS).read_text()
+    (out / SETTINGS).unlink()
+    before = files(out)
+    other = run("--out", out, "--resume", "--seed", 5)
+    assert other.exit_code == 2 and "seed 0, not 5" in other.output and files(out) == before
+    result = run("--out", out, "--resume")
+    assert result.exit_code == 0, result.output
+    assert (out / SETTINGS).read_text() == settings
+
+
+def test_a_run_is_one_process_s_at_a_time(made: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    flags = ["--data", made, *SHORT, "--out", out]
+    for more in ([], ["--resume"]):
+        out.mkdir(exist_ok=True)
+        with only_user(out):
+            before = files(out)
+            result = run(*flags, *more)
+            assert result.exit_code == 2 and "another process is working on this run" in " ".join(result.output.split())
+            assert files(out) == before
+        assert run(*flags, *more).exit_code == 0
+
+
+def test_curves_of_a_run_without_validation_are_drawn_in_silence(made: Path, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = run("--data", made, "--method", "pgd", "--epochs", "1", "--set", "model.hidden=[8]",
+                     "--set", "validation=0", "--set", "keep=last", "--out", tmp_path / "run")
+        assert result.exit_code == 0, result.output
+        draw_curves([{"epoch": 1, "eps": 0.0, "natural_weight": 1.0, "note": ""}], tmp_path / "none.png", "none")
 
 
 def test_inputs_that_a_network_does_not_take_are_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from certify.checkpoint import UnusableCheckpoint, load
 from certify.classifier import Classifier
 from certify.data.dataset import Examples, TrainingData
 from certify.settings import TrainSettings
@@ -107,7 +108,7 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     Trainer(SMALL, data(), tmp_path).run()
     with pytest.raises(ValueError, match=r"lr 0\.005, not 0\.1"):
         Trainer(replace(SMALL, lr=0.1), data(), tmp_path).restore(tmp_path / CHECKPOINT)
-    with pytest.raises(ValueError, match="other examples than made holds now"):
+    with pytest.raises(ValueError, match="other training examples than made holds now"):
         Trainer(SMALL, data(81), tmp_path).restore(tmp_path / CHECKPOINT)
     whole = (tmp_path / CHECKPOINT).read_bytes()
     torch.save(torch.zeros(3), tmp_path / CHECKPOINT)
@@ -119,8 +120,52 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
         Trainer(SMALL, data(), tmp_path).restore(tmp_path / CHECKPOINT)
 
 
+@pytest.mark.parametrize(("change", "words"), [
+    ({"test": Examples(*examples(20, 5))}, "other test examples than made holds now"),
+    ({"clip": (0.0, 2.0)}, r"made with clip \(0\.0, 1\.0\), not \(0\.0, 2\.0\)"),
+    ({"clip": None}, "not None"), ({"mean": (0.1,), "std": (2.0,)}, r"made with mean \(\), not \(0\.1,\)"),
+    ({"classes": CLASSES + 1}, f"made with classes {CLASSES}"), ({"augmentation": "flip-crop"}, "augmentation none"),
+], ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")
+def test_a_checkpoint_of_other_data_is_refused(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    Trainer(replace(SMALL, epochs=0.3), data(), tmp_path).run()
+    with pytest.raises(ValueError, match=words):
+        Trainer(replace(SMALL, epochs=0.3), replace(data(), **change), tmp_path).restore(tmp_path / CHECKPOINT)
+
+
+def test_a_checkpoint_with_one_other_byte_is_refused_or_ends_with_the_same_weights(tmp_path: Path) -> None:
+    """Bytes that carry nothing may be others; where a number is another one, the run would go on from it."""
+    trainer = Trainer(replace(SMALL, epochs=0.3), data(), tmp_path)
+    trainer.run()
+    path = tmp_path / CHECKPOINT
+    whole, wanted = path.read_bytes(), load(path)
+    refused = 0
+    for k in range(0, len(whole), 97):
+        path.write_bytes(whole[:k] + bytes([whole[k] ^ 16]) + whole[k + 1:])
+        try:
+            found = load(path)
+        except UnusableCheckpoint:
+            refused += 1
+            continue
+        for name, value in wanted["module"].items():
+            assert torch.equal(found["module"][name], value), k
+        assert {**found, "module": {}, "optimiser": {}, "best_state": {}, "sums": []} == {
+            **wanted, "module": {}, "optimiser": {}, "best_state": {}, "sums": []}, k
+    assert refused > 20
+
+
+@pytest.mark.parametrize(("batch_size", "count"), [(1, 80), (16, 1)])
+def test_minibatches_of_one_and_batch_normalisation_of_single_numbers_are_refused(batch_size: int, count: int) -> None:
+    settings = replace(SMALL, batch_size=batch_size, validation=0, model="cnn5", keep="last",
+                       model_settings={"width": 2, "hidden": 4})
+    few = replace(pictures(), train=pictures().train.take(slice(0, count)))
+    with pytest.raises(ValueError, match=f"batch_size {batch_size}.*one example"):
+        Trainer(settings, few)
+    Trainer(replace(settings, epochs=0.05, model="wang4", validate_with="pgd"), few).run()  # norms of whole maps
+    Trainer(replace(settings, epochs=0.05, model="mlp", model_settings={}), few).run()
+
+
 def test_a_run_with_settings_in_tuples_goes_on(tmp_path: Path) -> None:
-    settings = replace(SMALL, model_settings={"hidden": (12,)}, milestones=(1.0, 2.0), epochs=1)
+    settings = replace(SMALL, model_settings={"hidden": (12,)}, milestones=(0.5, 1.0), epochs=1)
     for resume in (False, True):
         train(settings, data=data(), out=tmp_path / "run", resume=resume)
 

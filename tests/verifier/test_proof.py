@@ -14,7 +14,7 @@ from bounds import Graph
 from tests.verifier.models import save_network, spec
 from verifier import read_vnnlib, verify
 from verifier.branch_and_bound import plan
-from verifier.check import check
+from verifier.check import Refused, Unreadable, check
 from verifier.strategy import Result
 from verifier.verdict import Verified
 
@@ -98,6 +98,25 @@ def test_rows_over_inputs_and_outputs_are_accepted(tmp_path: Path) -> None:
 def test_what_other_methods_decide_is_proved_by_a_tree(tmp_path: Path, method: str) -> None:
     net = random_network(tmp_path / "n.onnx", [24, 10, 8, 2], 1)
     proved(tmp_path, net, upper_spec(net, 24, 2, 0.5 if method == "milp" else 30.0), method)
+
+
+def test_a_proof_is_about_weights_in_other_files_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checker reads them beside the network, wherever it runs, and refuses others."""
+    for name, seed in (("one", 1), ("two", 2)):
+        (tmp_path / name).mkdir()
+        model = onnx.load(random_network(tmp_path / name / "n.onnx", [3, 8, 2], seed))
+        onnx.save(model, tmp_path / name / "n.onnx", save_as_external_data=True, location="weights.bin",
+                  size_threshold=0)
+    net, other = tmp_path / "one" / "n.onnx", tmp_path / "two" / "n.onnx"
+    assert net.read_bytes() == other.read_bytes()
+    monkeypatch.chdir(other.parent)
+    _, proof, property = proved(tmp_path, net, upper_spec(net, 3, 2, 0.5))
+    with pytest.raises(Refused, match="another network"):
+        check(str(other), str(property), str(proof))
+    assert check("../one/n.onnx", str(property), str(proof), exact=True).startswith("verified")
+    net.with_name("weights.bin").unlink()
+    with pytest.raises(Unreadable, match=r"n\.onnx: .*weights\.bin"):
+        check(str(net), str(property), str(proof))
 
 
 def layered(path: Path, shape: list[int], nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], outputs: int

@@ -62,6 +62,46 @@ def test_float32_points_are_held_against_the_rounded_box_and_float64_points_agai
     assert region.excess(np.array([0.2, 0.2])) == 0.0
 
 
+@given(st.lists(st.tuples(st.floats(-300, 300), st.booleans(), st.booleans()), min_size=1, max_size=5),
+       st.sampled_from([0.0, 1e-9, 0.007, 0.1, 1 / 3, 2.5, 100.0]), st.sampled_from([math.inf, 2.0, 1.0]),
+       st.sampled_from([None, (-300.0, 300.0), (-300.1, 300.1)]))
+@settings(max_examples=200, deadline=None)
+def test_float32_points_of_robustness_lie_inside_exactly_and_the_next_ones_do_not(
+        features: list[tuple[float, bool, bool]], eps: float, norm: float, clip: tuple[float, float] | None) -> None:
+    """Whatever bounds prove of the ball holds at every witness; and rounding inward costs less than one float32."""
+    x = np.array([float(np.float32(v)) if single else v for v, single, _ in features])
+    mask = np.array([free for _, _, free in features])
+    region = robustness(x, 0, eps, classes=2, norm=norm, clip=clip, mask=mask).regions[0]
+    radius = Fraction(str(eps))
+    bounds = (-math.inf, math.inf) if clip is None else (Fraction(str(clip[0])), Fraction(str(clip[1])))
+    ends = [(region.lower32, -np.float32(np.inf)), (region.upper32, np.float32(np.inf))]
+    for end, outward in ends:
+        for i, centre in enumerate(map(Fraction, x.tolist())):
+            point = x.astype(np.float32)
+            point[i] = end[i]
+            if region.contains(point):
+                moves = [abs(Fraction(float(p)) - Fraction(c)) for p, c in zip(point, x.tolist(), strict=True)]
+                assert max(moves) <= radius
+                assert bounds[0] <= Fraction(float(end[i])) <= bounds[1] or not mask[i]
+                assert mask[i] or end[i] == np.float32(x[i])
+            beyond = Fraction(float(np.nextafter(end[i], outward)))
+            assert abs(beyond - centre) > radius or not bounds[0] <= beyond <= bounds[1] or not mask[i]
+    assert region.contains(x.astype(np.float32)) or bool((x != x.astype(np.float32)).any())
+
+
+def test_a_ball_between_two_float32_holds_none_and_a_pinned_feature_is_the_nearest() -> None:
+    x, y = np.array([0.1, 0.5]), np.zeros(2)
+    single = x.astype(np.float32)
+    for norm in (math.inf, 2.0, 1.0):
+        narrow = robustness(x, 0, 1e-9, classes=2, norm=norm)
+        assert not narrow.holds_unsafe(single, y), "the float32 0.1 lies 1.5e-9 away"
+        assert bool(narrow.tensors((2,), dtype=torch.float32).replay_sets.contains(torch.from_numpy(single)[None]))
+        pinned = robustness(x, 0, 0.25, classes=2, norm=norm, mask=np.array([False, True]))
+        assert pinned.holds_unsafe(single, y)
+        assert pinned.regions[0].excess(single) == pytest.approx(1.49e-9, rel=0.01)
+        assert not robustness(x, 0, 1e-9, classes=2, norm=norm, mask=np.array([False, True])).holds_unsafe(single, y)
+
+
 def test_values_that_are_not_finite_are_never_unsafe() -> None:
     prop = tiny(())
     x = np.zeros(2, dtype=np.float32)

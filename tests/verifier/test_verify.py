@@ -280,6 +280,20 @@ def test_a_module_is_verified_and_replayed_as_itself() -> None:
     assert (small.name, large.name) == ("verified", "falsified")
 
 
+@pytest.mark.parametrize("method", ["auto", "crown", "attack"])
+def test_a_ball_is_not_falsified_at_the_float32_beyond_its_end(absolute: Path, method: str) -> None:
+    """|x| reaches 0.1 (1 + 1.4e-8) only at the float32 next to 0.1, which is further from 0 than 0.1."""
+    beyond = save_network(absolute.with_name("beyond.onnx"), [
+        (np.array([[1.0], [-1.0]]), np.zeros(2)), (np.array([[0.0, 0.0], [1.0, 1.0]]), np.array([0.1, 0.0]))])
+    result = verify(Graph.from_onnx(beyond), robustness(np.zeros(1, np.float32), 0, 0.1, classes=2), replayer=beyond,
+                    method=method)
+    assert result.name == ("unknown" if method == "attack" else "verified")
+    wider = robustness(np.zeros(1, np.float32), 0, 0.1000001, classes=2)
+    found = verify(Graph.from_onnx(beyond), wider, replayer=beyond, method="attack").verdict
+    assert isinstance(found, Falsified)
+    assert found.witness.excess == 0.0
+
+
 def test_a_final_softmax_over_an_axis_of_length_one_is_not_dropped() -> None:
     """It makes every output one, whatever the order of its inputs."""
     dense = torch.nn.Linear(2, 3)

@@ -97,6 +97,17 @@ def test_excess_is_the_distance_beyond_the_decimal_box() -> None:
     assert inner.excess == 0.0
 
 
+def test_witnesses_of_a_ball_stay_within_its_decimal_radius() -> None:
+    """The float32 next to 0.1 lies beyond it: the network may change its mind there, and the ball be safe."""
+    prop = robustness(np.zeros(2, np.float32), 1, 0.1, classes=2)  # unsafe where Y_1 <= Y_0
+    witness = confirm(np.array([0.1, -0.1]), prop, Identity())
+    assert witness is not None
+    assert witness.x.tolist() == [step(0.1, 0), step(-0.1, 0)]
+    assert witness.excess == 0.0
+    beyond = Property((Branch(prop.regions[0], (Row(((0, -ONE),), (), -Fraction("0.1")),)),), 2, 2)
+    assert confirm(np.array([0.1, 0.0]), beyond, Identity()) is None
+
+
 def test_values_that_are_not_finite_are_refused() -> None:
     class Broken(Identity):
         def run(self, x: np.ndarray) -> np.ndarray:

@@ -121,6 +121,7 @@ def proof_target(flags: PropertyFlags, net: str, out: str) -> ProofTarget:
     from bounds.files import read_bytes
     from verifier.branch_and_bound.recorder import ProofTarget
     from verifier.certificate import sha256
+    from verifier.network import digest_of
     if flags.spec is not None:
         about: dict[str, Any] = {"sha256": sha256(read_bytes(flags.spec))}
     else:
@@ -128,7 +129,7 @@ def proof_target(flags: PropertyFlags, net: str, out: str) -> ProofTarget:
         for key in ("input", "mask"):
             path = about.pop(key)
             about[f"{key}_sha256"] = None if path is None else sha256(Path(path).read_bytes())
-    return ProofTarget(Path(out), {"sha256": sha256(read_bytes(net))}, about)
+    return ProofTarget(Path(out), {"sha256": digest_of(net)}, about)
 
 
 def read_array(path: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -77,16 +77,17 @@ class Polytope:
 
 
 def region_of(input_set: InputSet) -> Region:
-    """One set as properties state it: its floats, exactly."""
+    """One set as properties state it: its floats, exactly; a fixed one that is no float32 is the nearest."""
     if input_set.batch != 1 or input_set.scale is not None:
         raise ValueError(f"expected one set without scales, got {input_set.batch}"
                          f"{'' if input_set.scale is None else ' with scales'}")
     lower, upper = _numbers(input_set.lower), _numbers(input_set.upper)
+    fixed = (input_set.lower == input_set.upper).flatten().cpu().numpy()
     if input_set.centre is None or input_set.radius is None:
-        region = Region(lower, upper)
+        region = Region(lower, upper, nearest=fixed)
     else:
         region = Region(lower, upper, input_set.centre.flatten().double().cpu().numpy(),
-                        Fraction(float(input_set.radius)), input_set.p)
+                        Fraction(float(input_set.radius)), input_set.p, fixed)
     if (beyond := region.beyond_float32) is not None:
         raise ValueError(f"input {beyond} can leave the range of float32")
     return region

@@ -11,6 +11,8 @@ from google.protobuf.message import DecodeError
 from bounds.files import DamagedFile, read_bytes, trouble
 from bounds.graph.graph import InvalidNetwork
 
+LOCATION = "location"  # the key under which a tensor names the file that holds it
+
 
 def load_bytes(source: str | Path | bytes) -> tuple[bytes, str]:
     """The decompressed bytes and the name by which messages call them."""
@@ -43,6 +45,20 @@ def parse(data: bytes, name: str) -> onnx.ModelProto:
         if not isinstance(text, str):  # what is no UTF-8 arrives as bytes
             raise InvalidNetwork(f"{name}: damaged: the name {text!r} is not text")
     return model
+
+
+def external_files(data: bytes, name: str = "network") -> list[str]:
+    """The files that hold weights of a network (its unpacked bytes), as it names them, beside its own file: each once,
+    in the order of the tensors."""
+    return named_files(parse(data, name)) if LOCATION.encode() in data else []
+
+
+def named_files(model: onnx.ModelProto) -> list[str]:
+    """The same of a model that was parsed."""
+    attributes = (a for node in model.graph.node for a in node.attribute)
+    tensors = (*model.graph.initializer, *(t for a in attributes for t in (a.t, *a.tensors)))
+    return list(dict.fromkeys(entry.value for t in tensors if t.data_location == onnx.TensorProto.EXTERNAL
+                              for entry in t.external_data if entry.key == LOCATION))
 
 
 def _names(graph: onnx.GraphProto) -> Iterator[object]:

@@ -15,7 +15,7 @@ from bounds.graph.from_onnx import rows_activation, rows_arithmetic, rows_dense,
 from bounds.graph.from_onnx.call import Call, Constant, attributes_of, to_array
 from bounds.graph.from_onnx.constants import constant_node, evaluate, is_determined
 from bounds.graph.from_onnx.definitions import Definitions
-from bounds.graph.from_onnx.file import load_bytes, operator_set, parse
+from bounds.graph.from_onnx.file import load_bytes, named_files, operator_set, parse
 from bounds.graph.from_onnx.table import ROWS
 from bounds.graph.graph import Graph, InvalidNetwork, UnsupportedOperator
 from bounds.graph.limits import shown
@@ -34,7 +34,7 @@ def read_onnx(source: str | Path | bytes, *, unpacked: bytes | None = None) -> G
     data, name = load_bytes(source) if unpacked is None else (unpacked, str(source))
     model = parse(data, name)
     del data
-    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
+    if named_files(model):
         _load_external(model, source, name)
     return _Importer(model, name).run()
 

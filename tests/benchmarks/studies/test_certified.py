@@ -16,7 +16,7 @@ from benchmarks.studies.certified import (
     FOLLOWED,
     NAMES,
     STUDY,
-    interval,
+    check,
     judge,
     looseness,
     measure,
@@ -81,7 +81,8 @@ def test_a_cascade_certifies_what_its_first_networks_certify_or_another_label(re
 
 def test_bounds_lie_below_the_least_margins_and_those_below_the_margins(record: dict[str, Any]) -> None:
     rows = record["numbers"]["tightness"]
-    assert {(row["training"], row["epoch"]) for row in rows} == {(name, epoch) for name in FOLLOWED for epoch in (1, 4)}
+    assert {(row["training"], row["epoch"]) for row in rows} == {
+        (name, epoch) for name in FOLLOWED for epoch in (1, 2, 3, 4)}
     for row in rows:
         keys = ("margin", "least_lower", "least_upper", "dual", "crown")
         for margin, low, high, *bounds in zip(*(row[k] for k in keys), strict=True):
@@ -89,10 +90,20 @@ def test_bounds_lie_below_the_least_margins_and_those_below_the_margins(record: 
         assert 0 <= row["unstable"] <= 1 and looseness(row, "dual") >= 1 - ATOL
 
 
-def test_a_radius_that_is_not_trained_for_is_refused() -> None:
-    settings = {**STUDY.modes["quick"], "tight_eps": 0.5}
-    with pytest.raises(SystemExit, match=r"tight_eps=0\.5: expected one of eps"):
-        measure(settings, QUIET)
+@pytest.mark.parametrize(("key", "value", "words"), [
+    ("tight_eps", 0.5, "one of eps"), ("looks", [1, 4], "3 different epochs"), ("looks", [0, 2, 3, 4], "from 1 on"),
+    ("looks", [2, 4, 5, 6, 7], "3 different epochs"), ("seeds", [], "one at least"), ("seeds", [0, 0], "different"),
+    ("eps", [], "one at least"), ("cascade", 1, "two networks"), ("sample", 0, "from 1 on"),
+    ("exact_s", 0, "above 0"), ("model", "wk-small", "")])
+def test_settings_without_verdicts_are_refused_before_measuring(key: str, value: Any, words: str) -> None:
+    settings = {**STUDY.modes["quick"], key: value, **({"widths": [3]} if key == "model" else {})}
+    with pytest.raises(SystemExit, match=f"--set .*{words}"):
+        measure(settings, Context(lambda text: pytest.fail("it measured")))
+
+
+@pytest.mark.parametrize("mode", STUDY.modes)
+def test_settings_of_every_mode_are_accepted(mode: str) -> None:
+    check(STUDY.modes[mode])
 
 
 # ---------------------------------------------------------------------- least margins against oracles
@@ -150,8 +161,9 @@ def test_least_margins_are_those_of_a_fine_grid() -> None:
 # ---------------------------------------------------------------------- verdicts of given numbers
 
 
-SETTINGS = {**STUDY.modes["default"], "eps": [0.1], "tight_eps": 0.1, "cascade": 2}
-GAPS = {"standard": 0.6, "pgd": 0.3, "exact": 0.05, "projected": 0.06}
+SETTINGS = {**STUDY.modes["default"], "eps": [0.1], "tight_eps": 0.1, "cascade": 2, "seeds": [0, 1, 2], "epochs": 9}
+GAPS = {"standard": 0.6, "pgd": 0.3, "exact": 0.04, "projected": 0.04}
+LOOSE = {1: 2.0, 3: 1.4, 6: 1.2, 9: 1.1}  # at the full radius from epoch 3 on
 
 
 def given() -> dict[str, Any]:
@@ -161,17 +173,22 @@ def given() -> dict[str, Any]:
         for name, gap in GAPS.items():
             which = {"training": name, "eps": 0.1, "seed": seed}
             pgd = 0.10 + 0.01 * seed
+            dual = pgd + gap + 0.001 * seed
             networks.append({**which, "clean": 0.02, "fgsm": 0.08, "pgd": pgd, "attacked": pgd, "search": pgd,
-                             "crown": pgd + gap, "dual": pgd + gap, "clashes": 0, "undecided": 0, "train_s": 1.0})
+                             "crown": dual, "dual": dual, "clashes": 0, "undecided": 0, "train_s": 1.0})
             if name in ("exact", "projected"):
                 cascades += [{**which, "networks": count, "clean": 0.02, "certified": certified, "attacked": 0.1,
                               "broken": 0, "answered": 3, "train_s": 1.0}
                              for count, certified in ((1, 0.20 + 0.01 * seed), (2, 0.15 + 0.011 * seed))]
             if name in FOLLOWED:
-                tightness += [{**which, "epoch": epoch, "margin": [2.0], "least_lower": [1.0], "least_upper": [1.0],
-                               "dual": [2 - loose], "crown": [2 - loose], "unstable": 0.1}
-                              for epoch, loose in ((1, 2.0), (9, 1.1 if name == "exact" else 3.0))]
+                tightness += [look_of(which, epoch, loose if name == "exact" else 3.0 + 0.1 * seed)
+                              for epoch, loose in LOOSE.items()]
     return {"networks": networks, "cascades": cascades, "tightness": tightness, "test": 100, "training": 1000}
+
+
+def look_of(which: dict[str, Any], epoch: int, loose: float) -> dict[str, Any]:
+    return {**which, "epoch": epoch, "margin": [2.0], "least_lower": [1.0], "least_upper": [1.0], "dual": [2 - loose],
+            "crown": [2 - loose], "unstable": 0.1}
 
 
 def outcomes(numbers: dict[str, Any]) -> list[str]:
@@ -192,61 +209,143 @@ def test_one_certified_image_that_fell_refutes_the_upper_bound() -> None:
     numbers = given()
     change(numbers["networks"], "clashes", 1, training="pgd", seed=2)
     assert outcomes(numbers) == [NOT_SEEN, *[SEEN] * 5]
-    assert "1 images did" in judge(numbers, SETTINGS)[0].why
+    why = judge(numbers, SETTINGS)[0].why
+    assert "1 images did" in why and "contradict the claim" in why
 
 
-def test_a_gap_counts_against_every_seed_of_both_other_trainings() -> None:
+def test_bounds_that_certify_nothing_show_nothing() -> None:
     numbers = given()
-    change(numbers["networks"], "dual", 0.13, training="pgd", seed=0)  # a gap of 3 points; the largest of ours is 5
-    assert outcomes(numbers)[1] == PARTLY
-    change(numbers["networks"], "dual", 0.13, training="standard", seed=0)
-    assert outcomes(numbers)[1] == NOT_SEEN
+    for key in ("dual", "crown", "search"):
+        change(numbers["networks"], key, 1.0)
+    verdict = judge(numbers, SETTINGS)[0]
+    assert verdict.outcome == NOT_SEEN and "could not have shown" in verdict.why
 
 
-def test_bounds_must_become_tighter_in_every_seed_and_end_tighter_than_others() -> None:
+def gaps_of(**points: float) -> dict[str, Any]:
     numbers = given()
-    change(numbers["tightness"], "dual", [-0.5], training="exact", epoch=9, seed=1)
-    assert outcomes(numbers)[2] == PARTLY
-    change(numbers["tightness"], "crown", [-0.5], training="exact", epoch=9, seed=1)
+    for row in numbers["networks"]:
+        row["dual"] = row["pgd"] + (points.get(row["training"], 0.0) + 0.1 * row["seed"]) / 100
+    return numbers
+
+
+@pytest.mark.parametrize(("points", "expected", "words"), [
+    ({"exact": 1, "pgd": 20, "standard": 30}, SEEN, "show 2"),
+    ({"exact": 40, "pgd": 41, "standard": 41}, NOT_SEEN, "show 0, contradict 2"),  # neither is closed
+    ({"exact": 1, "pgd": 2, "standard": 2}, NOT_SEEN, "show 0, contradict 2"),  # nothing there to close
+    ({"exact": 1, "pgd": 2, "standard": 20}, PARTLY, "show 1, contradict 1"),
+    ({"exact": 1, "pgd": 4.9, "standard": 4.9}, NOT_SEEN, "leave 2 open")])
+def test_a_gap_must_be_closed_and_wide_for_others(points: dict[str, float], expected: str, words: str) -> None:
+    verdict = judge(gaps_of(**points), SETTINGS)[1]
+    assert verdict.outcome == expected and words in verdict.why
+
+
+def courses(numbers: dict[str, Any], loose: list[list[float]]) -> dict[str, Any]:
+    """Other looseness of training on the bound, by seed and look."""
+    rows = [row for row in numbers["tightness"] if row["training"] != "exact"]
+    rows += [look_of({"training": "exact", "eps": 0.1, "seed": seed}, epoch, value)
+             for seed, values in enumerate(loose) for epoch, value in zip(LOOSE, values, strict=True)]
+    return {**numbers, "tightness": rows}
+
+
+def test_a_fall_before_the_radius_is_full_is_none() -> None:
+    """Every training loses looseness in the first epochs."""
+    numbers = courses(given(), [[2.0, 1.1, 1.12, 1.14], [2.0, 1.1, 1.12, 1.14], [2.0, 1.1, 1.12, 1.14]])
+    verdict = judge(numbers, SETTINGS)[2]
+    assert verdict.outcome == PARTLY and "show 2, contradict 2" in verdict.why
+    numbers = courses(given(), [[2.0, 1.1, 1.12, 1.14], [2.0, 1.14, 1.12, 1.1], [2.0, 1.1, 1.12, 1.14]])
+    assert "show 2, leave 2 open" in judge(numbers, SETTINGS)[2].why
+
+
+def test_bounds_must_end_tighter_than_those_of_networks_with_the_same_seed() -> None:
+    numbers = given()
     for name in ("standard", "pgd"):
-        change(numbers["tightness"], "dual", [1.0], training=name, epoch=9)
-    assert outcomes(numbers)[2] == NOT_SEEN
+        for row in numbers["tightness"]:
+            if row["training"] == name and row["epoch"] == 9:
+                row["dual"] = [2 - (1.0 + 0.01 * row["seed"])]
+    verdict = judge(numbers, SETTINGS)[2]
+    assert verdict.outcome == PARTLY and "show 2, contradict 2" in verdict.why
+    numbers = courses(numbers, [[1.1, 1.1, 1.2, 1.3]] * 3)
+    assert judge(numbers, SETTINGS)[2].outcome == NOT_SEEN
+
+
+def test_of_margins_not_known_the_end_against_the_claim_counts() -> None:
+    numbers = given()
+    assert outcomes(numbers)[2] == SEEN and "All 36 least margins" in judge(numbers, SETTINGS)[2].why
+    change(numbers["tightness"], "least_upper", [1.6], training="exact", epoch=9)  # looseness between 1.1 and 2.75
+    verdict = judge(numbers, SETTINGS)[2]
+    assert verdict.outcome == PARTLY and "33 of 36 least margins" in verdict.why
+
+
+def test_a_drop_of_nothing_is_exact_or_without_end() -> None:
+    flat = look_of({}, 1, 0.0) | {"least_lower": [2.0], "least_upper": [2.0]}
+    assert looseness(flat, "dual") == 1
+    assert looseness(flat | {"dual": [1.5]}, "dual") == math.inf
+    numbers = given()
+    change(numbers["tightness"], "least_lower", [2.0], training="exact")
+    change(numbers["tightness"], "least_upper", [2.0], training="exact")
+    verdict = judge(numbers, SETTINGS)[2]
+    assert verdict.outcome == NOT_SEEN and "without end" in verdict.why and "inf" not in verdict.why
 
 
 def test_a_cascade_must_help_beyond_the_spread_of_seeds() -> None:
     numbers = given()
     change(numbers["cascades"], "certified", 0.30, training="exact", networks=2, seed=0)
-    assert outcomes(numbers)[3] == PARTLY
-    change(numbers["cascades"], "certified", 0.20, training="projected", networks=2, seed=0)
+    verdict = judge(numbers, SETTINGS)[3]
+    assert verdict.outcome == PARTLY and "show 1, leave 1 open" in verdict.why
+    change(numbers["cascades"], "certified", 0.30, training="projected", networks=2)
     assert outcomes(numbers)[3] == NOT_SEEN
 
 
 def test_one_certified_image_that_falls_refutes_a_cascade() -> None:
     numbers = given()
+    assert "a later one answers" not in judge(numbers, SETTINGS)[4].why, "no such point was found"
     change(numbers["cascades"], "broken", 7, networks=2, seed=1)
     assert outcomes(numbers) == [*[SEEN] * 4, NOT_SEEN, SEEN]
-    assert "Up to 7 of 100 images" in judge(numbers, SETTINGS)[4].why
+    why = judge(numbers, SETTINGS)[4].why
+    assert "up to 7 of 100 images" in why and "contradict the claim" in why and "a later one answers" in why
+
+
+def test_cascades_that_ended_after_one_network_show_nothing() -> None:
+    numbers = given()
+    numbers["cascades"] = [row for row in numbers["cascades"] if row["networks"] == 1]
+    verdicts = judge(numbers, SETTINGS)
+    assert verdicts[4].outcome == NOT_SEEN and "could not have shown" in verdicts[4].why
+    assert verdicts[3].outcome == NOT_SEEN and "contradict 2" in verdicts[3].why
 
 
 def test_one_seed_has_no_spread_and_shows_no_difference() -> None:
     numbers = given()
     for key in ("networks", "cascades", "tightness"):
         numbers[key] = [row for row in numbers[key] if row["seed"] == 0]
-    verdicts = judge(numbers, {**SETTINGS, "seeds": [0]})
-    assert verdicts[3].outcome == NOT_SEEN and "one seed does not show" in verdicts[3].why
+    settings = {**SETTINGS, "seeds": [0]}
+    verdicts = judge(numbers, settings)
+    assert [v.outcome for v in verdicts] == [SEEN, NOT_SEEN, NOT_SEEN, NOT_SEEN, SEEN, NOT_SEEN]
+    for verdict in verdicts:
+        assert "inf" not in verdict.why and "nan" not in verdict.why and "1 seeds" not in verdict.why
+    for k in (1, 2, 3, 5):
+        assert "could not have shown" in verdicts[k].why and "of one value" in verdicts[k].why
+    assert "(of one seed)" in STUDY.table(numbers, settings)
 
 
-def test_projections_far_from_exact_are_not_close() -> None:
+@pytest.mark.parametrize(("factor", "expected", "words"), [
+    (1.24, NOT_SEEN, "contradict the claim"), (1.02, SEEN, "rule is met"), (0.7, NOT_SEEN, "contradict the claim")])
+def test_projections_far_from_exact_are_not_close(factor: float, expected: str, words: str) -> None:
     numbers = given()
-    change(numbers["networks"], "dual", 0.5, training="projected")
-    assert outcomes(numbers)[5] == NOT_SEEN
+    for row in numbers["networks"]:
+        if row["training"] in ("exact", "projected"):
+            row["dual"] = (0.2 + 0.001 * row["seed"]) * (factor if row["training"] == "projected" else 1)
+    verdict = judge(numbers, SETTINGS)[5]
+    assert verdict.outcome == expected and words in verdict.why
+    change(numbers["networks"], "dual", 0.3, training="projected", seed=0)
+    change(numbers["networks"], "dual", 0.1, training="projected", seed=1)
+    assert "leave the claim open" in judge(numbers, SETTINGS)[5].why
 
 
-def test_intervals_of_means() -> None:
-    found = interval([1.0, 2.0, 3.0])
-    assert found is not None
-    assert found == pytest.approx((2 - 4.30265 / math.sqrt(3), 2 + 4.30265 / math.sqrt(3)), abs=1e-4)
-    assert interval([1.0]) is None
+def test_whether_projections_saved_time_is_told_from_the_seconds() -> None:
+    numbers = given()
+    assert "they did not." in judge(numbers, SETTINGS)[5].why
+    change(numbers["networks"], "train_s", 0.5, training="projected")
+    assert "0.5 times" in judge(numbers, SETTINGS)[5].why and "they did." in judge(numbers, SETTINGS)[5].why
 
 
 def test_a_cascade_that_ended_early_stands_as_it_ended() -> None:

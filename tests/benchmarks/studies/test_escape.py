@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from benchmarks.studies import image_escape
-from benchmarks.studies.escape import MODES, STUDY, judge, walk_of
-from benchmarks.studies.fits import interval
-from benchmarks.studies.study import NOT_SEEN, PARTLY, SEEN, Context, perform
+from benchmarks.studies.escape import MODES, STUDY, check, judge, walk_of
+from benchmarks.studies.fits import AGAINST, HOLDS, OPEN, UNABLE
+from benchmarks.studies.study import NOT_SEEN, PARTLY, SEEN, Context, Verdict, perform
 from certify.data.registry import load
 
 QUICK = MODES["quick"]
@@ -64,31 +64,121 @@ def test_a_quick_run_leaves_figures_and_verdicts(record: dict[str, Any]) -> None
     assert record["table"].count("\n| ") == rows + 4, "two tables with a head and a line each"
 
 
-def judged(numbers: dict[str, Any]) -> list[str]:
-    return [v.outcome for v in judge(numbers, QUICK)]
+def judged(numbers: dict[str, Any], settings: dict[str, Any] = QUICK) -> list[str]:
+    return [v.outcome for v in judge(numbers, settings)]
 
 
-def test_verdicts_on_images_follow_the_steps(record: dict[str, Any]) -> None:
-    numbers = copy.deepcopy(record["numbers"])
-    scales = QUICK["scales"]
-    for row in numbers["untrained"]:
-        grade = scales.index(row["scale"])
-        row["steps"] = 1.0 + 5 * grade + 2 * QUICK["ratios"].index(row["ratio"]) + 0.01 * row["seed"]
-        row["escaped"] = 1.0 if grade == 0 else 0.0
-    for row in numbers["trained"]:
-        row["steps"] = 2.0 ** (row["epoch"] * (1 if row["scale"] < 1 else 2) + 0.01 * row["seed"]) - 1
-        row["escaped"] = 1.0
-    outcomes = judged(numbers)
-    assert outcomes[TRAINED:] == [SEEN] * 2
-    # With two networks alone the trend with the ratio is too weak to be significant.
-    assert outcomes[UNTRAINED] == PARTLY
-    for row in [*numbers["untrained"], *numbers["trained"]]:
-        row |= {"steps": 7.0, "escaped": 0.0}
-    outcomes = judged(numbers)
-    assert outcomes[TRAINED:] == [NOT_SEEN] * 2 and outcomes[UNTRAINED] == PARTLY, "at the largest scale it is hard"
+SCALES, RATIOS = [0.1, 1.0, 10.0], [0.01, 0.1, 1.0]
+SETTINGS = {**QUICK, "scales": SCALES, "ratios": RATIOS, "train_scales": [0.1, 10.0], "train_ratios": RATIOS,
+            "seeds": 3, "epochs": [0, 1, 2], "steps": 100}
+Count = Callable[[int, int, int], float]  # of the places of scale and ratio in their lists, and the seed or epoch
 
 
-def test_intervals_of_trainings_need_two_seeds() -> None:
-    assert all(mode["seeds"] >= 2 for mode in MODES.values())
-    with pytest.raises(ValueError, match="at least two"):
-        interval([0.0])
+def untrained(steps: Count, escaped: Count = lambda *_: 1.0) -> dict[str, Any]:
+    """Numbers of both rules alike; those of training have no effect."""
+    rows = [{"rule": rule, "scale": scale, "ratio": ratio, "seed": seed, "steps": steps(i, j, seed),
+             "escaped": escaped(i, j, seed)}
+            for rule in image_escape.RULES for i, scale in enumerate(SCALES) for j, ratio in enumerate(RATIOS)
+            for seed in range(3)]
+    return {"untrained": rows, "trained": trained(lambda *_: 20.0)["trained"]}
+
+
+def trained(steps: Count, escaped: Count = lambda *_: 1.0) -> dict[str, Any]:
+    rows = [{"rule": rule, "scale": scale, "ratio": ratio, "seed": seed, "epoch": epoch, "clean": 1.0, "pgd": 1.0,
+             "steps": min(steps(i, j, epoch) + 0.01 * seed, 101.0), "escaped": escaped(i, j, epoch)}
+            for rule in image_escape.RULES for i, scale in enumerate((0.1, 10.0)) for j, ratio in enumerate(RATIOS)
+            for epoch in (0, 1, 2) for seed in range(3)]
+    return {"trained": rows}
+
+
+def untrained_outcomes(steps: Count, escaped: Count = lambda *_: 1.0) -> list[str]:
+    return judged(untrained(steps, escaped), SETTINGS)[:TRAINED]
+
+
+def trained_verdicts(steps: Count, escaped: Count = lambda *_: 1.0) -> list[Verdict]:
+    return judge({**untrained(lambda *_: 20.0), **trained(steps, escaped)}, SETTINGS)[TRAINED:]
+
+
+def test_no_effect_at_all_is_not_seen() -> None:
+    assert judged(untrained(lambda *_: 20.0), SETTINGS) == [NOT_SEEN] * 4
+
+
+def test_steps_that_rise_are_seen_where_leaving_is_easy_at_the_smallest_scale() -> None:
+    def rising(i: int, j: int, _: int) -> float:
+        return 1.0 + 5 * i + 2 * j
+
+    def hard_when_large(i: int, *_: int) -> float:
+        return 0.2 if i == 2 else 0.9
+    assert untrained_outcomes(rising, hard_when_large) == [SEEN] * 2
+    assert untrained_outcomes(rising) == [PARTLY] * 2, "easy at the largest scale too"
+    assert untrained_outcomes(rising, lambda *_: 0.2) == [NOT_SEEN, PARTLY], "hard everywhere: of steps that are a " \
+        "share of eps ease is not asked"
+    assert untrained_outcomes(lambda *_: 101.0, lambda *_: 0.0) == [NOT_SEEN] * 2
+    assert untrained_outcomes(lambda i, j, k: 50 - rising(i, j, k)) == [NOT_SEEN] * 2
+
+
+def test_networks_that_disagree_count_once_each() -> None:
+    """Two rise with scale and ratio, one falls: 27 pairs would be significant, three networks are not."""
+    def split(i: int, j: int, seed: int) -> float:
+        return 20.0 - 2 * (i + j) if seed == 2 else 20.0 + 2 * (i + j)
+    numbers = untrained(split)
+    assert judged(numbers, SETTINGS)[:TRAINED] == [NOT_SEEN] * 2
+    assert OPEN in judge(numbers, SETTINGS)[UNTRAINED].why
+
+
+def test_ratios_that_are_at_one_end_at_every_scale_cannot_tell() -> None:
+    def one_of_three(i: int, j: int, _: int) -> float:
+        return (1.0, 2.0 + i, 101.0)[j]
+
+    def two_of_three(i: int, j: int, _: int) -> float:
+        return (1.0, 2.0 + i, 50.0 + i)[j]
+    for steps, said in ((one_of_three, UNABLE), (two_of_three, HOLDS)):
+        why = judge(untrained(steps), SETTINGS)[UNTRAINED].why
+        assert f"ratios that can tell ({said};" in why
+
+
+def test_training_makes_leaving_harder_and_the_more_so_at_a_large_scale() -> None:
+    def doubling(i: int, _: int, epoch: int) -> float:
+        return 2.0 ** (epoch * (1 + i))
+    assert [v.outcome for v in trained_verdicts(doubling)] == [SEEN] * 2
+    assert [v.outcome for v in trained_verdicts(doubling, lambda *_: 0.3)] == [NOT_SEEN, SEEN], "not easy to begin with"
+    alike = trained_verdicts(lambda i, j, epoch: 2.0**epoch)
+    assert [v.outcome for v in alike] == [PARTLY] * 2
+    falling = trained_verdicts(lambda i, j, epoch: 20.0 - 5 * epoch)
+    assert [v.outcome for v in falling] == [NOT_SEEN] * 2 and all(AGAINST in v.why for v in falling)
+
+
+def test_counts_that_end_at_the_limit_do_not_say_that_nothing_rose() -> None:
+    """At the large scale two ratios are at the limit already; with one of them, the others are compared alone."""
+    def full(of: int) -> Count:
+        return lambda i, j, epoch: 101.0 if i and j < of else 2.0 ** (epoch * (1 + i))
+    one, two = trained_verdicts(full(1)), trained_verdicts(full(2))
+    assert [v.outcome for v in one] == [SEEN] * 2 and "3 at scale 10 after 1 epochs" in one[0].why
+    assert [v.outcome for v in two] == [PARTLY] * 2
+    assert all(f"only 1 of 3 ratios can tell (above zero is asked for; {UNABLE})" in v.why for v in two)
+    # What the small scale rose is its least: the large one may have risen less, the numbers cannot tell.
+    short = trained_verdicts(lambda i, j, epoch: (4.0 if epoch < 2 else 101.0) / (2 if i and epoch < 2 else 1))
+    assert [v.outcome for v in short] == [PARTLY] * 2 and all(UNABLE in v.why for v in short)
+    least = trained_verdicts(lambda i, j, epoch: (2.0 + 60 * (epoch == 2)) if i == 0 else 80.0 + 21 * (epoch == 2))
+    assert [v.outcome for v in least] == [PARTLY] * 2 and all(OPEN in v.why for v in least)
+
+
+def test_one_training_could_not_have_shown_anything() -> None:
+    settings = {**SETTINGS, "seeds": 1}
+    numbers = untrained(lambda i, j, _: 1.0 + i + j)
+    numbers = {name: [r for r in rows if r["seed"] == 0] for name, rows in numbers.items()}
+    found = judge(numbers, settings)
+    assert [v.outcome for v in found] == [NOT_SEEN] * 4 and all(UNABLE in v.why for v in found)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("scales", [0.1, 10.0]), ("ratios", [1.0, 0.1, 0.01]), ("train_scales", [0.1]), ("epochs", [0, 3]),
+    ("epochs", [1, 2, 3]), ("seeds", 0), ("train_ratios", []), ("train_ratios", [-0.1])])
+def test_settings_that_allow_no_verdict_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(SystemExit, match=name):
+        check({**QUICK, name: value})
+
+
+def test_settings_of_all_modes_allow_verdicts() -> None:
+    for mode in MODES.values():
+        check(mode)

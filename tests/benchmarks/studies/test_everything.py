@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.studies import everything
-from benchmarks.studies.everything import ON_MNIST, STUDIES, command, main, page, parser, runs
+from benchmarks.studies.everything import ON_MNIST, STUDIES, command, introduction, main, page, parser, runs
 from benchmarks.studies.study import HOME, MNIST, Context, perform
 from tests.benchmarks.studies.toy import STUDY
 
@@ -87,6 +87,24 @@ def test_the_page_is_computed_from_the_records(tmp_path: Path, monkeypatch: pyte
     one["verdicts"][0] |= {"outcome": "not seen", "why": "From 3 to 2."}
     (folder / "one.json").write_text(json.dumps(one))
     assert "- **Not seen**: Values grow (Figure 1). From 3 to 2." in page(folder)
+
+
+def test_the_introduction_says_what_was_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(everything, "STUDIES", ("one", "two"))
+    one, two = ({"study": name, "mode": "default", "overriding": {}} for name in ("one", "two"))
+    mnist = {**two, "mode": "mnist"}
+
+    def said(*records: dict[str, Any]) -> str:
+        return " ".join(introduction(records).split())
+    text = said(one, two, mnist)
+    assert "Measured in mode default: one, two. Measured in mode mnist: two. Mode paper" in text
+    assert text.endswith("was not run.") and "check that scripts run" not in text and "Not measured" not in text
+    text = said({**one, "mode": "paper"}, two)
+    assert "Measured in mode default: two. Measured in mode paper: one." in text and "was not run" not in text
+    text = said({**one, "mode": "quick", "overriding": {"seeds": [1]}})
+    assert "in mode quick: one (some settings otherwise). Mode quick is a check" in text
+    assert text.endswith("Not measured: two.")
+    assert said().endswith("Not measured: one, two.")
 
 
 def test_the_page_says_what_measures_the_same_again(tmp_path: Path) -> None:

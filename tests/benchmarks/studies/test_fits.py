@@ -6,7 +6,22 @@ import math
 
 import pytest
 
-from benchmarks.studies.fits import exponent, exponents, interval, rank_correlation, rises, share, told, trend
+from benchmarks.studies.fits import (
+    AGAINST,
+    HOLDS,
+    OPEN,
+    UNABLE,
+    exponent,
+    exponents,
+    interval,
+    rank_correlation,
+    rises,
+    share,
+    standing,
+    together,
+    told,
+    trend,
+)
 
 
 def test_power_laws_are_recovered() -> None:
@@ -63,3 +78,12 @@ def test_a_trend_counts_every_run_once() -> None:
 def test_no_exponent_of_a_single_place() -> None:
     with pytest.raises(ValueError, match="two different x"):
         exponent([2.0, 2.0], [1.0, 3.0])
+
+
+def test_an_interval_holds_contradicts_leaves_open_or_cannot_say() -> None:
+    above, around, flat = interval([1.0, 1.1, 1.2]), interval([-1.0, 0.0, 1.5]), interval([0.0, 0.0])
+    assert [standing(found) for found in (above, around, flat, interval([1.0]))] == [HOLDS, OPEN, AGAINST, UNABLE]
+    assert [standing(found, sign=-1) for found in (above, around, flat)] == [AGAINST, OPEN, AGAINST]
+    assert standing(above, 2) == AGAINST and standing(above, 2, -1) == HOLDS and standing(above, 1.1) == OPEN
+    assert together([HOLDS, OPEN, UNABLE, AGAINST]) == AGAINST and together([HOLDS, OPEN, UNABLE]) == UNABLE
+    assert together([HOLDS, OPEN]) == OPEN and together([HOLDS]) == HOLDS

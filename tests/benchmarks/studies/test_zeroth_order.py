@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.studies.study import NOT_SEEN, PARTLY, SEEN, Context, perform
+from benchmarks.studies.study import (
+    AGAINST,
+    HOLDS,
+    NOT_SEEN,
+    OPEN,
+    PARTLY,
+    SEEN,
+    SILENT,
+    Context,
+    perform,
+)
 from benchmarks.studies.zeroth_order import (
     EXACT,
     METHODS,
@@ -19,11 +30,15 @@ from benchmarks.studies.zeroth_order import (
     PROFILES,
     STUDY,
     Problem,
+    _times,
     arrivals,
+    check,
     descent,
+    freed,
     game_rate,
     judge,
     leave,
+    measure,
     play,
 )
 from verifier.attacks.draws import Draws
@@ -156,24 +171,122 @@ def planted(record: dict[str, Any], power: float, dimension_power: float) -> dic
 def test_verdicts_follow_the_exponents(record: dict[str, Any]) -> None:
     assert judged(planted(record, 1.0, 1.0))[:5] == [SEEN] * 5
     assert judged(planted(record, 1.0, 2.0))[2:5] == [NOT_SEEN, PARTLY, NOT_SEEN]
-    assert judged(planted(record, 1.5, 1.0))[:4] == [PARTLY, NOT_SEEN, SEEN, PARTLY]
+    assert judged(planted(record, 1.5, 1.0))[:4] == [NOT_SEEN, NOT_SEEN, SEEN, PARTLY]
     assert judged(planted(record, 1.0, 0.0))[4] == NOT_SEEN, "no price of the dimension"
+
+
+def test_an_upper_end_says_whether_it_is_attained(record: dict[str, Any]) -> None:
+    """Steps that know no dimension are of at most order d, and the sentence says that none needs the whole of it."""
+    constant = judge(planted(record, 0.0, 0.0), MODES["quick"])
+    whole = judge(planted(record, 1.0, 1.0), MODES["quick"])
+    for k, variable in ((0, "1/eps"), (1, "1/eps"), (2, "d")):
+        assert "at most" in constant[k].claim
+        assert f"The order in {variable} is attained (interval within 0.1 of 1) by none" in constant[k].why
+        assert "is attained (interval within 0.1 of 1) by G" in whole[k].why.replace("by gradient", "by G")
+
+
+def test_one_exponent_of_many_is_no_part(record: dict[str, Any]) -> None:
+    """Of twelve intervals one holds by chance now and then."""
+    numbers = planted(record, 1.5, 1.5)
+    good = planted(record, 1.0, 1.0)
+    one = next(k for k, row in enumerate(numbers["complexity"]) if row["method"] == "zoo" and row["by"] == "d")
+    numbers["complexity"][one] = good["complexity"][one]
+    verdict = judge(numbers, MODES["quick"])[3]
+    assert verdict.outcome == NOT_SEEN and "Of 12 parts the numbers show 1, contradict 11" in verdict.why
 
 
 def test_what_did_not_arrive_is_not_seen(record: dict[str, Any]) -> None:
     numbers = planted(record, 1.0, 1.0)
     for row in numbers["complexity"]:
         row["steps"][0][-1] = None
-    assert judged(numbers)[:5] == [NOT_SEEN] * 5
+    verdicts = judge(numbers, MODES["quick"])[:5]
+    assert [v.outcome for v in verdicts] == [NOT_SEEN] * 5
+    assert all("could not have shown" in v.why for v in verdicts)
+    for row in numbers["complexity"]:
+        row["steps"] = [[None] * len(row["at"]) for _ in row["steps"]]
+    for kind in numbers["saddle"]["steps"].values():
+        kind |= {"plain": [None] * 4, "perturbed": [[None] * 5] * 4}
+    for drawing in STUDY.draw(numbers, MODES["quick"]).values():
+        drawing.figure.savefig(BytesIO())  # empty axes can be drawn
+    assert "could not have shown" in judge(numbers, MODES["quick"])[6].why
+    numbers["gaps"] = {profile: [1e-3] * 3 for profile in PROFILES}  # the bound lies far below the limit on steps
+    assert "contradict 1" in judge(numbers, MODES["quick"])[0].why
+
+
+def test_one_run_shows_no_exponent(record: dict[str, Any]) -> None:
+    numbers = planted(record, 1.0, 1.0)
+    for row in numbers["complexity"]:
+        row["steps"] = row["steps"][:1]
+    numbers["gaps"] = {profile: [1e6] for profile in PROFILES}
+    for verdict in judge(numbers, MODES["quick"])[1:5]:
+        assert verdict.outcome == NOT_SEEN and "could not have shown" in verdict.why
+        assert "inf" not in verdict.why and "nan" not in verdict.why
+
+
+def test_the_middle_of_two_seeds_is_between_them() -> None:
+    rows = [{"by": "d", "profile": "well", "method": "gd", "steps": [[10], [10]]},
+            {"by": "d", "profile": "well", "method": "zoo", "steps": [[100], [300]]}]
+    assert _times({"complexity": rows}, "well", "zoo") == "20 times"
+
+
+def test_starts_that_end_elsewhere_refute_or_leave_open(record: dict[str, Any]) -> None:
+    """That the line into the saddle is never left is no part of this: it cannot be."""
+    numbers = copy.deepcopy(record["numbers"])
+    random = numbers["saddle"]["random"]
+    assert judged(numbers)[5] == SEEN
+    for minima, saddle, words in ((0, 0, "leave the claim open"), (99, 0, "leave the claim open"),
+                                  (99, 1, "contradict the claim"), (0, 100, "contradict the claim")):
+        random |= {"at_minima": minima, "at_saddle": saddle}
+        verdict = judge(numbers, MODES["quick"])[5]
+        assert verdict.outcome == NOT_SEEN and words in verdict.why
+    random |= {"starts": 1, "at_minima": 1, "at_saddle": 0}
+    assert "could not have shown" in judge(numbers, MODES["quick"])[5].why, "one start is not almost every one"
+
+
+@pytest.mark.parametrize(("alone", "runs", "state"), [
+    (None, [50, 60], HOLDS), (200, [50, 60], HOLDS), (55, [50, 60], OPEN), (20, [50, 51], AGAINST),
+    (200, [50, None], AGAINST), (None, [50, None], SILENT), (200, [50], SILENT)])
+def test_what_perturbed_runs_say_beside_one_alone(alone: int | None, runs: list[int | None], state: str) -> None:
+    assert freed(alone, runs, 300) == state
+
+
+def test_perturbations_that_free_only_the_line_are_not_enough(record: dict[str, Any]) -> None:
+    numbers = copy.deepcopy(record["numbers"])
+    for kind in numbers["saddle"]["steps"].values():
+        kind["plain"] = [None, *([1] * (len(kind["plain"]) - 1))]
+    assert judged(numbers)[6] == NOT_SEEN, "two of six parts"
 
 
 def test_verdicts_on_saddles_and_games_follow_the_numbers(record: dict[str, Any]) -> None:
     numbers = copy.deepcopy(record["numbers"])
     assert judged(numbers)[5:] == [SEEN] * 5
-    numbers["saddle"]["random"]["at_minima"] -= 1
+    numbers["saddle"]["random"] |= {"at_minima": 0, "at_saddle": 1}
     for kind in numbers["saddle"]["steps"].values():
         kind["plain"] = [1] * len(kind["plain"])
     for way in numbers["game"]["ways"].values():
         way["rate"] = [-rate for rate in way["rate"]]
     numbers["game"]["ways"]["alternating"] |= {"drift": 1.0, "late": [[0.1] * 3, [0.1] * 3]}
-    assert judged(numbers)[5:] == [NOT_SEEN] * 5
+    verdicts = judge(numbers, MODES["quick"])[5:]
+    assert [v.outcome for v in verdicts] == [NOT_SEEN] * 5 and all("contradict" in v.why for v in verdicts)
+    numbers["game"]["ways"]["optimistic"]["rate"] = [-1.0, 1.0, 0.1]
+    assert "leave the claim open" in judge(numbers, MODES["quick"])[8].why
+
+
+# ---------------------------------------------------------------------- settings
+
+@pytest.mark.parametrize(("key", "value", "words"), [
+    ("levels", [0.01], "two or more different"), ("levels", [0.01, 0.01], "two or more different"),
+    ("levels", [0.5, 0.01], "below 0.0"), ("level", 0.5, "below 0.0"), ("dimensions", [4], "two or more different"),
+    ("dimensions", [4, 0], "whole numbers"), ("nearness", [1, 2], "1e-06 or nearer"),
+    ("nearness", [0, 12], "below 0.5"),
+    ("seeds", 0, "from 1 on"), ("saddle_seeds", 0, "from 1 on"), ("game_seeds", 1.5, "whole number"),
+    ("game_steps", 100, "at least 251"), ("game_rate", 2.0, "below 2"), ("rate", 1.5, "below 1"),
+    ("width", 0, "above 0")])
+def test_settings_without_verdicts_are_refused_before_measuring(key: str, value: Any, words: str) -> None:
+    with pytest.raises(SystemExit, match=f"--set {key}=.*{words}"):
+        measure({**MODES["quick"], key: value}, Context(lambda text: pytest.fail("it measured")))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_settings_of_every_mode_are_accepted(mode: str) -> None:
+    check(MODES[mode])

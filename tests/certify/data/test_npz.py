@@ -47,6 +47,25 @@ def test_the_range_is_the_stored_one_or_what_inputs_allow(arrays: dict[str, Any]
     assert load(stored(tmp_path, **{"x": X, "y": Y} | arrays)).clip == clip
 
 
+def test_an_end_that_is_no_float32_is_still_an_end(tmp_path: Path) -> None:
+    end = float(np.float32(0.1))
+    assert end > 0.1
+    for top in (np.full((23, 2, 3), 0.1), np.full((23, 2, 3), 0.1, np.float32), np.full((23, 2, 3), end)):
+        x = np.where(X < 0.5, top, -top)
+        data = load(stored(tmp_path, x=x, y=Y, clip=np.array([-0.1, 0.1])))
+        assert data.clip == (-0.1, 0.1)
+        for part in (data.train.x, data.test.x):
+            inside = np.nextafter(np.float32(0.1), np.float32(0))
+            assert set(part.abs().flatten().tolist()) == {float(inside)} and float(inside) < 0.1
+    with pytest.raises(ValueError, match=r"clip is \[0.0, 0.1\], and inputs lie between 0.0 and 0.10000001"):
+        load(stored(tmp_path, x=np.minimum(X, np.nextafter(np.float32(0.1), np.float32(1))) * (X > 0.05), y=Y,
+                    clip=np.array([0.0, 0.1])))
+
+
+def test_labels_need_not_be_dense(tmp_path: Path) -> None:
+    assert load(stored(tmp_path, x=X, y=(Y * 4).astype(np.uint64))).classes == 9
+
+
 def test_bytes_stay_bytes_and_the_model_divides(tmp_path: Path) -> None:
     pixels = RNG.integers(0, 256, (10, 2, 3), dtype=np.uint8)
     path = stored(tmp_path, x=pixels, y=Y[:10])
@@ -69,7 +88,16 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "labels of text": ({"x": X, "y": np.array(["a"] * 23)}, "integer labels"),
     "a label below 0": ({"x": X, "y": Y - 1}, "label -1 of example 0 is out of range"),
     "a label too few": ({"x": X, "y": Y[1:]}, "expected one label an input"),
+    "a label beyond int64": ({"x": X, "y": Y.astype(np.uint64) + np.uint64(2**63)},
+                             f"label {2**63} of example 0 is out of range"),
+    "a label that no model has room for": ({"x": X, "y": Y << 40}, f"label {2 << 40} is out of range"),
     "one class": ({"x": X, "y": Y * 0}, "one class only"),
+    "one class that is not the first": ({"x": X, "y": Y * 0 + 3}, "one class only"),
+    "bytes to train with alone": ({"x": (X * 9).astype(np.uint8), "y": Y, "x_test": X, "y_test": Y},
+                                  "x holds uint8 and x_test float32, expected uint8 in both or in neither"),
+    "bytes to test with alone": ({"x": X, "y": Y, "x_test": (X * 9).astype(np.uint8), "y_test": Y,
+                                  "clip": np.array([0.0, 9.0])}, "expected uint8 in both or in neither"),
+    "clip upside down": ({"x": X, "y": Y, "clip": np.array([1.0, 0.0])}, "expected LO <= HI"),
     "too few": ({"x": X[:4], "y": Y[:4]}, "expected at least 5"),
     "nothing": ({"x": X[:0], "y": Y[:0]}, "no examples"),
     "one number": ({"x": np.float32(1), "y": np.int64(1)}, "expected one label an input"),

@@ -94,12 +94,33 @@ def test_a_named_data_set_brings_its_range() -> None:
     for flags, clip in (([], [0.0, 1.0]), (["--no-clip"], None), (["--clip", "-1", "2"], [-1.0, 2.0])):
         done = CliRunner().invoke(command, [*arguments, *flags])
         assert done.exit_code == 0 and lines("f.jsonl")[-1]["clip"] == clip
-    data, clip = examples_of("digits", (64,), 10)
-    assert data.x.shape == (360, 64) and clip == (0.0, 1.0)
+    data, clip, part = examples_of("digits", (64,), 10)
+    assert data.x.shape == (360, 64) and clip == (0.0, 1.0) and part == "the test set"
     with pytest.raises(ValueError, match=r"has inputs of shape \(1, 8, 8\), the network expects \(3, 3\)"):
         examples_of("digits", (3, 3), 10)
     with pytest.raises(ValueError, match="10 classes, the network 4 outputs"):
         examples_of("digits", (64,), 4)
+
+
+def test_of_a_file_the_test_part_and_the_stored_range_are_taken_and_told() -> None:
+    def told(*flags: str) -> tuple[list[int], Any, str]:
+        done = call("--json", "found.jsonl", "--attacks", "none", "--method", "ibp", *flags)
+        assert done.exit_code == 0, done.output
+        *records, total = lines()
+        return [r["label"] for r in records], total.get("clip"), done.stderr.splitlines()[0]
+    assert told() == ([0] * 7, None, "data.npz: 7 of 7 examples of x, y, no clip")
+    pixels = np.array([[200, 10], [0, 255]], np.uint8)
+    np.savez("data.npz", x=pixels, y=LABELS[:2], x_test=pixels[::-1], y_test=np.array([0, 1]))
+    assert told() == ([0, 1], [0.0, 255.0], "data.npz: 2 of 2 examples of x_test, y_test, clip [0, 255]")
+    np.savez("data.npz", x=POINTS, y=LABELS, x_test=POINTS, y_test=LABELS + 1, clip=np.array([0.25, 2]))
+    stored = told("--count", "3")
+    assert stored == ([1] * 3, [0.25, 2.0], "data.npz: 3 of 7 examples of x_test, y_test, clip [0.25, 2]")
+    assert told("--no-clip")[1:] == (None, "data.npz: 7 of 7 examples of x_test, y_test, no clip")
+    assert told("--clip", "0", "1")[1:] == ([0.0, 1.0], "data.npz: 7 of 7 examples of x_test, y_test, clip [0, 1]")
+    smooth = call("--smoothing", "0.1", "--samples", "100")
+    assert smooth.stderr.splitlines()[0] == "data.npz: 7 of 7 examples of x_test, y_test"
+    np.savez("data.npz", x=POINTS, y=LABELS, x_test=pixels, y_test=LABELS[:2])
+    refused("data.npz: x holds float32 and x_test uint8", *BASE)
 
 
 def test_a_smoothed_classifier_is_estimated() -> None:
@@ -161,7 +182,11 @@ def test_a_run_that_was_interrupted_goes_on(monkeypatch: pytest.MonkeyPatch) -> 
         return piece(worker, places)
     monkeypatch.setattr(module.Evaluator, "piece", stopping)
     stopped = call("--out", "run", "--batch", "2", "--json", "found.jsonl")
-    assert stopped.stdout.startswith("interrupted") and lines()[-1]["left"] == 3 and lines()[-1]["count"] == 4
+    assert stopped.stdout.startswith("interrupted  3 of 7 not done\naccuracy")
+    assert lines()[-1]["left"] == 3 and lines()[-1]["count"] == 4
+    total = lines()[-1]
+    assert total["certified"] == 1 / 7 and total["attacked"] == 4 / 7 and set(total["intervals"].values()) == {None}
+    assert "attacked    57.14 %      4 of     7  at most" in stopped.stdout
     assert "already holds a run" in call("--out", "run").stderr
     assert "was run with attacks ['pgd-20'], not []" in call("--out", "run", "--resume", "--attacks", "none").stderr
     done.clear()

@@ -234,6 +234,22 @@ def test_a_summary_of_nothing_says_so() -> None:
     assert table(total)[1].split() == ["clean", "-"]
 
 
+@pytest.mark.parametrize("done", [1, 5, 20])
+def test_a_part_of_a_run_bounds_the_whole_of_it(done: int) -> None:
+    """Whichever examples come first: here those that fall, as in a run whose hard ones are still open."""
+    records = [{"clean": i > 2, "pgd-20": i > 4, "attacked": i > 6, "certified": i > 14, "evidence": "float",
+                "by": "crown", "reason": None} for i in range(20)]
+    whole, part = (summary(records[:n], ("pgd-20",), as_facts(Asked(0.1)), 20 - n) for n in (20, done))
+    assert part["certified"] <= whole["certified"] == 0.25
+    assert part["clean"] >= whole["clean"] and part["attacks"]["pgd-20"] >= whole["attacks"]["pgd-20"]
+    assert part["attacked"] >= whole["attacked"] == 0.65 and part["counts"]["attacked"] == 20 * part["attacked"]
+    assert (part["count"], part["left"]) == (done, 20 - done)
+    if done < 20:
+        assert set(part["intervals"].values()) == {None}, "what is done is no random part"
+        assert [line.split()[-2:] for line in table(part)[1:]] == [["at", "most"]] * 3 + [["at", "least"]]
+        assert "interval" not in table(part)[0] and all("of    20" in line for line in table(part)[1:])
+
+
 def test_the_least_evidence_counts() -> None:
     def record(evidence: str | None) -> dict[str, Any]:
         certified = evidence is not None
@@ -268,6 +284,30 @@ def test_inputs_outside_the_range_are_refused_before_any_work(net: Path, monkeyp
     monkeypatch.setattr(module, "answers", lambda *_, **__: pytest.fail("work began"))
     with pytest.raises(ValueError, match=r"input 1 has entries from 0\.7 to 1\.5, outside the clip range"):
         evaluate(net, (np.array([[0.5, 0.6], [1.5, 0.7]]), LABELS[:2]), eps=0.1, clip=CLIP)
+
+
+def test_a_range_may_end_between_two_float32(net: Path) -> None:
+    """Inputs that reach it lie at the last number inside, with counterexamples inside as well."""
+    low, high = -0.1, float(np.nextafter(float(np.float32(0.7)), 0))
+    assert float(np.float32(low)) < low and float(np.float32(high)) > high
+    x = np.array([[0.7, 0.7], [0.7, 0.35]], np.float32)
+    found = evaluate(net, (x, LABELS[:2]), eps=0.1, clip=(low, high), attacks=("fgsm",))
+    assert [r["certified"] for r in found.records] == [True, False]
+    assert data_of(x, LABELS[:2]).within((low, high)).x.max() == np.nextafter(np.float32(0.7), np.float32(0))
+    with pytest.raises(ValueError, match=r"input 0 has entries from 0\.7 to 0\.7, outside"):
+        data_of(x, LABELS[:2]).within((0.0, float(np.nextafter(np.float32(0.7), np.float32(0)))))
+    with pytest.raises(ValueError, match="outside the clip range"):
+        data_of(np.full((1, 2), 0.1, np.float32), LABELS[:1]).within((0.1, 0.1))
+
+
+def test_of_a_file_with_a_test_part_that_is_evaluated_in_its_range(net: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "own.npz", x=POINTS[::-1], y=LABELS, x_test=POINTS[:3], y_test=LABELS[:3],
+             clip=np.array([0.0, 0.9]))
+    found = evaluate(net, tmp_path / "own.npz", eps=0.2, attacks=())
+    same = evaluate(net, (POINTS[:3], LABELS[:3]), eps=0.2, attacks=(), clip=(0.0, 0.9))
+    assert [r["certified"] for r in found.records] == [r["certified"] for r in same.records]
+    assert found.summary["clip"] == [0.0, 0.9] and found.summary["count"] == 3
+    assert evaluate(net, tmp_path / "own.npz", eps=0.2, attacks=(), clip=None).summary["clip"] is None
 
 
 def test_the_door_is_the_package() -> None:

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,9 @@ from verifier.radius import search
 from verifier.radius.balls import Balls
 from verifier.radius.engines import Engine
 from verifier.radius.interval import Contradiction, RadiusInterval
+from verifier.radius.safe_radius import Parts, balls_of, first_ends
 from verifier.radius.search import Attempt, RadiusSearch
+from verifier.radius.upper import nearest_witnesses
 from verifier.witness import OnnxReplayer, Witness
 
 NORM = {"inf": math.inf, "2": 2.0, "1": 1.0}
@@ -71,6 +74,41 @@ def test_where_nothing_of_the_range_is_unsafe_the_radius_is_infinite(method: str
     graph = build.graph("flat")
     found = safe_radius(graph, np.array([0.5, 0.5]), 0, replayer=GraphReplayer(graph), clip=(0.0, 1.0), method=method)
     assert found.lower == math.inf and found.upper == math.inf and found.witness is None and found.gap == 0
+
+
+def kinked() -> Graph:
+    """Logits relu(x + 0.05) + 0.5 and 0: of a ReLU that leans to its open side CROWN's lower line falls below 0, where
+    intervals stay."""
+    build = GraphBuilder((1,), torch.float32)
+    build.add(Linear(torch.tensor([[1.0]]), torch.tensor([0.05])))
+    build.add(Relu())
+    build.add(Linear(torch.tensor([[1.0], [0.0]]), torch.tensor([0.5, 0.0])))
+    return build.graph("kinked")
+
+
+def test_intervals_have_their_say_before_lines() -> None:
+    graph = kinked()
+    balls = balls_of(Parts.of(graph, GraphReplayer(graph)), np.zeros((1, 1)), np.array([0]), norm=math.inf,
+                     clip=(-2.0, 2.0), mask=None, target=None)
+    (found,) = first_ends(Parts.of(graph, GraphReplayer(graph)), balls, tolerance=TOLERANCE, deadline=Deadline())
+    assert (found.lower, found.lower_by) == (math.inf, "ibp")
+    (lines,) = first_ends(Parts.of(graph, GraphReplayer(graph)), balls, "crown", tolerance=TOLERANCE,
+                          deadline=Deadline())
+    assert lines.lower == pytest.approx(0.55, abs=2 * TOLERANCE)
+
+
+def test_attacks_leave_time_for_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, replayer, x, y = digits()
+
+    def slow(*where: Any, deadline: Deadline, **how: Any) -> Any:
+        found = nearest_witnesses(*where, deadline=deadline, **how)
+        time.sleep(deadline.left())
+        return found
+    monkeypatch.setattr("verifier.radius.safe_radius.nearest_witnesses", slow)
+    parts = Parts.of(graph, replayer)
+    balls = balls_of(parts, x[:1], y[:1], norm=math.inf, clip=(0.0, 1.0), mask=None, target=None)
+    (found,) = first_ends(parts, balls, tolerance=TOLERANCE, deadline=Deadline.starting_now(2.0))
+    assert found.lower > 0
 
 
 def digits() -> tuple[Graph, OnnxReplayer, np.ndarray, np.ndarray]:

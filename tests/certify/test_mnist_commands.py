@@ -1,4 +1,4 @@
-"""The commands for a GPU that the documentation shows: each is read as the command line reads it, and takes a step."""
+"""The commands for MNIST that the documentation shows: each is read as the command line reads it, and takes a step."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from certify.settings import TrainSettings
 from certify.trainer import Trainer
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "training.md"
-CHAPTER = PAGE.read_text(encoding="utf-8").split("## On a GPU")[1].split("\n## ")[0]
-COMMANDS = re.findall(r"^rmax (train|evaluate) (.*)$", CHAPTER, re.MULTILINE)
+CHAPTERS = {title: PAGE.read_text(encoding="utf-8").split(f"\n## {title}")[1].split("\n## ")[0]
+            for title in ("MNIST on two cores", "On a GPU")}
+LINES = {title: re.findall(r"^rmax (train|evaluate) (.*)$", text, re.MULTILINE) for title, text in CHAPTERS.items()}
+COMMANDS = [("cuda" if title == "On a GPU" else "cpu", name, words)
+            for title, lines in LINES.items() for name, words in lines]
 
 
 def made(*_: object, **__: object) -> TrainingData:
@@ -32,12 +35,12 @@ def made(*_: object, **__: object) -> TrainingData:
 class Read(Exception):
     """The settings that the command line came to."""
 
-    def __init__(self, settings: TrainSettings, device: str) -> None:
+    def __init__(self, settings: TrainSettings, device: str | None) -> None:
         self.settings, self.device = settings, device
 
 
 def read(monkeypatch: pytest.MonkeyPatch, words: str) -> Read:
-    def training(settings: TrainSettings, *, device: str, **_: Any) -> None:
+    def training(settings: TrainSettings, *, device: str | None, **_: Any) -> None:
         raise Read(settings, device)
     monkeypatch.setattr("certify.cli.train.check_device", lambda device: None)
     monkeypatch.setattr("certify.data.registry.load", made)
@@ -47,8 +50,10 @@ def read(monkeypatch: pytest.MonkeyPatch, words: str) -> Read:
     return result.exception
 
 
-def test_the_chapter_has_them_all() -> None:
-    trained = [words for name, words in COMMANDS if name == "train"]
+def test_the_chapters_have_them_all() -> None:
+    assert [("--eps 0.1" in words, "--eps 0.3" in words) for device, name, words in COMMANDS if device == "cpu"] == [
+        (True, False), (False, True)]
+    trained = [words for device, name, words in COMMANDS if device == "cuda" and name == "train"]
     for wanted in ("fast-ibp --eps 0.1", "fast-ibp --eps 0.3", "crown-ibp --eps 0.1", "crown-ibp --eps 0.3",
                    "mtl-ibp", "wk-small --method wong-kolter", "wk-large --method wong-kolter", "pgd --eps 0.3",
                    "dynamic --eps 0.3"):
@@ -56,10 +61,10 @@ def test_the_chapter_has_them_all() -> None:
     assert len({words.split("--out")[1] for words in trained}) == len(trained)
 
 
-@pytest.mark.parametrize("words", [words for name, words in COMMANDS if name == "train"])
-def test_each_takes_a_step(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("device", "words"), [(device, words) for device, name, words in COMMANDS if name == "train"])
+def test_each_takes_a_step(device: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = read(monkeypatch, words)
-    assert found.device == "cuda" and found.settings.data == "mnist"
+    assert (found.device or "cpu") == device and found.settings.data == "mnist"
     data = made()
     trainer = Trainer(replace(found.settings, validation=4), data)
     trainer.method.prepare(trainer.model, data.train.x, data.train.y, trainer.memory, 0)
@@ -69,7 +74,7 @@ def test_each_takes_a_step(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert any(not torch.equal(p, q) for p, q in zip(trainer.module.parameters(), before, strict=True))
 
 
-@pytest.mark.parametrize("words", [words for name, words in COMMANDS if name == "evaluate"])
+@pytest.mark.parametrize("words", [words for _, name, words in COMMANDS if name == "evaluate"])
 def test_each_evaluation_is_read(words: str) -> None:
     with evaluate.command.make_context("evaluate", shlex.split(words)) as context:
         assert context.params["device"] == "cuda" and context.params["data"] == "mnist"
