@@ -154,17 +154,6 @@ class Rank(NamedTuple):
     p: float
     n: int
 
-    @property
-    def rises(self) -> bool:
-        return self.rho > 0 and self.p < fits.SIGNIFICANT
-
-    @property
-    def falls(self) -> bool:
-        return self.rho < 0 and self.p < fits.SIGNIFICANT
-
-    def __str__(self) -> str:
-        return f"rho = {self.rho:+.2f} (n = {self.n}, p = {self.p:.2g})"
-
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> Rank:
     """Where either is constant, or with fewer than three pairs, there is no order to see: 0 with p = 1."""

@@ -334,11 +334,11 @@ def judge_groups(found: Numbers, s: Settings) -> Verdict:
     by_accuracy, by_loss = ranks[kind]
     said = (f"Over a network's groups of equal {kind} the rank correlation of FOSC, mean and 95 % interval over "
             f"networks, is {by_accuracy} with accuracy (needed: above zero) and {by_loss} with loss (needed: below); "
-            f"of the groups of all networks straight lines explain {100 * lines[0]:.0f} % and {100 * lines[1]:.0f} % "
-            f"of the variance. In groups of equal {other}: {ranks[other][0]} and {ranks[other][1]}. Over single "
-            f"examples FOSC goes with the loss at rho = {rho['loss']:+.2f} and with the length of the "
-            f"gradient at rho = {rho['slope']:+.2f}; as a share of the largest value that this length "
-            f"allows, with the loss at rho = {rho['share_loss']:+.2f}.")
+            f"over the groups of all networks straight lines explain {100 * lines[0]:.0f} % and {100 * lines[1]:.0f} % "
+            f"of the variance. In groups of equal {other}: {ranks[other][0]} and {ranks[other][1]}. "
+            "Over single examples FOSC goes with the loss at rho = "
+            f"{rho['loss']:+.2f} and with the length of the gradient at rho = {rho['slope']:+.2f}; as a share of the "
+            f"largest value that this length allows, with the loss at rho = {rho['share_loss']:+.2f}.")
     parts = [above(by_accuracy), below(by_loss)]
     if AGAINST in parts and rho["slope"] > abs(rho["share_loss"]):
         said += (" FOSC is in units of the loss: small where PGD has converged, but also where gradients are small, as "

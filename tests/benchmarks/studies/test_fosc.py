@@ -157,7 +157,7 @@ def grouped(slope: float, ranks: list[float]) -> dict[str, Any]:
 def test_verdict_on_groups(slope: float, ranks: list[float], expected: str, standing: str) -> None:
     """By what networks have in common, and not by how many groups their examples make."""
     found = fosc.judge_groups(grouped(slope, ranks), DEFAULT)
-    assert found.outcome == expected and standing in found.why
+    assert found.outcome == expected and standing in found.why and "{" not in found.why
     assert ("gradients are small" in found.why) == (slope < 0), "told only where it explains something"
 
 
@@ -247,7 +247,7 @@ def test_seeds_that_disagree_leave_open_what_fosc_tells() -> None:
             for k, size in enumerate((1.0, 0.5, 0.25, 0.125))]
     pooled = rank_correlation([v for row in rows for v in row["fosc"]["means"]],
                               [float(v) for row in rows for v in robustness(row)])
-    assert pooled.falls and pooled.n == 24
+    assert pooled.rho < 0 and pooled.p < 0.05 and pooled.n == 24
     found = fosc.judge_indicator({"trainings": rows, "attacks": []})
     assert found.outcome == NOT_SEEN and "left open" in found.why
 
