@@ -19,7 +19,6 @@ rest is ours.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,19 +33,17 @@ from torch import Tensor  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from benchmarks.machine import markdown  # noqa: E402
-from benchmarks.studies.fits import (  # noqa: E402
+from benchmarks.studies.claims import (  # noqa: E402
     AGAINST,
     HOLDS,
     OPEN,
-    UNABLE,
-    exponents,
-    interval,
-    share,
-    standing,
+    SILENT,
+    plain,
+    stands,
     together,
-    told,
-    trend,
+    verdict,
 )
+from benchmarks.studies.fits import exponents, interval, share, told, trend  # noqa: E402
 from benchmarks.studies.image_escape import HALF, RULES, at_an_end  # noqa: E402
 from benchmarks.studies.study import (  # noqa: E402
     PALETTE,
@@ -57,8 +54,8 @@ from benchmarks.studies.study import (  # noqa: E402
     Study,
     Verdict,
     ascending,
-    outcome,
     positive,
+    required,
     run,
 )
 from benchmarks.studies.two_layer import (  # noqa: E402
@@ -276,16 +273,11 @@ def check(settings: Settings) -> None:
     positive(settings, "scales", "ratios", "circle_radii", "radii", "etas", "multiples", "eta", "rate_eps",
              "circle_nets", "circle_width", "leave_limit", "width", "nets", "starts", "ascent_steps", "rate_nets",
              "rate_starts", "rate_limit", "shrink_steps")
-    if settings["d"] < 3:
-        raise SystemExit(f"--set d={settings['d']}: expected at least 3, the circle is looked at anyway")
-    if len(set(settings["etas"])) < 2:
-        raise SystemExit(f"--set etas={json.dumps(settings['etas'])}: expected at least two different ones")
-    if settings["shrink_from"] not in settings["etas"]:
-        raise SystemExit(f"--set shrink_from={settings['shrink_from']:g}: expected one of etas, "
-                         f"{json.dumps(settings['etas'])}")
-    if TIGHT not in settings["multiples"]:
-        raise SystemExit(f"--set multiples={json.dumps(settings['multiples'])}: expected {TIGHT:g} among them: it is "
-                         "the one that is judged")
+    required(settings["d"] >= 3, settings, "d", "at least 3, the circle is looked at anyway")
+    required(len(set(settings["etas"])) > 1, settings, "etas", "at least two different ones")
+    required(settings["shrink_from"] in settings["etas"], settings, "shrink_from", f"one of etas, {settings['etas']}")
+    required(TIGHT in settings["multiples"], settings, "multiples", f"{TIGHT:g} among them: it is the one that is "
+             "judged")
 
 
 def measure(settings: Settings, context: Context) -> Numbers:
@@ -309,39 +301,39 @@ def _judge_rates(found: dict[str, Any], settings: Settings) -> list[Verdict]:
                f"{max(etas):g}")
     # A run that has not arrived may be on its way, and how many steps it takes is not known.
     arrives = AGAINST if found["not_maxima"] else OPEN if found["late"] else HOLDS
-    soon, orders = UNABLE, "how many steps the others take is not known"
+    soon, orders = SILENT, "how many steps the others take is not known"
     if not found["late"]:
         near, long = exponents(etas, by_net[0]), exponents([1 / eta for eta in etas], by_net[1])
-        soon = standing(long, 2 + SLACK, -1)
+        soon = stands(long, below=2 + SLACK)
         orders = (f"the steps go like (1/eta)^{told(long)} (less than {2 + SLACK:g} is asked for; {soon}), interval "
                   f"over networks. That the distance from the maximum goes like eta^{told(near)} follows from where "
                   "runs are stopped, as it is slope by curvature, and is not judged")
-    verdicts = [Verdict(
+    return [verdict(
         "For small eps and eta ascent from a random start comes, in O(1/eta^2) steps, to a point on the sphere beside "
         "a local maximum, with a slope along the sphere of at most sqrt(eta)", "Deng et al. 2020, Theorem 3.1",
-        outcome(arrives == HOLDS, arrives == HOLDS and soon == HOLDS),
+        [arrives, together(arrives, soon)],
         f"{setting}: {len(etas) * starts - found['late']} of {len(etas) * starts} runs came to the sphere with such a "
         f"slope within {settings['rate_limit']} steps, and {found['not_maxima']} of those points did not belong to a "
-        f"maximum, to which Newton's method leads from there (all runs at maxima are asked for; {arrives}); {orders}")]
-    return [*verdicts, _judge_shrinking(found["shrinking"], settings)]
+        f"maximum, to which Newton's method leads from there (all runs at maxima are asked for; {arrives}); {orders}."),
+        _judge_shrinking(found["shrinking"], settings)]
 
 
 def _judge_shrinking(rows: list[dict[str, Any]], settings: Settings) -> Verdict:
     limit = -1 + SLACK
     each = {row["multiple"]: interval(row["exponent"]) for row in rows}
-    said = standing(each[TIGHT], limit, -1)
-    fast = {HOLDS: "fast enough", AGAINST: "too slow", OPEN: "fast enough or too slow", UNABLE: "of one network"}
-    others = "; ".join(f"at beta {multiple:g} times the curvature {told(found)}, {fast[standing(found, limit, -1)]} (a "
+    said = stands(each[TIGHT], below=limit)
+    fast = {HOLDS: "fast enough", AGAINST: "too slow", OPEN: "fast enough or too slow", SILENT: "of one network"}
+    others = "; ".join(f"at beta {multiple:g} times the curvature {told(found)}, {fast[stands(found, below=limit)]} (a "
                        f"linear model gives {-4 / multiple:g})"
                        for multiple, found in each.items() if multiple != TIGHT)
-    return Verdict(
+    return verdict(
         "With steps 2 / (beta (s + z)) the squared distance from the maximum falls at least as fast as 1 / (z + s)",
-        "Deng et al. 2020, Corollary 3.1 and Remark 3", outcome(said == HOLDS),
+        "Deng et al. 2020, Corollary 3.1 and Remark 3", [said],
         f"Exponent of z + s after the stopping point of eta = {settings['shrink_from']:g}, over "
         f"{settings['shrink_steps']} steps, at beta {TIGHT:g} times the least curvature at the maximum: "
-        f"{told(each[TIGHT])} (less than {limit:g} is asked for; {said}; interval over {each[TIGHT]['n']} networks). "
+        f"{told(each[TIGHT])} (less than {limit:g} is asked for; {said}; interval over {each[TIGHT].n} networks). "
         f"The paper's constant is in its supplement; {TIGHT:g} times is the largest for which a linear model has this "
-        f"order, {-4 / TIGHT:g}" + (f". Not judged: {others}" if others else ""))
+        f"order, {-4 / TIGHT:g}" + (f". Not judged: {others}." if others else "."))
 
 
 def by_dimension(rows: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
@@ -364,13 +356,14 @@ def order(rows: Sequence[dict[str, Any]], value: Callable[[dict[str, Any]], Sequ
     is the same in every row; and the words for it."""
     places = [row[by] for row in rows]
     found = trend((places, values) for values in zip(*map(value, rows), strict=True))
-    return standing(found, sign=sign), f"Spearman's rho {told(found)} over {found['n']} networks"
+    said = stands(found, above=0) if sign > 0 else stands(found, below=0)
+    return said, f"Spearman's rho {told(found)} over {found.n} networks"
 
 
 def _trends(rows: list[dict[str, Any]], name: str, sign: int) -> tuple[str, str]:
     """The same by eps, in every dimension."""
     found = {d: order(mine, lambda r: r[name], "eps", sign) for d, mine in by_dimension(rows).items()}
-    said = together(f[0] for f in found.values())
+    said = together(*(f[0] for f in found.values()))
     return said, "; ".join([*(f"d = {d}, {f[1]}" for d, f in found.items()), said])
 
 
@@ -387,20 +380,20 @@ def _judge_spheres(rows: list[dict[str, Any]], settings: Settings) -> list[Verdi
     worst = "; ".join(f"d = {d}: {min(mine[0]['cosine']):.4f} at eps = {mine[0]['eps']:g}, "
                       f"{min(mine[-1]['cosine']):.2f} at {mine[-1]['eps']:g}" for d, mine in by_dimension(rows).items())
     return [
-        Verdict("At small eps ascent ends on the sphere, not inside the ball",
-                "Deng et al. 2020, Lemma 4.1 and Section 3.1", outcome(ends == HOLDS),
+        verdict("At small eps ascent ends on the sphere, not inside the ball",
+                "Deng et al. 2020, Lemma 4.1 and Section 3.1", [ends],
                 f"Of {runs} runs of {settings['ascent_steps']} steps, {_ends(rows, 'on_sphere')}; at the smallest all "
-                f"are asked for ({ends})"),
+                f"are asked for ({ends})."),
         _no_saddles(rows, settings), _one_maximum(rows, settings),
-        Verdict("At so small eps ascent reaches the global maximum, at larger ones less often",
-                "Deng et al. 2020, Section 5.1.1", outcome(best == HOLDS, best == HOLDS and worse == HOLDS),
+        verdict("At so small eps ascent reaches the global maximum, at larger ones less often",
+                "Deng et al. 2020, Section 5.1.1", [best, together(best, worse)],
                 f"Random starts that end as high as the best known point, after {settings['ascent_steps']} steps: "
                 f"{_ends(rows, 'best')}; at the smallest all are asked for ({best}). The share falls as eps grows "
-                f"({worse_words})"),
-        Verdict("As eps falls, gradients within the ball become parallel", "Deng et al. 2020, Section 5.1.1",
-                outcome(turns == HOLDS, turns == HOLDS and close == HOLDS),
+                f"({worse_words})."),
+        verdict("As eps falls, gradients within the ball become parallel", "Deng et al. 2020, Section 5.1.1",
+                [turns, together(turns, close)],
                 f"Least cosine between two gradients of f, worst network: {worst} ({PARALLEL:g} is asked for at the "
-                f"smallest eps; {close}). It falls as eps grows ({turns_words})")]
+                f"smallest eps; {close}). It falls as eps grows ({turns_words}).")]
 
 
 def _no_saddles(rows: list[dict[str, Any]], settings: Settings) -> Verdict:
@@ -409,31 +402,31 @@ def _no_saddles(rows: list[dict[str, Any]], settings: Settings) -> Verdict:
     later = (f"from eps = {with_some[0]['eps']:g} on there are some ({sum(map(bool, with_some[0]['saddles']))} of "
              f"{settings['nets']} networks)" if with_some else "there are none at larger eps")
     # A sphere has a maximum: where none is found, the search would have missed saddles too.
-    said = AGAINST if any(first["saddles"]) else HOLDS if all(first["maxima"]) else UNABLE
-    return Verdict(
+    said = AGAINST if any(first["saddles"]) else HOLDS if all(first["maxima"]) else SILENT
+    return verdict(
         "For small eps no critical point on the sphere is a saddle", "Deng et al. 2020, Lemma 4.4",
-        outcome(said == HOLDS),
+        [said],
         f"d = {first['d']}, eps = {first['eps']:g}: {sum(first['saddles'])} saddles, {sum(first['maxima'])} maxima and "
         f"{sum(first['minima'])} minima of {settings['nets']} networks, by the eigenvalues of the Riemannian Hessian "
         f"where Newton's method settled from {4 * settings['starts']} points each (no saddle, and in each network a "
-        f"maximum, is asked for; {said}); {later}. On a circle there is none by dimension")
+        f"maximum, is asked for; {said}); {later}. On a circle there is none by dimension.")
 
 
 def _one_maximum(rows: list[dict[str, Any]], settings: Settings) -> Verdict:
     parts, said = [], []
+    few = share(settings["nets"], settings["nets"]).low < LIKELY  # so few networks that all of them are not enough
     for d, mine in by_dimension(rows).items():
         found = share(sum(k == 1 for k in mine[0]["maxima"]), settings["nets"])
-        said.append(HOLDS if found["low"] >= LIKELY else AGAINST if found["high"] < LIKELY else
-                    UNABLE if share(settings["nets"], settings["nets"])["low"] < LIKELY else OPEN)
+        said.append(SILENT if few and found.high >= LIKELY else stands(found, at_least=LIKELY))
         parts.append(f"d = {d}: {told(found)} at eps = {mine[0]['eps']:g}, all networks up to eps = {_threshold(mine)}")
-    one = together(said)
+    one = together(*said)
     grows, grows_words = _trends(rows, "maxima", 1)
-    return Verdict(
+    return verdict(
         "Below a threshold of eps the sphere has one local maximum, above it the more, the larger eps",
-        "Deng et al. 2020, Theorem 5.1", outcome(one == HOLDS, one == HOLDS and grows == HOLDS),
+        "Deng et al. 2020, Theorem 5.1", [one, together(one, grows)],
         f"Share of networks with exactly one, {'; '.join(parts)} (Wilson's lower end at {LIKELY:g} or above is asked "
         f"for at the smallest; {one}). The number grows with eps ({grows_words}). Where d > 2 it counts what "
-        f"{4 * settings['starts']} searches found")
+        f"{4 * settings['starts']} searches found.")
 
 
 def _threshold(mine: list[dict[str, Any]]) -> str:
@@ -450,18 +443,18 @@ def _judge_circle(rows: list[dict[str, Any]], settings: Settings) -> list[Verdic
     scales, ratios, nets = settings["scales"], settings["ratios"], settings["circle_nets"]
     smallest = [r for r in rows if r["scale"] == scales[0]]
     widest, largest = [r for r in rows if r["ratio"] == ratios[-1]], [r for r in rows if r["scale"] == scales[-1]]
-    regular = HOLDS if all(k == 1 for r in smallest for k in r["maxima"]) else AGAINST
+    regular = plain(all(k == 1 for r in smallest for k in r["maxima"]))
     more, more_words = order(widest, lambda r: r["maxima"], "scale")
     wider, wider_words = order(largest, lambda r: r["maxima"], "ratio")
-    verdicts = [Verdict(
+    verdicts = [verdict(
         "At the smallest input scale the landscape has one maximum even at the largest ratio eps / ||x||; at a fixed "
         "ratio it has the more, the larger the scale, and at a large scale the more, the larger the ratio",
-        "Deng et al. 2020, Figure 1", outcome(*(regular == HOLDS and said == HOLDS for said in (more, wider))),
+        "Deng et al. 2020, Figure 1", [together(regular, more), together(regular, wider)],
         f"Scale {scales[0]:g}: {sum(k == 1 for r in smallest for k in r['maxima'])} of {len(smallest) * nets} "
         f"landscapes have one maximum (all are asked for, or nothing else counts; {regular}). The number grows with "
         f"the scale at ratio {ratios[-1]:g} ({more_words}; means {_means(widest, lambda r: r['maxima'])}; {more}) and "
         f"with the ratio at scale {scales[-1]:g} ({wider_words}; means {_means(largest, lambda r: r['maxima'])}; "
-        f"{wider})")]
+        f"{wider}).")]
     limit = settings["leave_limit"]
     words = {"fixed": ("The smaller the scale, the fewer steps of one size leave the neighbourhood of a minimum of the "
                        "loss; at a large scale a small ratio helps", f"eta = {settings['eta']:g}"),
@@ -474,21 +467,21 @@ def _judge_circle(rows: list[dict[str, Any]], settings: Settings) -> list[Verdic
         slower, slower_words = _later(widest, steps, "scale")
         later, later_words = _later(largest, steps, "ratio")
         quick = [v for r in smallest for v in steps(r)]
-        verdicts.append(Verdict(
+        verdicts.append(verdict(
             claim, "Deng et al. 2020, Figure 1 and Section 5.1.2" + ("" if rule == "fixed" else "; our control"),
-            outcome(slower == HOLDS, later == HOLDS),
+            [slower, later],
             f"{setting}, from {NEAR:g} radians beside the lowest minimum on the circle until half of the rise that "
             f"{limit} steps make is done: at ratio {ratios[-1]:g} steps rise with the scale ({slower_words}; medians "
             f"{_medians(widest, steps)}; {slower}), at scale {scales[-1]:g} with the ratio ({later_words}; medians "
             f"{_medians(largest, steps)}; {later}); at scale {scales[0]:g} never more than {max(quick):.0f}. How high "
-            "ascent gets is not asked here"))
+            "ascent gets is not asked here."))
     return verdicts
 
 
 def _later(rows: list[dict[str, Any]], steps: Callable[[dict[str, Any]], Sequence[float]], by: str) -> tuple[str, str]:
     """What is said to the claim that steps rise with `by`: nothing where all leave in the first one."""
     said, words = order(rows, steps, by)
-    return (UNABLE if at_an_end([v for r in rows for v in steps(r)]) else said), words
+    return (SILENT if at_an_end([v for r in rows for v in steps(r)]) else said), words
 
 
 def _means(rows: list[dict[str, Any]], value: Callable[[dict[str, Any]], Sequence[float]]) -> str:

@@ -15,7 +15,6 @@ What is left out: CIFAR-10, l_2 balls and residual networks, which the paper has
 from __future__ import annotations
 
 import copy
-import json
 import math
 import statistics
 import sys
@@ -29,21 +28,20 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # measure the checkout that this file lies in, installed or not
 
 from benchmarks.machine import markdown  # noqa: E402
-from benchmarks.studies.fits import interval, told, trend  # noqa: E402
+from benchmarks.studies.claims import AGAINST, HOLDS, SILENT, stands, together, verdict  # noqa: E402
+from benchmarks.studies.fits import Interval, interval, told, trend  # noqa: E402
 from benchmarks.studies.study import (  # noqa: E402
-    AGAINST,
-    HOLDS,
-    SILENT,
     Context,
     Drawing,
     Numbers,
     Settings,
     Study,
     Verdict,
-    both,
+    counts,
+    different,
+    positive,
+    required,
     run,
-    stands,
-    weighed,
 )
 from benchmarks.training import spread  # noqa: E402
 
@@ -108,23 +106,16 @@ def measure(s: Settings, context: Context) -> Numbers:
 
 def check(s: Settings) -> None:
     """SystemExit for settings of which no verdict could be computed."""
-    def need(met: bool, key: str, what: str) -> None:
-        if not met:
-            raise SystemExit(f"--set {key}={json.dumps(s[key])}: expected {what}")
-
-    need(bool(s["seeds"]) and len(set(s["seeds"])) == len(s["seeds"]), "seeds", "different numbers, one at least")
-    need(bool(s["eps"]) and len(set(s["eps"])) == len(s["eps"]) and min(s["eps"]) > 0, "eps",
-         "different radii above 0, one at least")
-    need(s["tight_eps"] in s["eps"], "tight_eps", f"one of eps, {s['eps']}")
-    need(len(full(s, looked_at(s))) >= LOOKS, "looks",
-         f"{LOOKS} different epochs or more from a third of the {s['epochs']} on, where the radius is the full one")
-    need(min(s["looks"]) >= 1, "looks", "epochs from 1 on")
-    need(s["cascade"] >= 2, "cascade", "two networks or more")
-    need(s["model"] == "mlp" or len(s["widths"]) == 2, "widths", f"two numbers, as {s['model']} has them")
-    for key in ("epochs", "batch_size", "projections", "images", "sample"):
-        need(isinstance(s[key], int) and s[key] >= 1, key, "a whole number from 1 on")
-    for key in ("lr", "time_limit_s", "exact_s"):
-        need(s[key] > 0, key, "a number above 0")
+    required(different(s["seeds"], 1), s, "seeds", "one or more, all different")
+    required(different(s["eps"], 1) and min(s["eps"]) > 0, s, "eps", "one or more radii above 0, all different")
+    required(s["tight_eps"] in s["eps"], s, "tight_eps", f"one of eps, {s['eps']}")
+    required(len(full(s, looked_at(s))) >= LOOKS, s, "looks",
+             f"{LOOKS} different epochs or more from a third of the {s['epochs']} on, where the radius is the full one")
+    required(min(s["looks"]) >= 1, s, "looks", "epochs from 1 on")
+    required(s["cascade"] >= 2, s, "cascade", "two networks or more")
+    required(s["model"] == "mlp" or len(s["widths"]) == 2, s, "widths", f"two numbers, as {s['model']} has them")
+    counts(s, "epochs", "batch_size", "projections", "images", "sample")
+    positive(s, "lr", "time_limit_s", "exact_s")
 
 
 def looked_at(s: Settings) -> list[int]:
@@ -332,10 +323,10 @@ def spans(values: Sequence[float], digits: int = 1) -> str:
     return spread(values, digits) if all(map(math.isfinite, values)) else "without end"
 
 
-def less(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
+def less(a: Sequence[float], b: Sequence[float]) -> Interval:
     """By how much b lies below a, of pairs with the same seed; nothing is known where one has no end."""
     if not all(map(math.isfinite, [*a, *b])):
-        return {"mean": math.inf, "low": -math.inf, "high": math.inf, "n": len(a)}
+        return Interval(math.inf, -math.inf, math.inf, len(a))
     return interval([x - y for x, y in zip(a, b, strict=True)])
 
 
@@ -377,30 +368,29 @@ def upper_bound(numbers: Numbers) -> Verdict:
     clashes = sum(row["clashes"] for row in rows)
     nearest = min(100 * (row[key] - row["attacked"]) for row in rows for key in ("dual", "crown", "search"))
     certified = sum(round((1 - min(row["dual"], row["crown"], row["search"])) * numbers["test"]) for row in rows)
-    result, words = weighed([AGAINST if clashes or nearest < 0 else HOLDS if certified else SILENT])
-    return Verdict(
+    part = AGAINST if clashes or nearest < 0 else HOLDS if certified else SILENT
+    return verdict(
         "No attack breaks what a bound certifies: certified error is at least the attacked error, for every network",
-        "arXiv:1805.12514, abstract, whose certified error is an upper bound", result,
+        "arXiv:1805.12514, abstract, whose certified error is an upper bound", [part],
         "Rule: no image that the dual bound, CROWN or the search certifies falls to FGSM, PGD-20 or the search. Of "
         f"{len(rows)} networks and radii with {numbers['test']} images each, {clashes} images did; {certified} were "
-        f"certified. Certified errors exceed the attacked error by {nearest:.1f} points or more. {words}.")
+        f"certified. Certified errors exceed the attacked error by {nearest:.1f} points or more.")
 
 
 def closes_gap(numbers: Numbers, s: Settings) -> Verdict:
     states, shown = [], []
     for eps in s["eps"]:
         found = {name: interval(gaps(numbers, name, eps)) for name in FOLLOWED}
-        states += [both(stands(found["exact"], at_most=NARROW), stands(found[name], above=NARROW))
+        states += [together(stands(found["exact"], at_most=NARROW), stands(found[name], above=NARROW))
                    for name in ("standard", "pgd")]
         shown.append(f"at {eps:g} " + ", ".join(f"{NAMES[name]} {told(found[name], 1)}" for name in FOLLOWED))
-    result, words = weighed(states)
-    return Verdict(
+    return verdict(
         "Training on the dual bound closes the gap between bound and attack, which is wide for other networks",
-        "arXiv:1711.00851; arXiv:1805.12514, error table", result,
+        "arXiv:1711.00851; arXiv:1805.12514, error table", states,
         "Rule: for each radius, with standard and again with PGD training, the gap (error certified by the dual bound "
         f"less error under PGD-20) of training on the bound is at most {NARROW:g} points, and that of the other above, "
         f"both by the 95 % interval (Student) of the mean over seeds; {IN_PART}. Gaps in points, with these intervals: "
-        f"{'; '.join(shown)}. {words}.")
+        f"{'; '.join(shown)}.")
 
 
 def course(rows: Sequence[Row], bound: str) -> tuple[list[int], list[float]]:
@@ -428,18 +418,17 @@ def tightens(numbers: Numbers, s: Settings) -> Verdict:
                    for row in of(rows, training=name, epoch=epochs[-1])] for name in FOLLOWED}
     beyond = {name: less(ends[name], ends["exact"]) for name in ("standard", "pgd")}
     states += [stands(found, above=0) for found in beyond.values()]
-    ends_of = {name: told(found) if math.isfinite(found["mean"]) else "an amount without end"
+    ends_of = {name: told(found) if math.isfinite(found.mean) else "an amount without end"
                for name, found in beyond.items()}
-    result, words = weighed(states)
     early = {name: spans([looseness(row, "dual") for row in of(rows, training=name, epoch=epochs[0])], 2)
              for name in ("exact", "standard")}
     logits = [[logits_between(row, "dual") for row in of(mine, epoch=epoch)] for epoch in (late[0], late[-1])]
     margins = [[statistics.fmean(row["least_upper"]) for row in of(mine, epoch=epoch)] for epoch in (late[0], late[-1])]
     pairs = [pair for row in rows for pair in zip(row["least_lower"], row["least_upper"], strict=True)]
     known = sum(is_closed(*p) for p in pairs)
-    return Verdict(
+    return verdict(
         "Bounds become tighter along training on the dual bound, and tighter than those of other networks",
-        "arXiv:1711.00851", result,
+        "arXiv:1711.00851", states,
         "Rule: the looseness of the dual bound and of CROWN (the drop of the margin that a bound allows over the "
         "largest drop there is; 1 is exact) falls with the epoch once the radius is the full one: the 95 % interval "
         "(Student) of Spearman's rho, one a seed, lies below zero. And that of the dual bound ends lower than with "
@@ -447,7 +436,7 @@ def tightens(numbers: Numbers, s: Settings) -> Verdict:
         f"zero; {IN_PART}. Training on the bound, epochs {late[0]} to {late[-1]} ({len(late)} looks): "
         f"{'; '.join(shown)}. After epoch {epochs[0]} the dual bound had {early['exact']}, that of standard training "
         f"{early['standard']}. After epoch {epochs[-1]} looseness exceeds that of training on the bound by "
-        f"{ends_of['standard']} with standard and by {ends_of['pgd']} with PGD training. {words}. Looseness "
+        f"{ends_of['standard']} with standard and by {ends_of['pgd']} with PGD training. Looseness "
         f"does not depend on the scale of the logits; the gap itself goes from {spread(logits[0], 3)} to "
         f"{spread(logits[1], 3)} logits, as least margins go from {spread(margins[0], 2)} to {spread(margins[1], 2)}. "
         + (f"All {known} least margins are known exactly." if known == len(pairs) else
@@ -467,12 +456,11 @@ def cascade_helps(numbers: Numbers, s: Settings) -> Verdict:
             shown.append(f"{NAMES[name]} at {eps:g} from {spread(single)} to {spread(whole)} % (less by "
                          f"{told(found, 1)} points; clean error {spread(per_cent(first, 'clean'))} to "
                          f"{spread(per_cent(last, 'clean'))} %)")
-    result, words = weighed(states)
-    return Verdict(
+    return verdict(
         "A cascade, each network trained on what those before do not certify, has a lower certified error than its "
-        "first network", "arXiv:1805.12514, on cascades", result,
+        "first network", "arXiv:1805.12514, on cascades", states,
         f"Rule: the 95 % interval (Student) of the difference over seeds lies above zero; {IN_PART}. Errors "
-        f"({seeds_of(s)}): {'; '.join(shown)}. {words}.")
+        f"({seeds_of(s)}): {'; '.join(shown)}.")
 
 
 def cascade_holds(numbers: Numbers, s: Settings) -> Verdict:
@@ -484,13 +472,13 @@ def cascade_holds(numbers: Numbers, s: Settings) -> Verdict:
         shown.append(f"at {eps:g} {attacked} % against {certified} %" if mine else f"at {eps:g} there is no cascade")
     broken = max((row["broken"] for row in rows), default=0)
     some = any(row["certified"] < 1 for row in rows)
-    result, words = weighed([AGAINST if broken else HOLDS if some else SILENT])
-    return Verdict(
+    part = AGAINST if broken else HOLDS if some else SILENT
+    return verdict(
         "What a cascade certifies holds for the cascade: its certified error is at least its error under attack",
-        "arXiv:1805.12514, on cascades, whose certified error is called provable; against it arXiv:2206.00278", result,
+        "arXiv:1805.12514, on cascades, whose certified error is called provable; against it arXiv:2206.00278", [part],
         "Rule: no image that a cascade of two or more networks certifies is answered wrongly at a point that PGD-20 "
         f"finds against one of its networks. Of a cascade up to {broken} of {numbers['test']} images were. "
-        f"Attacked against certified error with exact norms ({seeds_of(s)}): {'; '.join(shown)}. {words}. "
+        f"Attacked against certified error with exact norms ({seeds_of(s)}): {'; '.join(shown)}. "
         + ("At such a point the network that certified the image may no longer certify, and a later one answers, which "
            "was never trained on images like it." if broken else
            "Attacks on single networks that find no such point do not show that there is none."))
@@ -505,14 +493,13 @@ def projections_close(numbers: Numbers, s: Settings) -> Verdict:
         states.append(stands(found, at_least=-limit, at_most=limit))
         shown.append(f"at {eps:g} {spread(exact_)} % exact, {spread(projected)} % projected (more by {told(found)} "
                      f"points, of {limit:.2f})")
-    result, words = weighed(states)
     times = seconds[1] / seconds[0]
-    return Verdict(
+    return verdict(
         f"Training with norms estimated from {s['projections']} random projections comes close to exact norms",
-        "arXiv:1805.12514, on random projections, error table", result,
+        "arXiv:1805.12514, on random projections, error table", states,
         "Rule: the difference of the errors certified by the dual bound, with exact norms in both, is within "
         f"{100 * CLOSE:.0f} % of the error after training with exact norms, at both ends of the 95 % interval "
-        f"(Student) over seeds; {IN_PART}. Errors ({seeds_of(s)}): {'; '.join(shown)}. {words}. Training with "
+        f"(Student) over seeds; {IN_PART}. Errors ({seeds_of(s)}): {'; '.join(shown)}. Training with "
         f"projections took {times:.1f} times the seconds of exact norms: they are meant to save time on large "
         f"networks, and on this one they {'did' if times < 1 else 'did not'}.")
 

@@ -1,5 +1,5 @@
-"""How far attacks converge over a data set: FOSC and loss where PGD stands after each step, what studies store and
-test of them as plain numbers, and how verdicts come from intervals over seeds.
+"""How far attacks converge over a data set: FOSC and loss where PGD stands after each step, and what studies store of
+them as plain numbers.
 
 FOSC (Wang et al., ICML 2019, arXiv:2112.08304) is the stationarity gap of `verifier.attacks.fosc`: zero at constrained
 local maxima of the loss, in units of the loss, and taken over ball and range of inputs together. Points are those of
@@ -8,20 +8,17 @@ training: `certify.inner` moves them, batch normalisation has its running statis
 
 from __future__ import annotations
 
-import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
 
-from benchmarks.studies import fits
-from benchmarks.studies.study import NOT_SEEN, PARTLY, Settings, Verdict, outcome
+from benchmarks.studies.study import Settings, required
 from certify.classifier import Classifier
 from certify.data.dataset import Examples
 from certify.inner import cross_entropy_of, input_gradient, moved
@@ -144,104 +141,7 @@ def far_apart(samples: Sequence[Tensor]) -> float:
     return short(max((float(stats.ks_2samp(a.numpy(), b.numpy()).statistic) for a, b in pairs), default=0.0))
 
 
-# ---------------------------------------------------------------------- tests for verdicts
-
-
-class Rank(NamedTuple):
-    """Spearman's rank correlation of n pairs, and its two-sided p value."""
-
-    rho: float
-    p: float
-    n: int
-
-
-def rank_correlation(a: Sequence[float], b: Sequence[float]) -> Rank:
-    """Where either is constant, or with fewer than three pairs, there is no order to see: 0 with p = 1."""
-    return Rank(**fits.rank_correlation(a, b))
-
-
-class Mean(NamedTuple):
-    """A mean over n seeds with its confidence interval (Student's t, 95 %); of one seed any mean is possible."""
-
-    mean: float
-    lower: float
-    upper: float
-    n: int
-
-    def __str__(self) -> str:
-        ends = "no interval" if math.isinf(self.lower) else f"{self.lower:+.3g} to {self.upper:+.3g}"
-        return f"{self.mean:+.3g} ({ends}, n = {self.n})"
-
-
-def mean_of(values: Sequence[float]) -> Mean:
-    """Of independent values, as differences between two trainings with the same seed."""
-    found = fits.interval(values)
-    return Mean(found["mean"], found["low"], found["high"], found["n"])
-
-
-# ---------------------------------------------------------------------- verdicts
-
-SHOWN, AGAINST, OPEN, BLIND = "shown", "contradicted", "left open", "beyond what so few or noisy seeds could show"
-WHOLE = {AGAINST: "The numbers contradict the claim.", OPEN: "The numbers leave the claim open.",
-         BLIND: "So few or noisy seeds could not have shown the claim, be it right or wrong."}
-
-
-def above(found: Mean, limit: float = 0.0) -> str:
-    """What the interval of a mean says of the claim that the mean is larger."""
-    if math.isinf(found.upper):
-        return BLIND
-    return SHOWN if found.lower > limit else AGAINST if found.upper <= limit else OPEN
-
-
-def below(found: Mean, limit: float = 0.0) -> str:
-    return above(Mean(-found.mean, -found.upper, -found.lower, found.n), -limit)
-
-
-def within(found: Mean, limit: float) -> str:
-    """That a mean is nearer to zero than the limit: of an interval that is wider than both sides no mean is shown."""
-    if -limit < found.lower and found.upper < limit:
-        return SHOWN
-    if found.lower >= limit or found.upper <= -limit:
-        return AGAINST
-    return BLIND if found.upper - found.lower >= 2 * limit else OPEN
-
-
-def plain(held: bool) -> str:
-    """Of what has no interval."""
-    return SHOWN if held else AGAINST
-
-
-def together(*parts: str) -> str:
-    """Of parts that mean something only if all of them hold: one part."""
-    return next((state for state in (AGAINST, BLIND, OPEN) if state in parts), SHOWN)
-
-
-def verdict(claim: str, place: str, parts: Sequence[str], why: str) -> Verdict:
-    """All parts shown: seen; half of them or more: seen in part, which chance alone brings at most once in twenty times
-    (each part is shown wrongly once in forty, and by Markov half of them at most twice as often, however they depend on
-    each other). Otherwise not seen. What is not shown is contradicted, left open, or could not have been shown."""
-    count = Counter(parts)
-    found = outcome(*(part == SHOWN for part in parts))
-    if found == PARTLY and 2 * count[SHOWN] < len(parts):
-        found = NOT_SEEN
-    if count[SHOWN] < len(parts):
-        why += f" {WHOLE[parts[0]]}" if len(parts) == 1 else (
-            f" Of {len(parts)} parts of the claim "
-            + ", ".join(f"{count[state]} {'is' if count[state] == 1 else 'are'} {state}"
-                        for state in (SHOWN, AGAINST, OPEN, BLIND) if count[state]) + ".")
-    if found == NOT_SEEN and count[SHOWN]:
-        why += " Fewer than half may come by chance."
-    return Verdict(claim, place, found, why)
-
-
-def required(held: bool, settings: Settings, name: str, expected: str) -> None:
-    """A setting without which there is nothing to measure or to judge. Raises SystemExit."""
-    if not held:
-        raise SystemExit(f"--set {name}={json.dumps(settings[name])}: expected {expected}")
-
-
-def different(values: Sequence[Any], least: int) -> bool:
-    return len(set(values)) == len(values) >= least
+# ---------------------------------------------------------------------- settings
 
 
 def required_epochs(settings: Settings, name: str) -> None:

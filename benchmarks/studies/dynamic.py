@@ -36,25 +36,28 @@ import numpy as np  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.machine import markdown  # noqa: E402
+from benchmarks.studies.claims import plain, stands, together, verdict  # noqa: E402
 from benchmarks.studies.convergence import (  # noqa: E402
     LEVELS,
-    Mean,
-    above,
-    below,
-    different,
     distribution,
     far_apart,
     grid,
-    mean_of,
-    plain,
-    required,
     required_epochs,
     short,
     summary,
-    together,
-    verdict,
 )
-from benchmarks.studies.study import Context, Drawing, Numbers, Settings, Study, Verdict, run  # noqa: E402
+from benchmarks.studies.fits import Interval, interval  # noqa: E402
+from benchmarks.studies.study import (  # noqa: E402
+    Context,
+    Drawing,
+    Numbers,
+    Settings,
+    Study,
+    Verdict,
+    different,
+    required,
+    run,
+)
 from benchmarks.training import spread  # noqa: E402
 from certify import evaluate, resolve, train  # noqa: E402
 from certify.classifier import Classifier  # noqa: E402
@@ -269,16 +272,15 @@ def of(numbers: Numbers, training: str, eps: float, value: Value) -> list[float]
             if n["training"] == training and n["eps"] == eps]
 
 
-def lead(numbers: Numbers, eps: float, one: str, other: str, value: Value) -> Mean:
+def lead(numbers: Numbers, eps: float, one: str, other: str, value: Value) -> Interval:
     """How far one training is above another, seed by seed."""
     return _mean(_leads_of(numbers, eps, one, other, value))
 
 
-def _mean(values: Sequence[float]) -> Mean:
+def _mean(values: Sequence[float]) -> Interval:
     """Rounded, as its values are."""
-    found = mean_of(values)
-    return Mean(round(found.mean, ROUNDED), *(end if math.isinf(end) else round(end, ROUNDED)
-                                              for end in (found.lower, found.upper)), found.n)
+    found = interval(values)
+    return Interval(round(found.mean, ROUNDED), round(found.low, ROUNDED), round(found.high, ROUNDED), found.n)
 
 
 def _leads_of(numbers: Numbers, eps: float, one: str, other: str, value: Value) -> list[float]:
@@ -307,7 +309,7 @@ def _between_quartiles(name: str) -> Value:
     return value
 
 
-def slope(places: Sequence[float], rows: Sequence[Sequence[float]]) -> Mean:
+def slope(places: Sequence[float], rows: Sequence[Sequence[float]]) -> Interval:
     """Of straight lines through values at two or more places, a row a seed."""
     return _mean([float(np.polyfit(places, row, 1)[0]) for row in rows])
 
@@ -332,7 +334,7 @@ def judge(numbers: Numbers, settings: Settings) -> list[Verdict]:
             *_fosc(numbers, settings["eps"])]
 
 
-def _points(means: Mapping[str, Mean]) -> str:
+def _points(means: Mapping[str, Interval]) -> str:
     return "; ".join(f"{name} {mean}" for name, mean in means.items())
 
 
@@ -343,7 +345,7 @@ def _white(numbers: Numbers, eps: float) -> Iterator[Verdict]:
     clean = {f"above {NAMES[t]}": lead(numbers, eps, UNSECURED, t, per_cent("white", "clean")) for t in DEFENCES}
     left = max(max(of(numbers, UNSECURED, eps, per_cent("white", a))) for a in ("pgd-10", "pgd-20", "cw-inf"))
     yield verdict("Training without attacks is best on clean images, and PGD and C&W_inf leave nothing of it",
-                  "Table 1", [together(*map(above, clean.values())), plain(left <= 100 * LOST)],
+                  "Table 1", [together(*(stands(m, above=0) for m in clean.values())), plain(left <= 100 * LOST)],
                   f"Clean accuracy, {HOW}: {_points(clean)}. At most {left:.1f} % withstand PGD or C&W_inf "
                   f"(nothing: up to {100 * LOST:g} %).")
     yield _leads(numbers, eps, "Dynamic training is more robust than Standard under every white-box attack", "Table 1",
@@ -354,7 +356,7 @@ def _white(numbers: Numbers, eps: float) -> Iterator[Verdict]:
     fading = {ATTACKS[a]: lead(numbers, eps, CURRICULUM, STANDARD, _less("white", "fgsm", a))
               for a in ("pgd-20", "cw-inf")}
     yield verdict("Curriculum training gains on Standard under weak attacks, and less under strong ones", "Section 5.1",
-                  [above(gain), together(above(gain), *map(above, fading.values()))],
+                  [stands(gain, above=0), together(*(stands(m, above=0) for m in (gain, *fading.values())))],
                   f"Gain under FGSM, {HOW}: {gain}. How much larger it is there than under others: "
                   f"{_points(fading)}.")
 
@@ -366,7 +368,7 @@ def _leads(numbers: Numbers, eps: float, claim: str, place: str, table: str, pai
     said = ". ".join(f"{NAMES[a]} above {NAMES[b]}: "
                      + _points({ATTACKS[attack]: found[a, b, attack] for attack in attacks})
                      + _published(table, a, b, attacks) for a, b in pairs)
-    return verdict(claim, place, [*map(above, found.values())],
+    return verdict(claim, place, [stands(m, above=0) for m in found.values()],
                    f"{said} ({HOW}; one of {numbers['test_images']} images is {100 / numbers['test_images']:.2g} "
                    f"points; needed: intervals above 0).")
 
@@ -389,14 +391,14 @@ def _black(numbers: Numbers, eps: float) -> Iterator[Verdict]:
               for t in DEFENCES for a in ATTACKS}
     least = min(weaker, key=lambda key: weaker[key].mean)
     yield verdict("Transferred attacks are weaker than the same attacks on the network itself", "Tables 1 and 2",
-                  [*map(above, weaker.values())],
-                  f"Accuracy that they leave more, {HOW}: above 0 in {sum(m.lower > 0 for m in weaker.values())} of "
+                  [stands(m, above=0) for m in weaker.values()],
+                  f"Accuracy that they leave more, {HOW}: above 0 in {sum(m.low > 0 for m in weaker.values())} of "
                   f"{len(weaker)} pairs of training and attack; least {weaker[least]} ({NAMES[least[0]]}, "
                   f"{ATTACKS[least[1]]}).")
     rise = {NAMES[t]: _mean(of(numbers, t, eps, _less("black", "cw-inf", "fgsm")))
             for t in DEFENCES}
     yield verdict("Stronger attacks transfer less: more withstand C&W_inf than FGSM", "Table 2",
-                  [*map(above, rise.values())], f"More, {HOW}: {_points(rise)}.")
+                  [stands(m, above=0) for m in rise.values()], f"More, {HOW}: {_points(rise)}.")
 
 
 def _radii(numbers: Numbers, settings: Settings) -> Iterator[Verdict]:
@@ -406,7 +408,7 @@ def _radii(numbers: Numbers, settings: Settings) -> Iterator[Verdict]:
     said = ". ".join(f"{NAMES[t]}: " + _points({f"eps {tested[k]:g}": leading[t, k] for k in range(len(tested))})
                      for t in (CURRICULUM, DYNAMIC))
     yield verdict("Curriculum and Dynamic are above Standard under PGD-10 of every radius", "Figure 4a",
-                  [*map(above, leading.values())], f"Lead on Standard, {HOW}. {said}.")
+                  [stands(m, above=0) for m in leading.values()], f"Lead on Standard, {HOW}. {said}.")
     leads = [_leads_of(numbers, eps, DYNAMIC, CURRICULUM, lambda n, k=k: 100 * float(n["tested"][k]))
              for k in range(len(tested))]
     yield _growing("Dynamic leads Curriculum, and the more so the larger the radius of the attack", "Figure 4a",
@@ -423,7 +425,7 @@ def _growing(claim: str, place: str, what: str, leads: Mapping[float, Sequence[f
     largest = _mean(leads[radii[-1]])
     rising = slope([e / eps for e in radii], list(zip(*(leads[e] for e in radii), strict=True)))
     said = _points({f"eps {e:g}": _mean(leads[e]) for e in radii})
-    return verdict(claim, place, [together(above(largest), above(rising))],
+    return verdict(claim, place, [together(stands(largest, above=0), stands(rising, above=0))],
                    f"{what}, {HOW}: {said} (needed: above 0 at the largest radius). Slope, in points for {eps:g} more "
                    f"of radius: {rising} (needed: above 0).")
 
@@ -432,25 +434,25 @@ def _fosc(numbers: Numbers, eps: float) -> Iterator[Verdict]:
     falls = {(t, a, b): _mean(of(numbers, t, eps, lambda n, a=a, b=b: stage(a, "mean")(n) - stage(b, "mean")(n)))
              for t in (CURRICULUM, DYNAMIC) for a, b in (("early", "middle"), ("middle", "late"))}
     yield verdict("Curriculum and Dynamic meet examples of ever better convergence: FOSC falls from stage to stage",
-                  "Figure 5", [*map(above, falls.values())],
+                  "Figure 5", [stands(m, above=0) for m in falls.values()],
                   "Mean FOSC that is lost, with the 95 % interval over seeds: "
                   + _points({f"{NAMES[t]}, {a} to {b}": m for (t, a, b), m in falls.items()}) + ".")
     narrow = {name: lead(numbers, eps, CURRICULUM, DYNAMIC, _between_quartiles(name)) for name in STAGES}
     apart = lead(numbers, eps, DYNAMIC, CURRICULUM, lambda n: float(n["fosc"]["apart"]))
     yield verdict("The distributions of Dynamic are narrower than those of Curriculum, and further apart", "Figure 5",
-                  [*map(above, narrow.values()), above(apart)],
+                  [*(stands(m, above=0) for m in narrow.values()), stands(apart, above=0)],
                   "Distance between quartiles, Curriculum less Dynamic, with the 95 % interval over seeds: "
                   f"{_points(narrow)}. Largest difference of the cumulative distributions early and late, Dynamic less "
                   f"Curriculum: {apart}.")
     small = {f"{NAMES[a]} above {NAMES[b]}": lead(numbers, eps, a, b, lambda n: 100 * stage("late", "small")(n))
              for a, b in ((DYNAMIC, CURRICULUM), (DYNAMIC, STANDARD), (CURRICULUM, STANDARD))}
     yield verdict("Late in training Dynamic meets most examples of small FOSC, then Curriculum, then Standard",
-                  "Section 5.2, Figure 5", [*map(above, small.values())],
+                  "Section 5.2, Figure 5", [stands(m, above=0) for m in small.values()],
                   f"Share of examples with FOSC up to a fifth of c_max, in points, with the 95 % interval over seeds: "
                   f"{_points(small)} (needed: above 0).")
     own, common = (correlation(numbers, which) for which in ("last", "common"))
     yield verdict("Between Standard, Curriculum and Dynamic: the lower FOSC is at the end of training, the more robust "
-                  "the network", "Sections 3.2 and 5.2", [below(own), below(common)],
+                  "the network", "Sections 3.2 and 5.2", [stands(own, below=0), stands(common, below=0)],
                   "Rank correlation of mean FOSC after the last epoch and accuracy under PGD-20, over the networks of "
                   f"each seed inside each training radius, mean and 95 % interval over seeds: {own} for the examples "
                   f"that each training meets, {common} under one PGD for all (needed: below 0). Here networks differ "
@@ -458,14 +460,14 @@ def _fosc(numbers: Numbers, eps: float) -> Iterator[Verdict]:
                   "of one method.")
 
 
-def correlation(numbers: Numbers, which: str) -> Mean:
+def correlation(numbers: Numbers, which: str) -> Interval:
     """Of late FOSC and robustness over the networks of a seed that were trained on attacks, inside each radius. What is
     the seed's own (start, order of the data) its networks have in common, so that it counts once. which: "last" or
     "common"."""
     found = [n for n in numbers["networks"] if n["training"] in DEFENCES]
     seeds = [[n for n in found if n["seed"] == seed] for seed in sorted({n["seed"] for n in found})]
-    return mean_of([ranked_within([n["fosc"][which]["mean"] for n in mine], [n["white"]["pgd-20"] for n in mine],
-                                  [n["eps"] for n in mine]) for mine in seeds])
+    return interval([ranked_within([n["fosc"][which]["mean"] for n in mine], [n["white"]["pgd-20"] for n in mine],
+                                   [n["eps"] for n in mine]) for mine in seeds])
 
 
 # ---------------------------------------------------------------------- for people

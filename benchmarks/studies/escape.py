@@ -27,17 +27,16 @@ sys.path.insert(0, str(ROOT))  # measure the checkout that this file lies in, in
 
 from benchmarks.machine import markdown  # noqa: E402
 from benchmarks.studies import image_escape  # noqa: E402
-from benchmarks.studies.fits import (  # noqa: E402
+from benchmarks.studies.claims import (  # noqa: E402
     AGAINST,
     HOLDS,
     OPEN,
-    UNABLE,
-    interval,
-    standing,
+    SILENT,
+    stands,
     together,
-    told,
-    trend,
+    verdict,
 )
+from benchmarks.studies.fits import interval, told, trend  # noqa: E402
 from benchmarks.studies.study import (  # noqa: E402
     PALETTE,
     Context,
@@ -47,8 +46,8 @@ from benchmarks.studies.study import (  # noqa: E402
     Study,
     Verdict,
     ascending,
-    outcome,
     positive,
+    required,
     run,
 )
 
@@ -75,8 +74,7 @@ def check(settings: Settings) -> None:
     ascending(settings, 1, "train_ratios")
     positive(settings, "scales", "ratios", "train_scales", "train_ratios", "eta", "share", "train_ratio", "steps",
              "search", "images", "seeds", "train_images", "test_images")
-    if settings["epochs"][0] != 0:
-        raise SystemExit(f"--set epochs={settings['epochs']}: the first is 0, before training")
+    required(settings["epochs"][0] == 0, settings, "epochs", "0 as the first, before training")
 
 
 def measure(settings: Settings, context: Context) -> Numbers:
@@ -118,9 +116,9 @@ def order(rows: Iterable[dict[str, Any]], by: str, settings: Settings) -> tuple[
     """What is said to the claim that steps rise with `by`, one run a network, and the words for it."""
     runs = [([r[by] for r in mine], [r["steps"] for r in mine]) for mine in per_network(rows, settings)]
     if image_escape.at_an_end([v for _, steps in runs for v in steps], settings["steps"]):
-        return UNABLE, f"all one step, or all more than {settings['steps']}"
+        return SILENT, f"all one step, or all more than {settings['steps']}"
     found = trend(runs)
-    return standing(found), f"Spearman's rho {told(found)}"
+    return stands(found, above=0), f"Spearman's rho {told(found)}"
 
 
 def enough(ratios: Sequence[float], of: Sequence[float]) -> bool:
@@ -139,32 +137,32 @@ def judge_untrained(rows: list[dict[str, Any]], settings: Settings) -> list[Verd
         apart = [ratio for ratio in ratios
                  if not image_escape.at_an_end([r["steps"] for r in mine if r["ratio"] == ratio], limit)]
         by_scale = {ratio: order((r for r in mine if r["ratio"] == ratio), "scale", settings) for ratio in apart}
-        slower = together(said for said, _ in by_scale.values()) if enough(apart, ratios) else UNABLE
+        slower = together(*(said for said, _ in by_scale.values())) if enough(apart, ratios) else SILENT
         later, later_words = order(middle, "ratio", settings)
         few, many = (interval([r["escaped"] for r in of if r["ratio"] == ratios[0]]) for of in (large, small))
         # Hard at the largest scale alone: where nothing is left at any scale, the scale is not what makes it hard.
-        hard = together([standing(few, EASY, -1), standing(many, EASY)])
+        hard = together(stands(few, below=EASY), stands(many, above=EASY))
         # Of steps of one eta the claim is that they lead away at the smallest scale; steps that are a share of eps
         # cross any ball, so that this says nothing of them.
-        gate = rule == "relative" or standing(easy, EASY) == HOLDS
+        gate = HOLDS if rule == "relative" else stands(easy, above=EASY)
         asked = (f"at scale {scales[0]:g} {told(easy)} of images got half of the way up at the worst ratio (more than "
-                 f"half is asked for, or nothing else counts; {standing(easy, EASY)}); " if rule == "fixed" else "")
+                 f"half is asked for, or nothing else counts; {gate}); " if rule == "fixed" else "")
         each = "".join(f"; ratio {ratio:g}: {words}" for ratio, (_, words) in by_scale.items())
-        verdicts.append(Verdict(
+        verdicts.append(verdict(
             "On images leaving a minimum of the loss is easy at the smallest input scale, whatever the ratio; at a "
             "fixed ratio the steps rise with the scale, at the middle scale with the ratio; at the largest scale even "
             "the smallest ratio is hard" if rule == "fixed" else "On images the steps that lead away from a minimum of "
             "the loss rise with scale and ratio in this way, and the largest scale alone is hard, even where steps are "
             "a share of eps",
             "Deng et al. 2020, Figure 2" + ("" if rule == "fixed" else "; our control"),
-            outcome(*(gate and said == HOLDS for said in (slower, later, hard))),
+            [together(gate, said) for said in (slower, later, hard)],
             f"{of_rule(rule, settings)}, {limit} steps, {settings['images']} images of {settings['data']}, "
             f"{settings['seeds']} networks, intervals over networks: {asked}steps rise with the scale at "
             f"{sum(said == HOLDS for said, _ in by_scale.values())} of {len(apart)} ratios that can tell ({slower}"
             f"{each}; {len(ratios) - len(apart)} of {len(ratios)} take one step, or more than {limit}, at every "
             f"scale); at scale {scales[len(scales) // 2]:g} they rise with the ratio ({later}; {later_words}); at "
             f"ratio {ratios[0]:g} {told(few)} of images got there at scale {scales[-1]:g} and {told(many)} at scale "
-            f"{scales[0]:g} (hard: less than half, and more than half; {hard})"))
+            f"{scales[0]:g} (hard: less than half, and more than half; {hard})."))
     return verdicts
 
 
@@ -200,9 +198,9 @@ def judge_harder(change: Change, scale: float, ratios: Sequence[float]) -> tuple
     """What is said to the claim that leaving takes more steps after many epochs than after few."""
     free = change.free([scale], ratios)
     if not enough(free, ratios):
-        return UNABLE, f"only {len(free)} of {len(ratios)} ratios can tell"
+        return SILENT, f"only {len(free)} of {len(ratios)} ratios can tell"
     found = interval(change.rise(scale, free))
-    said = standing(found)
+    said = stands(found, above=0)
     if said == AGAINST and change.ends(scale, change.many, free):
         said = OPEN  # what is seen of a rise is its least
     return said, f"{told(found)} over {len(free)} of {len(ratios)} ratios"
@@ -212,11 +210,11 @@ def judge_more(change: Change, small: float, large: float, ratios: Sequence[floa
     """What is said to the claim that steps rise more at the large scale than at the small one."""
     free = change.free([small, large], ratios)
     if not enough(free, ratios):
-        return UNABLE, f"only {len(free)} of {len(ratios)} ratios can tell"
+        return SILENT, f"only {len(free)} of {len(ratios)} ratios can tell"
     if change.ends(small, change.many, free):
-        return UNABLE, f"at scale {small:g} counts that could rise end at the limit"
+        return SILENT, f"at scale {small:g} counts that could rise end at the limit"
     found = interval([b - a for a, b in zip(change.rise(small, free), change.rise(large, free), strict=True)])
-    said = standing(found)
+    said = stands(found, above=0)
     if said == AGAINST and change.ends(large, change.many, free):
         said = OPEN
     return said, f"{told(found)} over {len(free)} of {len(ratios)} ratios"
@@ -234,26 +232,26 @@ def judge_trained(rows: list[dict[str, Any]], settings: Settings) -> list[Verdic
         easy = interval([sum(r["escaped"] for r in net) / len(net) for net in per_network(early, settings)])
         harder, harder_words = judge_harder(change, small, ratios)
         more, more_words = judge_more(change, small, large, ratios)
-        gate = rule == "relative" or standing(easy, EASY) == HOLDS
+        gate = HOLDS if rule == "relative" else stands(easy, above=EASY)
         asked = (f"after {few} epochs {told(easy)} of images got half of the way up (more than half is asked for, or "
-                 f"nothing else counts; {standing(easy, EASY)}); " if rule == "fixed" else "")
+                 f"nothing else counts; {gate}); " if rule == "fixed" else "")
         ends = ", ".join(f"{change.ends(s, e, ratios)} at scale {s:g} after {e} epochs"
                          for s in (small, large) for e in (few, many))
         worth = [r for r in mine if r["scale"] == small and r["epoch"] == many]
-        verdicts.append(Verdict(
+        verdicts.append(verdict(
             "At a small scale leaving is still easy after few epochs of adversarial training and clearly harder after "
             "many, the more so at a large scale" if rule == "fixed" else "Many epochs of adversarial training make "
             "leaving harder than few, at a small scale and the more so at a large one, even where steps are a share of "
             "eps, however small the gradient",
             "Deng et al. 2020, Figure 3" + ("" if rule == "fixed" else "; our control"),
-            outcome(*(gate and said == HOLDS for said in (harder, more))),
+            [together(gate, said) for said in (harder, more)],
             f"{of_rule(rule, settings)}, {limit} steps, intervals over {seeds} trainings. Scale {small:g}: {asked}rise "
             f"of log2(1 + steps) from epoch {few} to {many}, mean over ratios: {harder_words} (above zero is asked "
             f"for; {harder}); at scale {large:g}, less that: {more_words} (above zero is asked for; {more}). Ratios "
             f"can tell where after {few} epochs no count ends at {limit + 1}, half of them are asked for; of "
             f"{seeds * len(ratios)} counts there end {ends}. The networks then keep "
             f"{sum(r['clean'] for r in worth) / len(worth):.0%} of test labels, under the attack of training "
-            f"{sum(r['pgd'] for r in worth) / len(worth):.0%}"))
+            f"{sum(r['pgd'] for r in worth) / len(worth):.0%}."))
     return verdicts
 
 

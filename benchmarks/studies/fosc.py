@@ -32,30 +32,29 @@ from scipy import stats  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.machine import markdown  # noqa: E402
+from benchmarks.studies.claims import AGAINST, SILENT, plain, stands, together, verdict  # noqa: E402
 from benchmarks.studies.convergence import (  # noqa: E402
-    AGAINST,
-    BLIND,
-    Mean,
     Reached,
-    above,
-    below,
-    different,
     distribution,
     far_apart,
     grid,
-    mean_of,
-    plain,
-    rank_correlation,
-    required,
     required_epochs,
     short,
     summary,
-    together,
     trajectory,
-    verdict,
-    within,
 )
-from benchmarks.studies.study import Context, Drawing, Numbers, Settings, Study, Verdict, run  # noqa: E402
+from benchmarks.studies.fits import Interval, interval, rank_correlation  # noqa: E402
+from benchmarks.studies.study import (  # noqa: E402
+    Context,
+    Drawing,
+    Numbers,
+    Settings,
+    Study,
+    Verdict,
+    different,
+    required,
+    run,
+)
 from benchmarks.training import spread  # noqa: E402
 from certify import TrainingData, TrainSettings, train  # noqa: E402
 from certify.data.registry import load  # noqa: E402
@@ -220,7 +219,7 @@ def strength(ends: Sequence[Reached], s: Settings) -> Numbers:
                       for kind, mine in own.items()},
             "accuracy": [short(end.accuracy) for end in ends],
             "within": [short(float((end.fosc < last).double().mean())) for end in ends],
-            "rho": {name: [short(rank_correlation(a.tolist(), b.tolist()).rho) for a, b in pairs]
+            "rho": {name: [short(rank_correlation(a.tolist(), b.tolist())) for a, b in pairs]
                     for name, pairs in ranks.items()}}
 
 
@@ -233,7 +232,7 @@ def by_width(end: Reached, last: float, groups: int) -> list[dict[str, float]]:
 
 def ranked(groups: Sequence[Mapping[str, float]], key: str) -> float:
     """The rank correlation with FOSC over groups."""
-    return short(rank_correlation([row["fosc"] for row in groups], [row[key] for row in groups]).rho)
+    return short(rank_correlation([row["fosc"] for row in groups], [row[key] for row in groups]))
 
 
 def described_group(end: Reached, chosen: Tensor) -> dict[str, float]:
@@ -327,7 +326,7 @@ def judge(numbers: Numbers, s: Settings) -> list[Verdict]:
 
 def judge_groups(found: Numbers, s: Settings) -> Verdict:
     kind, other = s["grouping"], "width" if s["grouping"] == "count" else "count"
-    ranks = {k: [mean_of(found["ranks"][k][key]) for key in ("accuracy", "loss")] for k in (kind, other)}
+    ranks = {k: [interval(found["ranks"][k][key]) for key in ("accuracy", "loss")] for k in (kind, other)}
     lines = [explained([row["fosc"] for row in found[kind]], [row[key] for row in found[kind]])
              for key in ("accuracy", "loss")]
     rho = {name: float(np.mean(values)) for name, values in found["rho"].items()}
@@ -339,7 +338,7 @@ def judge_groups(found: Numbers, s: Settings) -> Verdict:
             "Over single examples FOSC goes with the loss at rho = "
             f"{rho['loss']:+.2f} and with the length of the gradient at rho = {rho['slope']:+.2f}; as a share of the "
             f"largest value that this length allows, with the loss at rho = {rho['share_loss']:+.2f}.")
-    parts = [above(by_accuracy), below(by_loss)]
+    parts = [stands(by_accuracy, above=0), stands(by_loss, below=0)]
     if AGAINST in parts and rho["slope"] > abs(rho["share_loss"]):
         said += (" FOSC is in units of the loss: small where PGD has converged, but also where gradients are small, as "
                  f"they are where the network is sure of a label (PGD leaves "
@@ -355,7 +354,7 @@ def explained(x: Sequence[float], y: Sequence[float]) -> float:
 
 def judge_paths(found: Numbers) -> Verdict:
     fosc, loss = found["fosc"], found["loss"]
-    falling, rising = mean_of(fosc["rho"]), mean_of(loss["as_said"])
+    falling, rising = interval(fosc["rho"]), interval(loss["as_said"])
     middle = fosc["bands"][BANDS.index(0.5)]
     spans = [loss["bands"][-1][k] - loss["bands"][0][k] for k in (0, -1)]
     said = (f"The rank correlation of FOSC with the number of the step, mean over test examples, is {falling} "
@@ -366,8 +365,8 @@ def judge_paths(found: Numbers) -> Verdict:
             f"and 90 % quantiles it spans {spans[0]:.3g} at the start and {spans[1]:.3g} at the end (needed: more).")
     return verdict("Along the steps of PGD, FOSC falls consistently and towards zero, while the loss rises and ends in "
                    "a wider range of values", PLACE + "Figure 1b",
-                   [below(falling, -NEARLY_ALL), plain(middle[-1] <= TOWARDS_ZERO * middle[0]),
-                    above(rising, NEARLY_ALL), plain(spans[1] > spans[0])], said)
+                   [stands(falling, below=-NEARLY_ALL), plain(middle[-1] <= TOWARDS_ZERO * middle[0]),
+                    stands(rising, above=NEARLY_ALL), plain(spans[1] > spans[0])], said)
 
 
 def _worst_step(median: Sequence[float]) -> str:
@@ -386,7 +385,7 @@ def robustness(row: Numbers) -> np.ndarray[Any, Any]:
 def judge_sizes(found: Numbers) -> Verdict:
     rows = {row["size"]: row for row in found["trainings"]}
     middle = np.mean([robustness(rows[size]) for size in MIDDLE], axis=0)
-    gains = {size: mean_of((middle - robustness(row)).tolist()) for size, row in rows.items()
+    gains = {size: interval((middle - robustness(row)).tolist()) for size, row in rows.items()
              if not min(MIDDLE) <= size <= max(MIDDLE)}
     best = [max(rows.values(), key=lambda row: float(np.mean(row["robust"][k])))["size"]
             for k in range(len(found["attacks"]))]
@@ -395,7 +394,8 @@ def judge_sizes(found: Numbers) -> Verdict:
             f"{told} (needed: above zero). Against attacks with steps of {', '.join(map(size_name, rows))}, most "
             f"robust is training with {', '.join(map(size_name, best))}.")
     return verdict("Of the step sizes of PGD training, eps/2 and eps/4 give, taken together, more robustness than each "
-                   "larger and smaller one", PLACE + "Figure 2a", [above(gain) for gain in gains.values()], said)
+                   "larger and smaller one", PLACE + "Figure 2a",
+                   [stands(gain, above=0) for gain in gains.values()], said)
 
 
 def judge_indicator(found: Numbers) -> Verdict:
@@ -403,10 +403,10 @@ def judge_indicator(found: Numbers) -> Verdict:
     common, so that only seeds are independent."""
     rows = found["trainings"]
     robust = np.array([robustness(row) for row in rows])
-    rho = {name: [rank_correlation([row[name]["means"][k] for row in rows], robust[:, k].tolist()).rho
+    rho = {name: [rank_correlation([row[name]["means"][k] for row in rows], robust[:, k].tolist())
                   for k in range(robust.shape[1])] for name in ("fosc", "loss")}
-    by_fosc, by_loss = (mean_of(rho[name]) for name in ("fosc", "loss"))
-    more = mean_of([-a - abs(b) for a, b in zip(rho["fosc"], rho["loss"], strict=True)])
+    by_fosc, by_loss = (interval(rho[name]) for name in ("fosc", "loss"))
+    more = interval([-a - abs(b) for a, b in zip(rho["fosc"], rho["loss"], strict=True)])
     said = (f"Inside each seed, over the {len(rows)} step sizes, robustness has the rank correlation {by_fosc} with "
             "the mean FOSC of training examples in the last epoch (mean and 95 % interval over seeds; needed: below "
             f"zero) and {by_loss} with their mean loss, whose size is exceeded by {more} (needed: above zero). Here "
@@ -414,29 +414,30 @@ def judge_indicator(found: Numbers) -> Verdict:
             "in the method of training.")
     return verdict("Between networks trained with several step sizes: the lower the FOSC of training examples in the "
                    "last epoch, the more robust the network; FOSC tells more than the loss",
-                   PLACE + "Figures 2a and 2c", [below(by_fosc), together(below(by_fosc), above(more))], said)
+                   PLACE + "Figures 2a and 2c",
+                   [stands(by_fosc, below=0), together(stands(by_fosc, below=0), stands(more, above=0))], said)
 
 
 def judge_shapes(found: Numbers, examples: int) -> Verdict:
     """Almost the same is within SAME, different beyond it; both are needed, for either alone is no contrast."""
-    fosc, loss = (mean_of(found["apart"][name]) for name in ("fosc", "loss"))
+    fosc, loss = (interval(found["apart"][name]) for name in ("fosc", "loss"))
     noise = KOLMOGOROV * math.sqrt(2 / examples)
     said = ("The two most different distributions of the last epoch, by the largest difference of cumulative shares, "
             f"are {as_share(fosc)} apart in FOSC (needed: above {SAME:g}) and {as_share(loss)} in loss (needed: below "
             f"{SAME:g}), with 95 % intervals over seeds; samples of {examples} examples of one distribution are up to "
             f"{noise:.2g} apart by chance.")
-    parts = [above(fosc, SAME), below(loss, SAME)]
+    parts = [stands(fosc, above=SAME), stands(loss, below=SAME)]
     return verdict("Distributions of the loss are almost the same for all step sizes, while those of FOSC differ",
-                   PLACE + "Figures 2c and 2e", [together(*parts) if noise < SAME else BLIND], said)
+                   PLACE + "Figures 2c and 2e", [together(*parts) if noise < SAME else SILENT], said)
 
 
 def judge_steps(steps: Numbers, sizes: Numbers) -> Verdict:
     rows = sorted(steps["trainings"], key=lambda row: int(row["steps"]))
-    gains = {(few["steps"], many["steps"]): mean_of((robustness(many) - robustness(few)).tolist())
+    gains = {(few["steps"], many["steps"]): interval((robustness(many) - robustness(few)).tolist())
              for few, many in combinations(rows, 2)}
     widest = max(gains, key=lambda pair: abs(gains[pair].mean))
-    unsure = max(gain.upper - gain.mean for gain in gains.values())
-    closer = mean_of([a - b for a, b in zip(sizes["apart"]["fosc"], steps["apart"]["fosc"], strict=True)])
+    unsure = max(gain.high - gain.mean for gain in gains.values())
+    closer = interval([a - b for a, b in zip(sizes["apart"]["fosc"], steps["apart"]["fosc"], strict=True)])
     claim = ("Numbers of steps give networks of nearly the same robustness and distributions of FOSC that differ less "
              "than those of step sizes")
     said = (f"Between two numbers of steps robustness differs most from {widest[0]} to {widest[1]}: by "
@@ -445,7 +446,7 @@ def judge_steps(steps: Numbers, sizes: Numbers) -> Verdict:
             + ("no end" if math.isinf(unsure) else f"{100 * unsure:.2g} points") + " to either side). Distributions "
             f"of FOSC are {np.mean(steps['apart']['fosc']):.3f} apart at most, by step size "
             f"{np.mean(sizes['apart']['fosc']):.3f}; difference {closer} (needed: above zero).")
-    parts = [together(*(within(gain, ALIKE) for gain in gains.values())), above(closer)]
+    parts = [together(*(stands(gain, above=-ALIKE, below=ALIKE) for gain in gains.values())), stands(closer, above=0)]
     # Twice eps is the way across the ball.
     enough = [row["steps"] for row in rows if row["steps"] * row["size"] >= 2 * (1 - ROUNDED)]
     if later := {many: gains[enough[0], many] for many in enough[1:]}:
@@ -453,7 +454,7 @@ def judge_steps(steps: Numbers, sizes: Numbers) -> Verdict:
         said += (f" From {enough[0]}, the fewest that reach every side of the ball from anywhere, robustness gains "
                  + "; ".join(f"{points(gain)} to {many}" for many, gain in later.items())
                  + f" (needed: intervals that end below {100 * ALIKE:g}).")
-        parts.append(together(*(below(gain, ALIKE) for gain in later.values())))
+        parts.append(together(*(stands(gain, below=ALIKE) for gain in later.values())))
     return verdict(claim, PLACE + "Figures 2b and 2d", parts, said)
 
 
@@ -461,8 +462,8 @@ def judge_stages(found: Numbers, s: Settings) -> Verdict:
     parts: list[str] = []
     told = []
     for row in found["trainings"][:2]:
-        lower = [mean_of(shares) for shares in row["lower_first"]]
-        parts += [above(share, 0.5) for share in lower]
+        lower = [interval(shares) for shares in row["lower_first"]]
+        parts += [stands(share, above=0.5) for share in lower]
         means = ", ".join(f"{np.mean(epoch['means']):.3g}" for epoch in row["epochs"])
         told.append(f"{row['name']}: {' and '.join(map(as_share, lower))}, mean FOSC {means}")
     early, *later = s["look_at"]
@@ -475,8 +476,8 @@ def judge_stages(found: Numbers, s: Settings) -> Verdict:
 
 def judge_fgsm(found: Numbers, s: Settings) -> Verdict:
     plain, _, after = found["trainings"]
-    gain = mean_of((robustness(after) - robustness(plain)).tolist())
-    lower = mean_of(after["lower_plain"])
+    gain = interval((robustness(after) - robustness(plain)).tolist())
+    lower = interval(after["lower_plain"])
     near = [100 * float(np.mean(row["epochs"][-1]["near"])) for row in (plain, after)]
     said = (f"Robustness gains {points(gain)} percentage points, with 95 % interval over seeds (needed: above zero). "
             f"After epoch {s['look_at'][-1]} FOSC is lower than with PGD throughout for a share of {as_share(lower)} "
@@ -484,16 +485,16 @@ def judge_fgsm(found: Numbers, s: Settings) -> Verdict:
             f"{near[0]:.1f} % of them with PGD throughout and for {near[1]:.1f} % after FGSM.")
     return verdict("With FGSM instead of PGD in the first epochs, the network is more robust in the end, and PGD "
                    "converges better late in training", PLACE + "Figures 3b and 3c",
-                   [above(gain), above(lower, 0.5)], said)
+                   [stands(gain, above=0), stands(lower, above=0.5)], said)
 
 
-def points(share: Mean) -> str:
+def points(share: Interval) -> str:
     """A difference of shares in percentage points."""
-    return str(Mean(100 * share.mean, 100 * share.lower, 100 * share.upper, share.n))
+    return str(Interval(100 * share.mean, 100 * share.low, 100 * share.high, share.n))
 
 
-def as_share(share: Mean) -> str:
-    ends = "no interval" if math.isinf(share.lower) else f"{share.lower:.2f} to {share.upper:.2f}"
+def as_share(share: Interval) -> str:
+    ends = "no interval" if math.isinf(share.low) else f"{share.low:.2f} to {share.high:.2f}"
     return f"{share.mean:.2f} ({ends}, n = {share.n})"
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SEEN, PARTLY, NOT_SEEN = "seen", "seen in part", "not seen"
-HOLDS, AGAINST, OPEN, SILENT = "holds", "against", "open", "silent"  # what numbers say of one part of a claim
 MODES = ("quick", "default", "paper")
 MNIST = "mnist"  # a mode that some studies have beside them: MNIST on two cores
 HOME = ROOT / "docs" / "studies"
@@ -47,53 +45,6 @@ class Verdict:
     def __post_init__(self) -> None:
         if self.outcome not in (SEEN, PARTLY, NOT_SEEN):
             raise ValueError(f"an outcome is {SEEN!r}, {PARTLY!r} or {NOT_SEEN!r}, got {self.outcome!r}")
-
-
-def outcome(*held: bool) -> str:
-    """All parts of a claim held: seen; some: in part; none: not seen. Raises ValueError where there are no parts: what
-    was not looked at was not seen."""
-    if not held:
-        raise ValueError("an outcome needs at least one part of the claim")
-    return SEEN if all(held) else PARTLY if any(held) else NOT_SEEN
-
-
-ALONE = {HOLDS: "The rule is met", AGAINST: "The numbers contradict the claim",
-         OPEN: "The numbers leave the claim open", SILENT: "These numbers could not have shown the claim"}
-AMONG = {HOLDS: "show {}", AGAINST: "contradict {}", OPEN: "leave {} open", SILENT: "could not have shown {}"}
-
-
-def stands(found: Mapping[str, float], *, above: float = -math.inf, below: float = math.inf,
-           at_least: float = -math.inf, at_most: float = math.inf) -> str:
-    """What an interval says of a mean that is claimed to lie between some numbers: all of it does (HOLDS), none of it
-    does (AGAINST), or a part (OPEN). One value has no interval that could (SILENT)."""
-    low, high = found["low"], found["high"]
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return SILENT
-    if low > above and low >= at_least and high < below and high <= at_most:
-        return HOLDS
-    return AGAINST if high <= above or high < at_least or low >= below or low > at_most else OPEN
-
-
-def both(*states: str) -> str:
-    """What numbers say of a part that needs several things: what one of them needs is no part of its own."""
-    return next((state for state in (AGAINST, SILENT, OPEN) if state in states), HOLDS)
-
-
-def weighed(states: Sequence[str]) -> tuple[str, str]:
-    """The outcome of the parts of a claim that intervals of 95 % decide, and the words for it.
-
-    All hold: seen; half of them or more: in part. Of parts that are all wrong each holds by chance in 2.5 % of cases,
-    so half of them do in at most 5 %, however they depend on each other (Markov's inequality); a single one of many
-    would be no sign. Raises ValueError where there are no parts.
-    """
-    if not states:
-        raise ValueError("an outcome needs at least one part of the claim")
-    held = states.count(HOLDS)
-    result = SEEN if held == len(states) else PARTLY if 2 * held >= len(states) else NOT_SEEN
-    if len(states) == 1:
-        return result, ALONE[states[0]]
-    said = [words.format(states.count(state)) for state, words in AMONG.items() if state == HOLDS or state in states]
-    return result, f"Of {len(states)} parts the numbers {', '.join(said)}"
 
 
 @dataclass(frozen=True)
@@ -181,21 +132,35 @@ def chosen(study: Study, mode: str, overriding: Mapping[str, Any]) -> Settings:
     return settings
 
 
+def required(held: bool, settings: Settings, name: str, expected: str) -> None:
+    """A setting without which there is nothing to measure or to judge. Raises SystemExit."""
+    if not held:
+        raise SystemExit(f"--set {name}={json.dumps(settings[name])}: expected {expected}")
+
+
 def ascending(settings: Settings, least: int, *names: str) -> None:
     """SystemExit unless each of these settings is a list of at least so many numbers, each above the one before."""
     for name in names:
         values = settings[name]
-        if len(values) < least or any(a >= b for a, b in pairwise(values)):
-            raise SystemExit(f"--set {name}={json.dumps(values)}: expected at least {least} numbers, each above the "
-                             "one before")
+        required(len(values) >= least and all(a < b for a, b in pairwise(values)), settings, name,
+                 f"at least {least} numbers, each above the one before")
 
 
 def positive(settings: Settings, *names: str) -> None:
     """SystemExit unless each of these settings, or every number in it, is above zero."""
     for name in names:
         values = settings[name] if isinstance(settings[name], list | tuple) else [settings[name]]
-        if not all(value > 0 for value in values):
-            raise SystemExit(f"--set {name}={json.dumps(settings[name])}: expected above zero")
+        required(all(value > 0 for value in values), settings, name, "above zero")
+
+
+def counts(settings: Settings, *names: str) -> None:
+    """SystemExit unless each of these settings is a whole number from 1 on."""
+    for name in names:
+        required(isinstance(settings[name], int) and settings[name] >= 1, settings, name, "a whole number from 1 on")
+
+
+def different(values: Sequence[Any], least: int) -> bool:
+    return len(set(values)) == len(values) >= least
 
 
 def _kind(value: Any) -> str:

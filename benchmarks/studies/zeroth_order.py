@@ -18,7 +18,6 @@ The lecture has no experiments: the mode `paper` is the default with more of eve
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import sys
@@ -34,22 +33,28 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.machine import markdown  # noqa: E402
-from benchmarks.studies.fits import exponents, interval, share, told  # noqa: E402
-from benchmarks.studies.study import (  # noqa: E402
+from benchmarks.studies.claims import (  # noqa: E402
     AGAINST,
     HOLDS,
     OPEN,
     SILENT,
+    plain,
+    stands,
+    together,
+    verdict,
+)
+from benchmarks.studies.fits import Interval, exponents, interval, share, told  # noqa: E402
+from benchmarks.studies.study import (  # noqa: E402
     Context,
     Drawing,
     Numbers,
     Settings,
     Study,
     Verdict,
-    both,
+    counts,
+    positive,
+    required,
     run,
-    stands,
-    weighed,
 )
 from verifier.attacks.draws import Draws  # noqa: E402
 from verifier.attacks.estimate import coordinate_slopes, slope_of  # noqa: E402
@@ -71,7 +76,7 @@ METHODS = {"gd": "gradient descent", "forward": "Gaussian smoothing, forward", "
 COLOURS = dict(zip(METHODS, ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7"), strict=True))
 MARKS = dict(zip(METHODS, "osD^vP", strict=True))
 GAMES = {"simultaneous": "at the same time", "optimistic": "optimistic", "alternating": "in turns"}
-Powers = dict[tuple[str, str], dict[str, Any] | None]  # exponents by profile and method
+Powers = dict[tuple[str, str], Interval | None]  # exponents by profile and method
 GAME_COLOURS = dict(zip(GAMES, ("#D55E00", "#009E73", "#0072B2"), strict=True))
 
 
@@ -330,31 +335,26 @@ def games(settings: Settings) -> dict[str, Any]:
 
 def check(s: Settings) -> None:
     """SystemExit for settings of which no verdict could be computed."""
-    def need(met: bool, key: str, what: str) -> None:
-        if not met:
-            raise SystemExit(f"--set {key}={json.dumps(s[key])}: expected {what}")
-
-    for key in ("limit", "seeds", "dimension", "pairs", "saddle_limit", "saddle_seeds", "random_starts", "game_seeds",
-                "game_size", "follow"):
-        need(isinstance(s[key], int) and s[key] >= 1, key, "a whole number from 1 on")
-    need(isinstance(s["wait"], int) and s["wait"] >= 0, "wait", "a whole number from 0 on")
-    need(isinstance(s["game_steps"], int) and s["game_steps"] * s["game_rate"] >= TURNS, "game_steps",
-         f"a whole number of at least {TURNS / max(s['game_rate'], 1e-9):.0f}, a turn in each half at game_rate "
-         f"{s['game_rate']:g}")
-    for key in ("width", "rate", "radius", "calm", "game_rate"):
-        need(s[key] > 0, key, "a number above 0")
-    need(s["rate"] < 1, "rate", "a number below 1, with which descent goes into the saddle")
-    need(s["game_rate"] < 2, "game_rate", "a number below 2, from where on turns are no rotations")
-    need(len(set(s["dimensions"])) > 1 and all(isinstance(d, int) and d >= 1 for d in s["dimensions"]), "dimensions",
-         "two or more different whole numbers from 1 on: an exponent needs them")
+    counts(s, "limit", "seeds", "dimension", "pairs", "saddle_limit", "saddle_seeds", "random_starts", "game_seeds",
+           "game_size", "follow")
+    required(isinstance(s["wait"], int) and s["wait"] >= 0, s, "wait", "a whole number from 0 on")
+    positive(s, "width", "rate", "radius", "calm", "game_rate")
+    required(isinstance(s["game_steps"], int) and s["game_steps"] * s["game_rate"] >= TURNS, s, "game_steps",
+             f"a whole number of at least {TURNS / s['game_rate']:.0f}, a turn in each half at game_rate "
+             f"{s['game_rate']:g}")
+    required(s["rate"] < 1, s, "rate", "a number below 1, with which descent goes into the saddle")
+    required(s["game_rate"] < 2, s, "game_rate", "a number below 2, from where on turns are no rotations")
+    required(len(set(s["dimensions"])) > 1 and all(isinstance(d, int) and d >= 1 for d in s["dimensions"]), s,
+             "dimensions", "two or more different whole numbers from 1 on: an exponent needs them")
     begin = min(float(profile.slope(torch.tensor(end, dtype=EXACT)).square()) for profile in PROFILES.values()
                 for end in profile.start)
     within = f"above 0 and below {begin:.3f}, the least ||grad f||^2 of a start"
-    need(len(set(s["levels"])) > 1 and all(0 < eps < begin for eps in s["levels"]), "levels",
-         f"two or more different numbers {within}")
-    need(0 < s["level"] < begin, "level", f"a number {within}")
-    need(all(10.0**-k < AWAY for k in s["nearness"]) and any(10.0**-k <= NEAR for k in s["nearness"]), "nearness",
-         f"powers k of starts 10^-k that lie below {AWAY:g}, some of them at {NEAR:g} or nearer to the line")
+    required(len(set(s["levels"])) > 1 and all(0 < eps < begin for eps in s["levels"]), s, "levels",
+             f"two or more different numbers {within}")
+    required(0 < s["level"] < begin, s, "level", f"a number {within}")
+    required(all(10.0**-k < AWAY for k in s["nearness"]) and any(10.0**-k <= NEAR for k in s["nearness"]), s,
+             "nearness", f"powers k of starts 10^-k that lie below {AWAY:g}, some of them at {NEAR:g} or nearer to "
+             "the line")
 
 
 def measure(settings: Settings, context: Context) -> Numbers:
@@ -378,7 +378,7 @@ def powers(numbers: Numbers, by: str) -> Powers:
     return found
 
 
-def at_most_linear(found: dict[str, Any] | None) -> str:
+def at_most_linear(found: Interval | None) -> str:
     """What the interval says of an exponent of at most 1, to SLACK; nothing where a run did not arrive."""
     return SILENT if found is None else stands(found, at_most=1 + SLACK)
 
@@ -412,15 +412,14 @@ def _judge_gradient(numbers: Numbers, settings: Settings) -> list[Verdict]:
                         bound = AGAINST
                     elif t is None and bound == HOLDS:
                         bound = SILENT  # the limit on steps lies below the bound
-    result, words = weighed([bound, *(at_most_linear(by_eps[p, "gd"]) for p in PROFILES)])
     most = (f"Steps were at most {worst:.3f} of the bound 2 L (f(x0) - inf f) / eps" if math.isfinite(worst) else
             f"Some runs did not arrive in {settings['limit']} steps")
-    return [Verdict(
+    return [verdict(
         "Gradient descent with step 1/L reaches ||grad f||^2 <= eps in at most O(1/eps) steps", "lecture, Theorem 8.1",
-        result,
+        [bound, *(at_most_linear(by_eps[p, "gd"]) for p in PROFILES)],
         f"{most}; exponents of 1/eps (mean and 95 % interval over starts), whose intervals must end at or below "
-        f"{1 + SLACK:g}: {listed(by_eps, ['gd'])}. {words}. {attained(by_eps, ['gd'], '1/eps')}; on tail the exponent "
-        f"of the gradient flow is {(TAIL + 2) / (2 * TAIL + 2):.2f}")]
+        f"{1 + SLACK:g}: {listed(by_eps, ['gd'])}. {attained(by_eps, ['gd'], '1/eps')}; on tail the exponent "
+        f"of the gradient flow is {(TAIL + 2) / (2 * TAIL + 2):.2f}.")]
 
 
 def _judge_estimates(numbers: Numbers, settings: Settings) -> list[Verdict]:
@@ -428,44 +427,41 @@ def _judge_estimates(numbers: Numbers, settings: Settings) -> list[Verdict]:
     smooth, other = ("forward", "central"), ("nes", "zoo", "zoo-adam")
     rule = (f"a part holds where the 95 % interval over runs ends at or below {1 + SLACK:g}; in part: at least half of "
             "the parts")
-    eps_result, eps_words = weighed([at_most_linear(by_eps[p, m]) for m in smooth for p in PROFILES])
-    d_result, d_words = weighed([at_most_linear(by_d[p, m]) for m in smooth for p in PROFILES])
-    both, both_words = weighed([at_most_linear(found[p, m]) for found in (by_eps, by_d) for m in other
-                                for p in PROFILES])
     paid, rest = [], []
     for m in (*smooth, *other):
         for p in PROFILES:
             paid.append(_paid(by_d[p, m], by_d[p, "gd"]))
             rest.append(f"{METHODS[m]} on {p} {_times(numbers, p, m)}")
-    paid_result, paid_words = weighed(paid)
     return [
-        Verdict("Descent along a Gaussian finite difference meets ||grad f||^2 <= eps after steps of at most order "
+        verdict("Descent along a Gaussian finite difference meets ||grad f||^2 <= eps after steps of at most order "
                 "1/eps", "lecture, Section 8.2.3, of the expectation after the last step; counted here is the first "
-                "step at which a run meets it", eps_result,
-                f"Exponents of 1/eps at d = {settings['dimension']} ({rule}): {listed(by_eps, smooth)}. {eps_words}. "
-                f"{attained(by_eps, smooth, '1/eps')}"),
-        Verdict("The steps of the same descent are of at most order d", "lecture, Section 8.2.3", d_result,
+                "step at which a run meets it",
+                [at_most_linear(by_eps[p, m]) for m in smooth for p in PROFILES],
+                f"Exponents of 1/eps at d = {settings['dimension']} ({rule}): {listed(by_eps, smooth)}. "
+                f"{attained(by_eps, smooth, '1/eps')}."),
+        verdict("The steps of the same descent are of at most order d", "lecture, Section 8.2.3",
+                [at_most_linear(by_d[p, m]) for m in smooth for p in PROFILES],
                 f"Exponents of d, {settings['dimensions'][0]} to {settings['dimensions'][-1]}, at eps = "
-                f"{settings['level']:g} ({rule}): {listed(by_d, smooth)}. {d_words}. {attained(by_d, smooth, 'd')}"),
-        Verdict("Steps of NES and ZOO too are of at most these orders", "lecture, Section 8.2.3, where it is said of "
-                "random directions one at a time", both,
+                f"{settings['level']:g} ({rule}): {listed(by_d, smooth)}. {attained(by_d, smooth, 'd')}."),
+        verdict("Steps of NES and ZOO too are of at most these orders", "lecture, Section 8.2.3, where it is said of "
+                "random directions one at a time",
+                [at_most_linear(found[p, m]) for found in (by_eps, by_d) for m in other for p in PROFILES],
                 f"Exponents of 1/eps: {listed(by_eps, other)}. Exponents of d: {listed(by_d, other)}. Rule: {rule}. "
-                f"{both_words}. NES takes {settings['pairs']} pairs of values a step, so that d counts from about "
-                "there on"),
-        Verdict("Without gradients descent is slower by a low power of the dimension", "lecture, Section 8.2.2",
-                paid_result,
+                f"NES takes {settings['pairs']} pairs of values a step, so that d counts from about there on."),
+        verdict("Without gradients descent is slower by a low power of the dimension", "lecture, Section 8.2.2",
+                paid,
                 f"Steps over those of gradient descent at d = {settings['dimensions'][-1]}: {', '.join(rest)}. Rule: "
                 f"a part holds where the exponent of d lies above that of gradient descent ({listed(by_d, ['gd'])}) by "
                 f"more than {SLACK:g}, intervals apart, and its interval ends at or below {1 + SLACK:g}; in part: at "
-                f"least half of the parts. {paid_words}")]
+                f"least half of the parts.")]
 
 
-def _paid(found: dict[str, Any] | None, gradient: dict[str, Any] | None) -> str:
+def _paid(found: Interval | None, gradient: Interval | None) -> str:
     """What two exponents of d say of a price in the dimension that is a low power."""
     if found is None or gradient is None:
         return SILENT
-    more = {"low": found["low"] - gradient["high"], "high": found["high"] - gradient["low"]}
-    return both(stands(more, above=SLACK), at_most_linear(found))
+    more = Interval(found.mean - gradient.mean, found.low - gradient.high, found.high - gradient.low, found.n)
+    return together(stands(more, above=SLACK), at_most_linear(found))
 
 
 def _times(numbers: Numbers, profile: str, method: str) -> str:
@@ -490,8 +486,7 @@ def _judge_saddle(found: dict[str, Any], settings: Settings) -> list[Verdict]:
     random, limit = found["random"], settings["saddle_limit"]
     starts, minima, saddle = (random[key] for key in ("starts", "at_minima", "at_saddle"))
     reach = share(minima, starts)
-    ended, ended_words = weighed([AGAINST if saddle else OPEN if minima < starts else
-                                  HOLDS if reach["low"] >= ALMOST else SILENT])
+    ended = AGAINST if saddle else OPEN if minima < starts else HOLDS if reach.low >= ALMOST else SILENT
     close = [k for k, s in enumerate(found["distances"]) if s <= NEAR]
     states, told_of = [], []
     for kind in SADDLES:
@@ -505,22 +500,20 @@ def _judge_saddle(found: dict[str, Any], settings: Settings) -> list[Verdict]:
                            + (f"more than {limit}" if alone is None else str(alone)) + " steps alone and "
                            + (f"{told(interval(left), 0)} perturbed" if len(left) == many else
                               f"{len(left)} of {many} perturbed runs left in {limit}"))
-    result, words = weighed(states)
     return [
-        Verdict("From almost every start gradient descent ends at a second-order stationary point, not at a strict "
-                "saddle", "lecture, Section 8.4.1, Remark 8.2", ended,
+        verdict("From almost every start gradient descent ends at a second-order stationary point, not at a strict "
+                "saddle", "lecture, Section 8.4.1, Remark 8.2", [ended],
                 f"Of {starts} starts (standard normal) on {SADDLES['bounded']} {minima} were at one of its two minima "
-                f"after {limit} steps ({100 * reach['low']:.1f} % of all starts or more, Wilson's 95 % interval) and "
-                f"{saddle} at the saddle. Rule: all are at a minimum, and that end is {100 * ALMOST:g} % or more. "
-                f"{ended_words}"),
-        Verdict("Near a saddle gradient descent is stuck, and small perturbations free it sooner",
-                "lecture, Section 8.4.1, Figure 8.2", result,
+                f"after {limit} steps ({100 * reach.low:.1f} % of all starts or more, Wilson's 95 % interval) and "
+                f"{saddle} at the saddle. Rule: all are at a minimum, and that end is {100 * ALMOST:g} % or more."),
+        verdict("Near a saddle gradient descent is stuck, and small perturbations free it sooner",
+                "lecture, Section 8.4.1, Figure 8.2", states,
                 f"From (1, s), s the distance from the line that leads into the saddle: {'; '.join(told_of)} (means "
                 f"with 95 % intervals over {settings['saddle_seeds']} seeds). Rule: for each function and s up to "
                 f"{NEAR:g} all perturbed runs leave, and what their mean gains on the run alone has an interval above "
-                f"zero; in part: at least half of the parts. {words}. From s = 0 descent alone cannot leave; else it "
+                f"zero; in part: at least half of the parts. From s = 0 descent alone cannot leave; else it "
                 f"needs log({AWAY:g} / s) / log(1 + {settings['rate']:g}) steps on the quadratic: in two dimensions "
-                "stuck means a logarithm, not for ever")]
+                "stuck means a logarithm, not for ever.")]
 
 
 def _judge_game(found: dict[str, Any], settings: Settings) -> list[Verdict]:
@@ -536,21 +529,20 @@ def _judge_game(found: dict[str, Any], settings: Settings) -> list[Verdict]:
     turns = ways["alternating"]
     (early_low, early_high), (late_low, late_high) = turns["early"], turns["late"]
     ratio = max(max(a / b, b / a) for a, b in zip([*early_low, *early_high], [*late_low, *late_high], strict=True))
-    apart, apart_words = weighed([stands(rates["simultaneous"], above=0)])
-    near, near_words = weighed([stands(rates["optimistic"], below=0)])
-    cycle, cycle_words = weighed([HOLDS if turns["drift"] < 1e-9 and ratio < 1.1 else AGAINST])
     return [
-        Verdict("Gradient descent-ascent at the same time diverges on x'Ay", "Daskalakis et al. 2018, Section 1; Zhang "
-                "and Yu 2020", apart,
-                f"{grows('simultaneous')}. Rule: the interval lies above zero. {apart_words}. The distance from the "
-                f"solution {'rose' if ways['simultaneous']['rises_always'] else 'did not rise'} with every step"),
-        Verdict("Optimistic descent-ascent converges on x'Ay", "Daskalakis et al. 2018, Theorem 1", near,
-                f"{grows('optimistic')}. Rule: the interval lies below zero. {near_words}"),
-        Verdict("In turns it neither converges nor diverges: it cycles", "Zhang and Yu 2020; Deng et al. 2020, Section "
-                "6, holds a cyclic dynamic of the whole training to be possible", cycle,
+        verdict("Gradient descent-ascent at the same time diverges on x'Ay", "Daskalakis et al. 2018, Section 1; Zhang "
+                "and Yu 2020", [stands(rates["simultaneous"], above=0)],
+                f"{grows('simultaneous')}. Rule: the interval lies above zero. The distance from the "
+                f"solution {'rose' if ways['simultaneous']['rises_always'] else 'did not rise'} with every step."),
+        verdict("Optimistic descent-ascent converges on x'Ay", "Daskalakis et al. 2018, Theorem 1",
+                [stands(rates["optimistic"], below=0)],
+                f"{grows('optimistic')}. Rule: the interval lies below zero."),
+        verdict("In turns it neither converges nor diverges: it cycles", "Zhang and Yu 2020; Deng et al. 2020, Section "
+                "6, holds a cyclic dynamic of the whole training to be possible",
+                [plain(turns["drift"] < 1e-9 and ratio < 1.1)],
                 f"x'x + y'y - eta x'Ay stays the same to {turns['drift']:.0e}, and the least and largest distances "
                 f"of the second half are those of the first to a factor of {ratio:.3f}. Rule: below 1e-9 and below "
-                f"1.1. {cycle_words}")]
+                "1.1.")]
 
 
 # ---------------------------------------------------------------------- figures and table

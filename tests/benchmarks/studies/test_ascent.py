@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks.studies.ascent import MODES, NEAR, STUDY, arrived, check, judge, left_after, passes, shrinking
-from benchmarks.studies.fits import AGAINST, HOLDS, OPEN, UNABLE
+from benchmarks.studies.claims import AGAINST, HOLDS, OPEN, SILENT
 from benchmarks.studies.study import NOT_SEEN, PARTLY, SEEN, Context, Verdict, perform
 from benchmarks.studies.two_layer import EXACT, in_ball, kinds
 from tests.benchmarks.studies.test_two_layer import Quadratic
@@ -110,12 +110,12 @@ def test_verdicts_on_rates_follow_arrivals_and_steps(record: dict[str, Any]) -> 
         assert verdict.outcome == expected and said in verdict.why
     one = rates(steps=[[1 / eta] for eta in QUICK["etas"]], distance=[[eta**0.5] for eta in QUICK["etas"]])
     verdict = judge({**record["numbers"], "rates": one}, QUICK)[RATES]
-    assert verdict.outcome == PARTLY and UNABLE in verdict.why
+    assert verdict.outcome == PARTLY and SILENT in verdict.why
 
 
 @pytest.mark.parametrize(("exponents", "expected", "said"), [
     ([-1.02, -1.01, -1.03], SEEN, HOLDS), ([-4.0, -4.1, -4.0], SEEN, HOLDS), ([-0.5, -0.51, -0.5], NOT_SEEN, AGAINST),
-    ([-1.5, -0.5, -1.0], NOT_SEEN, OPEN), ([-1.0], NOT_SEEN, UNABLE)])
+    ([-1.5, -0.5, -1.0], NOT_SEEN, OPEN), ([-1.0], NOT_SEEN, SILENT)])
 def test_shrinking_steps_are_judged_at_the_beta_that_is_tight(record: dict[str, Any], exponents: list[float],
                                                              expected: str, said: str) -> None:
     found = rates()
@@ -145,7 +145,7 @@ def test_verdicts_on_spheres_follow_what_was_found(record: dict[str, Any]) -> No
     found = spheres(record, 20, regular)
     assert [found[k].outcome for k in ours] == [SEEN] * 5
     few = spheres(record, 4, regular)
-    assert few[ONE_MAXIMUM].outcome == NOT_SEEN and UNABLE in few[ONE_MAXIMUM].why, "four are too few for Wilson"
+    assert few[ONE_MAXIMUM].outcome == NOT_SEEN and SILENT in few[ONE_MAXIMUM].why, "four are too few for Wilson"
     bad = spheres(record, 20, lambda place: {**regular(0), "maxima": 2, "saddles": 1, "best": 0.5, "cosine": 0.0,
                                              "on_sphere": 0.5})
     assert [bad[k].outcome for k in ours] == [NOT_SEEN] * 5
@@ -158,7 +158,7 @@ def test_the_same_at_every_eps_is_no_trend(record: dict[str, Any]) -> None:
     lower = spheres(record, 20, lambda place: {**regular(place), "best": 0.5, "maxima": 1})
     assert lower[BEST].outcome == NOT_SEEN and OPEN in lower[BEST].why, "one maximum: the others are on their way"
     none = spheres(record, 20, lambda place: {**regular(place), "maxima": 0, "saddles": 0})
-    assert none[SADDLES].outcome == NOT_SEEN and UNABLE in none[SADDLES].why, "the search found nothing at all"
+    assert none[SADDLES].outcome == NOT_SEEN and SILENT in none[SADDLES].why, "the search found nothing at all"
 
 
 def circle(record: dict[str, Any], maxima: Callable[[int, int], list[float]],
@@ -178,7 +178,7 @@ def test_verdicts_on_the_circle_follow_scale_and_ratio(record: dict[str, Any]) -
         found = circle(record, lambda i, j, same=same: [same] * 3, lambda i, j: [5.0] * 3)
         assert [v.outcome for v in found] == [NOT_SEEN] * 3, "one maximum everywhere is no effect of the scale"
     at_once = circle(record, lambda i, j: [1] * 3, lambda i, j: [1.0] * 3)
-    assert at_once[1].outcome == NOT_SEEN and UNABLE in at_once[1].why
+    assert at_once[1].outcome == NOT_SEEN and SILENT in at_once[1].why
 
 
 def test_networks_that_disagree_count_once_each(record: dict[str, Any]) -> None:

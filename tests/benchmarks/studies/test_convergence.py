@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -12,28 +10,15 @@ from torch.nn import functional
 
 from benchmarks.studies import convergence
 from benchmarks.studies.convergence import (
-    AGAINST,
-    BLIND,
     LEVELS,
-    OPEN,
-    SHOWN,
-    Mean,
-    above,
-    below,
     density,
     distribution,
     far_apart,
     grid,
-    mean_of,
     median,
-    rank_correlation,
     summary,
-    together,
     trajectory,
-    verdict,
-    within,
 )
-from benchmarks.studies.study import NOT_SEEN, PARTLY, SEEN
 from certify.classifier import Classifier
 from certify.data.dataset import Examples
 
@@ -111,48 +96,3 @@ def test_a_summary_has_the_quantiles() -> None:
 def test_distances_of_samples() -> None:
     a, b = torch.linspace(0, 1, 50), torch.linspace(2, 3, 50)
     assert far_apart([a, a]) == 0.0 and far_apart([a, b, a]) == 1.0 and far_apart([a]) == 0.0
-
-
-def test_rank_correlations_and_intervals_are_those_of_the_books() -> None:
-    rising = rank_correlation([1, 2, 3, 4, 5], [1, 4, 9, 16, 25])
-    assert rising.rho == pytest.approx(1.0) and rising.p == pytest.approx(2 / 120)
-    assert rank_correlation([1, 2, 3, 4, 5], [5, 4, 3, 2, 1]).rho == pytest.approx(-1.0)
-    for a, b in (([1, 1, 1], [1, 2, 3]), ([1, 2], [1, 2])):
-        assert rank_correlation(a, b)[:2] == (0.0, 1.0)
-    found = mean_of([0.0, 1.0])
-    assert found.mean == 0.5 and found.upper - found.mean == pytest.approx(12.7062 / 2, rel=1e-4)
-    assert mean_of([0.3])[:3] == (0.3, -math.inf, math.inf) and "no interval" in str(mean_of([0.3]))
-
-
-def test_an_interval_shows_a_claim_contradicts_it_or_leaves_it_open() -> None:
-    high, low, wide, one = (Mean(0.0, *ends, 3) for ends in ((1.0, 3.0), (-3.0, -1.0), (-1.0, 1.0),
-                                                             (-math.inf, math.inf)))
-    assert [above(found) for found in (high, low, wide, one)] == [SHOWN, AGAINST, OPEN, BLIND]
-    assert [below(found) for found in (high, low, wide, one)] == [AGAINST, SHOWN, OPEN, BLIND]
-    assert [above(high, limit) for limit in (0.5, 2.0, 4.0)] == [SHOWN, OPEN, AGAINST]
-    assert [below(low, limit) for limit in (-0.5, -2.0, -4.0)] == [SHOWN, OPEN, AGAINST]
-    assert above(Mean(0.0, 0.0, 0.0, 3)) == AGAINST, "nothing at all is no gain"
-
-
-def test_nearly_the_same_is_a_matter_of_both_sides_and_of_what_can_be_told_apart() -> None:
-    assert within(Mean(0, -1, 1, 3), 2) == SHOWN
-    assert within(Mean(1.5, 0.5, 2.5, 3), 2) == OPEN
-    assert [within(Mean(0, *ends, 3), 2) for ends in ((2, 3), (-3, -2))] == [AGAINST, AGAINST]
-    assert [within(Mean(0, *ends, 3), 2) for ends in ((-3, 3), (-math.inf, math.inf))] == [BLIND, BLIND]
-
-
-def test_parts_that_need_each_other_are_one() -> None:
-    assert together(SHOWN, SHOWN) == SHOWN and together(SHOWN, OPEN) == OPEN
-    assert together(OPEN, BLIND) == BLIND and together(BLIND, SHOWN, AGAINST) == AGAINST
-
-
-@pytest.mark.parametrize(("parts", "expected", "said"), [
-    ([SHOWN] * 3, SEEN, "Why."), ([SHOWN, OPEN], PARTLY, "Why. Of 2 parts of the claim 1 is shown, 1 is left open."),
-    ([SHOWN, OPEN, OPEN], NOT_SEEN,
-     "Why. Of 3 parts of the claim 1 is shown, 2 are left open. Fewer than half may come by chance."),
-    ([AGAINST], NOT_SEEN, "Why. The numbers contradict the claim."),
-    ([OPEN], NOT_SEEN, "Why. The numbers leave the claim open."),
-    ([BLIND], NOT_SEEN, "Why. So few or noisy seeds could not have shown the claim, be it right or wrong.")])
-def test_a_verdict_says_how_what_was_not_seen_stands(parts: list[str], expected: str, said: str) -> None:
-    found = verdict("claim", "place", parts, "Why.")
-    assert (found.outcome, found.why) == (expected, said)

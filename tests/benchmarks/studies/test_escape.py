@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from benchmarks.studies import image_escape
+from benchmarks.studies.claims import AGAINST, HOLDS, OPEN, SILENT
 from benchmarks.studies.escape import MODES, STUDY, check, judge, walk_of
-from benchmarks.studies.fits import AGAINST, HOLDS, OPEN, UNABLE
 from benchmarks.studies.study import NOT_SEEN, PARTLY, SEEN, Context, Verdict, perform
 from certify.data.registry import load
 
@@ -115,6 +115,8 @@ def test_steps_that_rise_are_seen_where_leaving_is_easy_at_the_smallest_scale() 
         "share of eps ease is not asked"
     assert untrained_outcomes(lambda *_: 101.0, lambda *_: 0.0) == [NOT_SEEN] * 2
     assert untrained_outcomes(lambda i, j, k: 50 - rising(i, j, k)) == [NOT_SEEN] * 2
+    only_by_ratio = judge(untrained(lambda i, j, _: 50.0 - 5 * i + 2 * j), SETTINGS)[UNTRAINED]
+    assert only_by_ratio.outcome == NOT_SEEN and "show 1, contradict 2" in only_by_ratio.why, "one part of three"
 
 
 def test_networks_that_disagree_count_once_each() -> None:
@@ -132,7 +134,7 @@ def test_ratios_that_are_at_one_end_at_every_scale_cannot_tell() -> None:
 
     def two_of_three(i: int, j: int, _: int) -> float:
         return (1.0, 2.0 + i, 50.0 + i)[j]
-    for steps, said in ((one_of_three, UNABLE), (two_of_three, HOLDS)):
+    for steps, said in ((one_of_three, SILENT), (two_of_three, HOLDS)):
         why = judge(untrained(steps), SETTINGS)[UNTRAINED].why
         assert f"ratios that can tell ({said};" in why
 
@@ -155,10 +157,10 @@ def test_counts_that_end_at_the_limit_do_not_say_that_nothing_rose() -> None:
     one, two = trained_verdicts(full(1)), trained_verdicts(full(2))
     assert [v.outcome for v in one] == [SEEN] * 2 and "3 at scale 10 after 1 epochs" in one[0].why
     assert [v.outcome for v in two] == [PARTLY] * 2
-    assert all(f"only 1 of 3 ratios can tell (above zero is asked for; {UNABLE})" in v.why for v in two)
+    assert all(f"only 1 of 3 ratios can tell (above zero is asked for; {SILENT})" in v.why for v in two)
     # What the small scale rose is its least: the large one may have risen less, the numbers cannot tell.
     short = trained_verdicts(lambda i, j, epoch: (4.0 if epoch < 2 else 101.0) / (2 if i and epoch < 2 else 1))
-    assert [v.outcome for v in short] == [PARTLY] * 2 and all(UNABLE in v.why for v in short)
+    assert [v.outcome for v in short] == [PARTLY] * 2 and all(SILENT in v.why for v in short)
     least = trained_verdicts(lambda i, j, epoch: (2.0 + 60 * (epoch == 2)) if i == 0 else 80.0 + 21 * (epoch == 2))
     assert [v.outcome for v in least] == [PARTLY] * 2 and all(OPEN in v.why for v in least)
 
@@ -168,7 +170,7 @@ def test_one_training_could_not_have_shown_anything() -> None:
     numbers = untrained(lambda i, j, _: 1.0 + i + j)
     numbers = {name: [r for r in rows if r["seed"] == 0] for name, rows in numbers.items()}
     found = judge(numbers, settings)
-    assert [v.outcome for v in found] == [NOT_SEEN] * 4 and all(UNABLE in v.why for v in found)
+    assert [v.outcome for v in found] == [NOT_SEEN] * 4 and all(SILENT in v.why for v in found)
 
 
 @pytest.mark.parametrize(("name", "value"), [

@@ -14,22 +14,13 @@ import pytest
 
 from benchmarks import machine
 from benchmarks.studies.study import (
-    AGAINST,
-    HOLDS,
     NOT_SEEN,
-    OPEN,
-    PARTLY,
     SEEN,
-    SILENT,
     Context,
     Study,
     Verdict,
-    both,
-    outcome,
     perform,
     run,
-    stands,
-    weighed,
 )
 from tests.benchmarks.studies.toy import MODES, STUDY
 
@@ -91,44 +82,9 @@ def test_help_shows_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
 # ---------------------------------------------------------------------- verdicts
 
 
-def test_outcomes_follow_from_their_parts() -> None:
-    assert outcome(True) == outcome(True, True) == SEEN
-    assert outcome(True, False) == outcome(False, True, False) == PARTLY
-    assert outcome(False) == outcome(False, False) == NOT_SEEN
-
-
-def test_a_claim_of_which_nothing_was_looked_at_has_no_outcome() -> None:
-    with pytest.raises(ValueError, match="at least one part"):
-        outcome()
+def test_an_outcome_is_one_of_three() -> None:
     with pytest.raises(ValueError, match="'seen in part'"):
         Verdict("claim", "place", "perhaps", "why")
-
-
-@pytest.mark.parametrize(("low", "high", "limits", "state"), [
-    (0.1, 2.0, {"above": 0}, HOLDS), (-0.1, 2.0, {"above": 0}, OPEN), (-2.0, -0.1, {"above": 0}, AGAINST),
-    (-2.0, -0.1, {"below": 0}, HOLDS), (-2.0, 0.0, {"below": 0}, OPEN), (0.0, 1.0, {"below": 0}, AGAINST),
-    (0.0, 0.0, {"above": 0}, AGAINST), (0.0, 0.0, {"at_most": 0, "at_least": 0}, HOLDS),
-    (0.9, 1.0, {"at_most": 1.0}, HOLDS), (0.9, 1.1, {"at_most": 1.0}, OPEN), (1.1, 1.2, {"at_most": 1.0}, AGAINST),
-    (-2.0, -1.5, {"at_least": -1, "at_most": 1}, AGAINST), (-2.0, 2.0, {"at_least": -1, "at_most": 1}, OPEN),
-    (-math.inf, math.inf, {"above": 0}, SILENT), (math.nan, math.nan, {"above": 0}, SILENT)])
-def test_what_an_interval_says(low: float, high: float, limits: dict[str, float], state: str) -> None:
-    assert stands({"low": low, "high": high}, **limits) == state
-
-
-def test_half_of_the_parts_are_seen_in_part_and_one_of_many_is_not() -> None:
-    assert weighed([HOLDS, HOLDS]) == (SEEN, "Of 2 parts the numbers show 2")
-    assert weighed([HOLDS, OPEN]) == (PARTLY, "Of 2 parts the numbers show 1, leave 1 open")
-    assert weighed([HOLDS, AGAINST, SILENT]) == (
-        NOT_SEEN, "Of 3 parts the numbers show 1, contradict 1, could not have shown 1")
-    said = [weighed([state]) for state in (HOLDS, AGAINST, OPEN, SILENT)]
-    assert [result for result, _ in said] == [SEEN, *[NOT_SEEN] * 3] and len({words for _, words in said}) == 4
-    with pytest.raises(ValueError, match="at least one part"):
-        weighed([])
-
-
-def test_a_part_that_needs_two_things_is_shown_by_both() -> None:
-    assert both(HOLDS, HOLDS) == HOLDS and both(HOLDS, AGAINST) == both(SILENT, AGAINST, OPEN) == AGAINST
-    assert both(OPEN, SILENT) == SILENT and both(HOLDS, OPEN) == OPEN
 
 
 def test_verdicts_follow_the_numbers(tmp_path: Path) -> None:

@@ -12,14 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.studies.claims import AGAINST, HOLDS, OPEN, SILENT
 from benchmarks.studies.study import (
-    AGAINST,
-    HOLDS,
     NOT_SEEN,
-    OPEN,
     PARTLY,
     SEEN,
-    SILENT,
     Context,
     perform,
 )
@@ -281,7 +278,7 @@ def test_verdicts_on_saddles_and_games_follow_the_numbers(record: dict[str, Any]
     ("nearness", [0, 12], "below 0.5"),
     ("seeds", 0, "from 1 on"), ("saddle_seeds", 0, "from 1 on"), ("game_seeds", 1.5, "whole number"),
     ("game_steps", 100, "at least 251"), ("game_rate", 2.0, "below 2"), ("rate", 1.5, "below 1"),
-    ("width", 0, "above 0")])
+    ("width", 0, "above zero")])
 def test_settings_without_verdicts_are_refused_before_measuring(key: str, value: Any, words: str) -> None:
     with pytest.raises(SystemExit, match=f"--set {key}=.*{words}"):
         measure({**MODES["quick"], key: value}, Context(lambda text: pytest.fail("it measured")))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.studies.study import Context, Drawing, Numbers, Settings, Study, Verdict, outcome, run
+from benchmarks.studies.claims import plain, verdict
+from benchmarks.studies.study import Context, Drawing, Numbers, Settings, Study, Verdict, run
 
 
 def measure(settings: Settings, context: Context) -> Numbers:
@@ -19,7 +20,7 @@ def draw(numbers: Numbers, settings: Settings) -> dict[str, Drawing]:
 
 def judge(numbers: Numbers, settings: Settings) -> list[Verdict]:
     values = numbers["values"]
-    return [Verdict("Values grow", "Figure 1", outcome(values[-1] > values[0]), f"From {values[0]} to {values[-1]}.")]
+    return [verdict("Values grow", "Figure 1", [plain(values[-1] > values[0])], f"From {values[0]} to {values[-1]}.")]
 
 
 def table(numbers: Numbers, settings: Settings) -> str:
