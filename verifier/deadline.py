@@ -52,5 +52,10 @@ class Deadline:
         """Seconds left, never negative."""
         return max(0.0, self.limit_s - self.elapsed())
 
+    def part(self, share: float) -> Deadline:
+        """An earlier deadline, after a share of what is left; of none that is left, one that has passed too."""
+        elapsed = self.elapsed()
+        return Deadline(elapsed + share * max(0.0, self.limit_s - elapsed), self.start)
+
     def passed(self) -> bool:
         return self.left() <= 0.0

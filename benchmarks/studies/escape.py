@@ -53,6 +53,7 @@ from benchmarks.studies.study import (  # noqa: E402
 
 RULES, HALF = image_escape.RULES, image_escape.HALF
 RULE_WORDS = {"fixed": "one eta", "relative": "share of eps"}
+LEARNT = 0.5  # of the labels: below it a network was not trained to speak of
 EASY = 0.5  # of images: leaving is easy where more of them get half of the way up, hard where fewer do
 
 
@@ -238,20 +239,21 @@ def judge_trained(rows: list[dict[str, Any]], settings: Settings) -> list[Verdic
         ends = ", ".join(f"{change.ends(s, e, ratios)} at scale {s:g} after {e} epochs"
                          for s in (small, large) for e in (few, many))
         worth = [r for r in mine if r["scale"] == small and r["epoch"] == many]
+        clean = sum(r["clean"] for r in worth) / len(worth)
         verdicts.append(verdict(
             "At a small scale leaving is still easy after few epochs of adversarial training and clearly harder after "
             "many, the more so at a large scale" if rule == "fixed" else "Many epochs of adversarial training make "
             "leaving harder than few, at a small scale and the more so at a large one, even where steps are a share of "
             "eps, however small the gradient",
             "Deng et al. 2020, Figure 3" + ("" if rule == "fixed" else "; our control"),
-            [together(gate, said) for said in (harder, more)],
+            [together(gate, said) if clean >= LEARNT else SILENT for said in (harder, more)],
             f"{of_rule(rule, settings)}, {limit} steps, intervals over {seeds} trainings. Scale {small:g}: {asked}rise "
             f"of log2(1 + steps) from epoch {few} to {many}, mean over ratios: {harder_words} (above zero is asked "
             f"for; {harder}); at scale {large:g}, less that: {more_words} (above zero is asked for; {more}). Ratios "
             f"can tell where after {few} epochs no count ends at {limit + 1}, half of them are asked for; of "
             f"{seeds * len(ratios)} counts there end {ends}. The networks then keep "
-            f"{sum(r['clean'] for r in worth) / len(worth):.0%} of test labels, under the attack of training "
-            f"{sum(r['pgd'] for r in worth) / len(worth):.0%}."))
+            f"{clean:.0%} of test labels (at least {LEARNT:.0%} is asked for, or training has not begun to tell), "
+            f"under the attack of training {sum(r['pgd'] for r in worth) / len(worth):.0%}."))
     return verdicts
 
 

@@ -117,7 +117,7 @@ def first_ends(parts: Parts, balls: Balls, method: str = "auto", *, tolerance: f
     inputs' numbers, from which attacks draw."""
     begin = time.monotonic()
     methods = PROVED_BY if method in ("auto", "milp") else () if method == "attack" else (method,)
-    attacking = Deadline.starting_now(ATTACK_SHARE * deadline.left()) if methods else deadline
+    attacking = deadline.part(ATTACK_SHARE) if methods else deadline
     near = nearest_witnesses((parts.graph, parts.simplified, parts.replayer), balls, deadline=attacking, seed=seed,
                              ids=ids)
     log.info("attacks  %d inputs  %.2f s", len(balls), time.monotonic() - begin)

@@ -150,6 +150,15 @@ def test_training_makes_leaving_harder_and_the_more_so_at_a_large_scale() -> Non
     assert [v.outcome for v in falling] == [NOT_SEEN] * 2 and all(AGAINST in v.why for v in falling)
 
 
+def test_networks_that_learnt_nothing_tell_nothing_of_training() -> None:
+    numbers = untrained(lambda i, j, _: 1.0 + i + j)
+    for row in numbers["trained"]:
+        row["clean"] = 0.12
+    found = judge(numbers, SETTINGS)[TRAINED:]
+    assert [v.outcome for v in found] == [NOT_SEEN] * 2
+    assert all("could not have shown 2" in v.why and "contradict" not in v.why for v in found)
+
+
 def test_counts_that_end_at_the_limit_do_not_say_that_nothing_rose() -> None:
     """At the large scale two ratios are at the limit already; with one of them, the others are compared alone."""
     def full(of: int) -> Count:
