@@ -153,7 +153,7 @@ def made(s: Settings, name: str, eps: float, seed: int, data: TrainingData, cont
     def look(epoch: int, model: Any) -> None:
         if epoch in looks and epoch not in kept:  # later networks of a cascade count their epochs anew
             kept[epoch] = copy.deepcopy(model.module)
-    return train(training(s, name, eps, seed), data=data, device=context.device, look=look), kept
+    return train(training(s, name, eps, seed), data=data, device=context.device, look=look, worth=()), kept
 
 
 def worth(s: Settings, found: Trained, eps: float, test: Examples, data: TrainingData, context: Context) -> Row:

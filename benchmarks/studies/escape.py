@@ -73,8 +73,8 @@ def check(settings: Settings) -> None:
     ascending(settings, 3, "scales", "ratios", "epochs")  # with two there is no trend, and no few and many epochs
     ascending(settings, 2, "train_scales")
     ascending(settings, 1, "train_ratios")
-    positive(settings, "scales", "ratios", "train_scales", "train_ratios", "eta", "share", "train_ratio", "steps",
-             "search", "images", "seeds", "train_images", "test_images")
+    positive(settings, "scales", "ratios", "train_scales", "train_ratios", "eta", "share", "train_ratio", "lr",
+             "batch_size", "steps", "search", "images", "seeds", "train_images", "test_images")
     required(settings["epochs"][0] == 0, settings, "epochs", "0 as the first, before training")
 
 
@@ -93,7 +93,8 @@ def measure(settings: Settings, context: Context) -> Numbers:
             context.tell(f"training at scale {scale:g}, seed {seed}")
             trained += image_escape.in_training(
                 data, scale=scale, ratios=settings["train_ratios"], seed=seed, images=settings["images"],
-                epochs=settings["epochs"], train_ratio=settings["train_ratio"], walk=walk, device=context.device)
+                epochs=settings["epochs"], train_ratio=settings["train_ratio"], lr=settings["lr"],
+                batch_size=settings["batch_size"], walk=walk, device=context.device)
     return {"untrained": untrained, "trained": trained}
 
 
@@ -279,7 +280,8 @@ def draw_trained(rows: list[dict[str, Any]], settings: Settings) -> Drawing:
     return draw_curves(
         rows, settings, settings["train_ratios"], columns_of(settings),
         f"As before ({image_escape.MODEL}), after epochs of adversarial training on {settings['data']} (PGD in l_2 "
-        f"with radius {settings['train_ratio']:g} x mean ||x||_2; PyTorch's initial weights), by scale and epoch "
+        f"with radius {settings['train_ratio']:g} x mean ||x||_2, Adam at {settings['lr']:g}; PyTorch's initial "
+        "weights), by scale and epoch "
         f"(columns). Median over {settings['images']} test images, mean over {settings['seeds']} trainings. Above: "
         f"eta = {settings['eta']:g}; below: steps of {settings['share']:g} eps.")
 
@@ -340,21 +342,21 @@ def _steps(names: Sequence[str], ratios: Sequence[float], columns: Sequence[Sequ
 
 # ---------------------------------------------------------------------- settings
 
-COMMON: Settings = {"scales": [0.1, 1.0, 10.0], "eta": 1.0, "share": 0.05, "train_ratio": 0.1}
+COMMON: Settings = {"scales": [0.1, 1.0, 10.0], "eta": 1.0, "share": 0.05, "train_ratio": 0.1, "batch_size": 64}
 RATIOS = [0.001, 0.01, 0.1, 1.0, 10.0]
 MODES: dict[str, Settings] = {
     "quick": {**COMMON, "data": "digits", "train_images": 200, "test_images": 20, "images": 6,
               "ratios": [0.01, 0.1, 1.0], "seeds": 2, "steps": 20, "search": 10, "train_scales": [0.1, 10.0],
-              "train_ratios": [0.1], "epochs": [0, 1, 2]},
+              "train_ratios": [0.1], "lr": 0.002, "epochs": [0, 1, 2]},
     "default": {**COMMON, "data": "digits", "train_images": 1437, "test_images": 360, "images": 32, "ratios": RATIOS,
                 "seeds": 3, "steps": 100, "search": 50, "train_scales": [0.1, 10.0], "train_ratios": RATIOS,
-                "epochs": [0, 3, 30]},
+                "lr": 0.002, "epochs": [0, 3, 30]},
     "mnist": {**COMMON, "data": "mnist", "train_images": 2000, "test_images": 500, "images": 16, "ratios": RATIOS,
               "seeds": 3, "steps": 100, "search": 30, "train_scales": [0.1, 10.0], "train_ratios": RATIOS,
-              "epochs": [0, 1, 10]},
+              "lr": 0.001, "epochs": [0, 3, 30]},
     "paper": {**COMMON, "data": "mnist", "train_images": 60_000, "test_images": 2000, "images": 200, "ratios": RATIOS,
               "seeds": 3, "steps": 500, "search": 200, "train_scales": [0.1, 1.0, 10.0], "train_ratios": RATIOS,
-              "epochs": [0, 3, 50]},
+              "lr": 0.001, "epochs": [0, 3, 50]},
 }
 STUDY = Study(
     name="escape", title="Leaving minima of the loss on images",
