@@ -80,8 +80,8 @@ second 2/255; the 34 % in its CIFAR-10 column at 0.1 repeats that of MNIST at 0.
 def measure(s: Settings, context: Context) -> Numbers:
     from certify.data.registry import load
     check(s)
-    data = load(s["data"], context.data_dir).first(s["training_images"], None)
-    test = data.test.take(slice(0, s["images"]))
+    data = load(s["data"], context.data_dir).first(s["training_images"], s["images"])
+    test = data.test
     networks: list[Row] = []
     cascades: list[Row] = []
     tightness: list[Row] = []
@@ -95,7 +95,7 @@ def measure(s: Settings, context: Context) -> Numbers:
                 if name in CASCADES:
                     cascades += [which | row for row in by_stages(found, eps, test, data)]
                 if name in FOLLOWED and eps == s["tight_eps"]:
-                    sample = data.test.take(slice(0, s["sample"]))
+                    sample = test.take(slice(0, s["sample"]))
                     tightness += [{**which, "epoch": epoch, **tight(module, sample, eps, data, s["exact_s"])}
                                   for epoch, module in kept.items()]
                 context.tell(f"seed {seed}  eps {eps:g}  {NAMES[name]}  " + "  ".join(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -135,10 +136,10 @@ def median(stored: dict[str, Any]) -> float:
     return float(stored["quantiles"][LEVELS.index(0.5)])
 
 
-def far_apart(samples: Sequence[Tensor]) -> float:
-    """The largest difference between two of several cumulative distributions (Kolmogorov and Smirnov): in [0, 1]."""
-    pairs = [(a, b) for i, a in enumerate(samples) for b in samples[:i]]
-    return short(max((float(stats.ks_2samp(a.numpy(), b.numpy()).statistic) for a, b in pairs), default=0.0))
+def distances(samples: Sequence[Tensor]) -> list[float]:
+    """Of each pair of samples the largest difference of their cumulative distributions (Kolmogorov and Smirnov): in
+    [0, 1]."""
+    return [float(stats.ks_2samp(a.numpy(), b.numpy()).statistic) for a, b in combinations(samples, 2)]
 
 
 # ---------------------------------------------------------------------- settings

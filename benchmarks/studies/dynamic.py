@@ -39,14 +39,14 @@ from benchmarks.machine import markdown  # noqa: E402
 from benchmarks.studies.claims import plain, stands, together, verdict  # noqa: E402
 from benchmarks.studies.convergence import (  # noqa: E402
     LEVELS,
+    distances,
     distribution,
-    far_apart,
     grid,
     required_epochs,
     short,
     summary,
 )
-from benchmarks.studies.fits import Interval, interval  # noqa: E402
+from benchmarks.studies.fits import RANK, Interval, interval  # noqa: E402
 from benchmarks.studies.study import (  # noqa: E402
     Context,
     Drawing,
@@ -257,7 +257,7 @@ def _stored(met: Met, places: Sequence[float], small: float, whole: bool) -> dic
                 "small": short(float((values <= small).double().mean()))}
     stages = [{**brief(values), **summary(values, places)} for values in met.stages] if whole else None
     return {"last": brief(met.last), "common": brief(met.common), "stages": stages,
-            "apart": far_apart([met.stages[0], met.stages[-1]])}
+            "apart": short(*distances([met.stages[0], met.stages[-1]]))}
 
 
 # ---------------------------------------------------------------------- what numbers say
@@ -467,7 +467,7 @@ def correlation(numbers: Numbers, which: str) -> Interval:
     found = [n for n in numbers["networks"] if n["training"] in DEFENCES]
     seeds = [[n for n in found if n["seed"] == seed] for seed in sorted({n["seed"] for n in found})]
     return interval([ranked_within([n["fosc"][which]["mean"] for n in mine], [n["white"]["pgd-20"] for n in mine],
-                                   [n["eps"] for n in mine]) for mine in seeds])
+                                   [n["eps"] for n in mine]) for mine in seeds], RANK)
 
 
 # ---------------------------------------------------------------------- for people

@@ -36,7 +36,7 @@ from benchmarks.studies.claims import (  # noqa: E402
     together,
     verdict,
 )
-from benchmarks.studies.fits import interval, told, trend  # noqa: E402
+from benchmarks.studies.fits import SHARE, interval, told, trend  # noqa: E402
 from benchmarks.studies.study import (  # noqa: E402
     PALETTE,
     Context,
@@ -135,13 +135,13 @@ def judge_untrained(rows: list[dict[str, Any]], settings: Settings) -> list[Verd
         mine = [r for r in rows if r["rule"] == rule]
         small, middle, large = ([r for r in mine if r["scale"] == s]
                                 for s in (scales[0], scales[len(scales) // 2], scales[-1]))
-        easy = interval([min(r["escaped"] for r in net) for net in per_network(small, settings)])
+        easy = interval([min(r["escaped"] for r in net) for net in per_network(small, settings)], SHARE)
         apart = [ratio for ratio in ratios
                  if not image_escape.at_an_end([r["steps"] for r in mine if r["ratio"] == ratio], limit)]
         by_scale = {ratio: order((r for r in mine if r["ratio"] == ratio), "scale", settings) for ratio in apart}
         slower = together(*(said for said, _ in by_scale.values())) if enough(apart, ratios) else SILENT
         later, later_words = order(middle, "ratio", settings)
-        few, many = (interval([r["escaped"] for r in of if r["ratio"] == ratios[0]]) for of in (large, small))
+        few, many = (interval([r["escaped"] for r in of if r["ratio"] == ratios[0]], SHARE) for of in (large, small))
         # Hard at the largest scale alone: where nothing is left at any scale, the scale is not what makes it hard.
         hard = together(stands(few, below=EASY), stands(many, above=EASY))
         # Of steps of one eta the claim is that they lead away at the smallest scale; steps that are a share of eps
@@ -231,13 +231,13 @@ def judge_trained(rows: list[dict[str, Any]], settings: Settings) -> list[Verdic
         change = Change({(r["scale"], r["epoch"], r["seed"], r["ratio"]): r["steps"] for r in mine}, few, many, seeds,
                         limit)
         early = [r for r in mine if r["scale"] == small and r["epoch"] == few]
-        easy = interval([sum(r["escaped"] for r in net) / len(net) for net in per_network(early, settings)])
+        easy = interval([sum(r["escaped"] for r in net) / len(net) for net in per_network(early, settings)], SHARE)
         harder, harder_words = judge_harder(change, small, ratios)
         more, more_words = judge_more(change, small, large, ratios)
         gate = HOLDS if rule == "relative" else stands(easy, above=EASY)
-        asked = (f"after {few} epochs {told(easy)} of images got half of the way up (more than half is asked for, or "
+        asked = (f"after epoch {few} {told(easy)} of images got half of the way up (more than half is asked for, or "
                  f"nothing else counts; {gate}); " if rule == "fixed" else "")
-        ends = ", ".join(f"{change.ends(s, e, ratios)} at scale {s:g} after {e} epochs"
+        ends = ", ".join(f"{change.ends(s, e, ratios)} at scale {s:g} after epoch {e}"
                          for s in (small, large) for e in (few, many))
         worth = [r for r in mine if r["scale"] == small and r["epoch"] == many]
         clean = sum(r["clean"] for r in worth) / len(worth)
@@ -251,7 +251,7 @@ def judge_trained(rows: list[dict[str, Any]], settings: Settings) -> list[Verdic
             f"{of_rule(rule, settings)}, {limit} steps, intervals over {seeds} trainings. Scale {small:g}: {asked}rise "
             f"of log2(1 + steps) from epoch {few} to {many}, mean over ratios: {harder_words} (above zero is asked "
             f"for; {harder}); at scale {large:g}, less that: {more_words} (above zero is asked for; {more}). Ratios "
-            f"can tell where after {few} epochs no count ends at {limit + 1}, half of them are asked for; of "
+            f"can tell where after epoch {few} no count ends at {limit + 1}, half of them are asked for; of "
             f"{seeds * len(ratios)} counts there end {ends}. The networks then keep "
             f"{clean:.0%} of test labels (at least {LEARNT:.0%} is asked for, or training has not begun to tell), "
             f"under the attack of training {sum(r['pgd'] for r in worth) / len(worth):.0%}."))
@@ -288,7 +288,7 @@ def draw_trained(rows: list[dict[str, Any]], settings: Settings) -> Drawing:
 
 def columns_of(settings: Settings) -> list[tuple[str, dict[str, Any]]]:
     """What is told along training, with the rows that belong to it."""
-    return [(f"scale {s:g}, {'untrained' if e == 0 else f'{e} epochs'}", {"scale": s, "epoch": e})
+    return [(f"scale {s:g}, {'untrained' if e == 0 else f'epoch {e}'}", {"scale": s, "epoch": e})
             for s in settings["train_scales"] for e in settings["epochs"]]
 
 
@@ -328,7 +328,7 @@ def table(numbers: Numbers, settings: Settings) -> str:
     columns = columns_of(settings)
     parts.append(("Along training", [title for title, _ in columns], settings["train_ratios"],
                   [[row for row in numbers["trained"] if fits_to(row, chosen)] for _, chosen in columns]))
-    return "\n\n".join(f"{title}, steps until half of the way up (mean over networks of medians over images; "
+    return "\n\n".join(f"{title}, steps until half of the images are half of the way up (mean over networks; "
                        f"{settings['steps'] + 1} stands for not within them):\n\n{_steps(names, ratios, rows)}"
                        for title, names, ratios, rows in parts)
 
@@ -349,10 +349,10 @@ MODES: dict[str, Settings] = {
               "ratios": [0.01, 0.1, 1.0], "seeds": 2, "steps": 20, "search": 10, "train_scales": [0.1, 10.0],
               "train_ratios": [0.1], "lr": 0.002, "epochs": [0, 1, 2]},
     "default": {**COMMON, "data": "digits", "train_images": 1437, "test_images": 360, "images": 32, "ratios": RATIOS,
-                "seeds": 3, "steps": 100, "search": 50, "train_scales": [0.1, 10.0], "train_ratios": RATIOS,
+                "seeds": 5, "steps": 100, "search": 50, "train_scales": [0.1, 10.0], "train_ratios": RATIOS,
                 "lr": 0.002, "epochs": [0, 3, 30]},
-    "mnist": {**COMMON, "data": "mnist", "train_images": 2000, "test_images": 500, "images": 16, "ratios": RATIOS,
-              "seeds": 3, "steps": 100, "search": 30, "train_scales": [0.1, 10.0], "train_ratios": RATIOS,
+    "mnist": {**COMMON, "data": "mnist", "train_images": 2000, "test_images": 500, "images": 32, "ratios": RATIOS,
+              "seeds": 5, "steps": 100, "search": 30, "train_scales": [0.1, 10.0], "train_ratios": RATIOS,
               "lr": 0.001, "epochs": [0, 3, 30]},
     "paper": {**COMMON, "data": "mnist", "train_images": 60_000, "test_images": 2000, "images": 200, "ratios": RATIOS,
               "seeds": 3, "steps": 500, "search": 200, "train_scales": [0.1, 1.0, 10.0], "train_ratios": RATIOS,

@@ -11,6 +11,7 @@ import numpy as np
 from certify.evaluation.records import wilson
 
 CONFIDENCE = 0.95
+SHARE, RANK = (0.0, 1.0), (-1.0, 1.0)  # where shares and rank correlations lie, and with them their means
 
 
 class Interval(NamedTuple):
@@ -26,16 +27,18 @@ class Interval(NamedTuple):
         return f"{self.mean:+.3g} ({ends}, n = {self.n})"
 
 
-def interval(values: Sequence[float]) -> Interval:
-    """The mean of independent values with Student's interval of 95 %; of one value any mean is possible. Raises
-    ValueError where there is none."""
+def interval(values: Sequence[float], within: tuple[float, float] = (-math.inf, math.inf)) -> Interval:
+    """The mean of independent values with Student's interval of 95 %, as far as it lies `within` what the mean can be;
+    of one value there is no interval. Raises ValueError where there is no value."""
     from scipy.stats import t
     if not values:
         raise ValueError("a mean needs at least one value")
     mean, n = float(np.mean(values)), len(values)
     half = (float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1
             else math.inf)
-    return Interval(mean, mean - half, mean + half, n)
+    if math.isinf(half):
+        return Interval(mean, -math.inf, math.inf, n)
+    return Interval(mean, max(mean - half, within[0]), min(mean + half, within[1]), n)
 
 
 def exponent(x: Sequence[float], y: Sequence[float]) -> float:
@@ -62,7 +65,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
 def trend(runs: Iterable[tuple[Sequence[float], Sequence[float]]]) -> Interval:
     """Spearman's rho of each independent run (x, y), with Student's interval of their mean: values of one network or
     seed at several x depend on each other, and count once."""
-    return interval([rank_correlation(x, y) for x, y in runs])
+    return interval([rank_correlation(x, y) for x, y in runs], RANK)
 
 
 def share(hits: int, of: int) -> Interval:

@@ -35,15 +35,15 @@ from benchmarks.machine import markdown  # noqa: E402
 from benchmarks.studies.claims import AGAINST, SILENT, plain, stands, together, verdict  # noqa: E402
 from benchmarks.studies.convergence import (  # noqa: E402
     Reached,
+    distances,
     distribution,
-    far_apart,
     grid,
     required_epochs,
     short,
     summary,
     trajectory,
 )
-from benchmarks.studies.fits import Interval, interval, rank_correlation  # noqa: E402
+from benchmarks.studies.fits import RANK, SHARE, Interval, interval, rank_correlation  # noqa: E402
 from benchmarks.studies.study import (  # noqa: E402
     Context,
     Drawing,
@@ -93,7 +93,7 @@ class Training(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{f'FGSM {self.fgsm} epochs, ' if self.fgsm else ''}PGD-{self.steps}, {size_name(self.size)}"
+        return f"{f'FGSM to epoch {self.fgsm}, ' if self.fgsm else ''}PGD-{self.steps}, {size_name(self.size)}"
 
 
 def size_name(share: float) -> str:
@@ -280,8 +280,10 @@ def swept(trainings: Sequence[Training], seen: Mapping[tuple[Training, int], See
              "clean": [short(seen[t, seed].clean) for seed in s["seeds"]],
              "robust": [[short(seen[t, seed].robust[attack]) for seed in s["seeds"]] for attack in trainings],
              **{name: described_sample(whole[t, name], grids[name], s["near"]) for name in grids}} for t in trainings]
-    apart = {name: [far_apart([whole[t, name][k] for t in trainings]) for k in range(len(s["seeds"]))]
-             for name in grids}
+    apart = {}
+    for name in grids:  # seed by seed
+        pairs = [distances([whole[t, name][k] for t in trainings]) for k in range(len(s["seeds"]))]
+        apart[name] = {"most": [short(max(d)) for d in pairs], "mean": [short(float(np.mean(d))) for d in pairs]}
     return {"attacks": [t.name for t in trainings], "grids": grids, "trainings": rows, "apart": apart}
 
 
@@ -326,7 +328,7 @@ def judge(numbers: Numbers, s: Settings) -> list[Verdict]:
 
 def judge_groups(found: Numbers, s: Settings) -> Verdict:
     kind, other = s["grouping"], "width" if s["grouping"] == "count" else "count"
-    ranks = {k: [interval(found["ranks"][k][key]) for key in ("accuracy", "loss")] for k in (kind, other)}
+    ranks = {k: [interval(found["ranks"][k][key], RANK) for key in ("accuracy", "loss")] for k in (kind, other)}
     lines = [explained([row["fosc"] for row in found[kind]], [row[key] for row in found[kind]])
              for key in ("accuracy", "loss")]
     rho = {name: float(np.mean(values)) for name, values in found["rho"].items()}
@@ -354,7 +356,7 @@ def explained(x: Sequence[float], y: Sequence[float]) -> float:
 
 def judge_paths(found: Numbers) -> Verdict:
     fosc, loss = found["fosc"], found["loss"]
-    falling, rising = interval(fosc["rho"]), interval(loss["as_said"])
+    falling, rising = interval(fosc["rho"], RANK), interval(loss["as_said"], SHARE)
     middle = fosc["bands"][BANDS.index(0.5)]
     spans = [loss["bands"][-1][k] - loss["bands"][0][k] for k in (0, -1)]
     said = (f"The rank correlation of FOSC with the number of the step, mean over test examples, is {falling} "
@@ -405,7 +407,7 @@ def judge_indicator(found: Numbers) -> Verdict:
     robust = np.array([robustness(row) for row in rows])
     rho = {name: [rank_correlation([row[name]["means"][k] for row in rows], robust[:, k].tolist())
                   for k in range(robust.shape[1])] for name in ("fosc", "loss")}
-    by_fosc, by_loss = (interval(rho[name]) for name in ("fosc", "loss"))
+    by_fosc, by_loss = (interval(rho[name], RANK) for name in ("fosc", "loss"))
     more = interval([-a - abs(b) for a, b in zip(rho["fosc"], rho["loss"], strict=True)])
     said = (f"Inside each seed, over the {len(rows)} step sizes, robustness has the rank correlation {by_fosc} with "
             "the mean FOSC of training examples in the last epoch (mean and 95 % interval over seeds; needed: below "
@@ -420,7 +422,7 @@ def judge_indicator(found: Numbers) -> Verdict:
 
 def judge_shapes(found: Numbers, examples: int) -> Verdict:
     """Almost the same is within SAME, different beyond it; both are needed, for either alone is no contrast."""
-    fosc, loss = (interval(found["apart"][name]) for name in ("fosc", "loss"))
+    fosc, loss = (interval(found["apart"][name]["most"], SHARE) for name in ("fosc", "loss"))
     noise = KOLMOGOROV * math.sqrt(2 / examples)
     said = ("The two most different distributions of the last epoch, by the largest difference of cumulative shares, "
             f"are {as_share(fosc)} apart in FOSC (needed: above {SAME:g}) and {as_share(loss)} in loss (needed: below "
@@ -437,15 +439,16 @@ def judge_steps(steps: Numbers, sizes: Numbers) -> Verdict:
              for few, many in combinations(rows, 2)}
     widest = max(gains, key=lambda pair: abs(gains[pair].mean))
     unsure = max(gain.high - gain.mean for gain in gains.values())
-    closer = interval([a - b for a, b in zip(sizes["apart"]["fosc"], steps["apart"]["fosc"], strict=True)])
+    by_size, by_number = (found["apart"]["fosc"]["mean"] for found in (sizes, steps))
+    closer = interval([a - b for a, b in zip(by_size, by_number, strict=True)])
     claim = ("Numbers of steps give networks of nearly the same robustness and distributions of FOSC that differ less "
              "than those of step sizes")
     said = (f"Between two numbers of steps robustness differs most from {widest[0]} to {widest[1]}: by "
             f"{points(gains[widest])} percentage points (needed: the interval of each of {len(gains)} pairs between "
             f"-{100 * ALIKE:g} and {100 * ALIKE:g}, and the least sure of them reaches "
             + ("no end" if math.isinf(unsure) else f"{100 * unsure:.2g} points") + " to either side). Distributions "
-            f"of FOSC are {np.mean(steps['apart']['fosc']):.3f} apart at most, by step size "
-            f"{np.mean(sizes['apart']['fosc']):.3f}; difference {closer} (needed: above zero).")
+            f"of FOSC are {np.mean(by_number):.3f} apart, the mean over pairs, and by step size "
+            f"{np.mean(by_size):.3f}; difference {closer} (needed: above zero).")
     parts = [together(*(stands(gain, above=-ALIKE, below=ALIKE) for gain in gains.values())), stands(closer, above=0)]
     # Twice eps is the way across the ball.
     enough = [row["steps"] for row in rows if row["steps"] * row["size"] >= 2 * (1 - ROUNDED)]
@@ -462,7 +465,7 @@ def judge_stages(found: Numbers, s: Settings) -> Verdict:
     parts: list[str] = []
     told = []
     for row in found["trainings"][:2]:
-        lower = [interval(shares) for shares in row["lower_first"]]
+        lower = [interval(shares, SHARE) for shares in row["lower_first"]]
         parts += [stands(share, above=0.5) for share in lower]
         means = ", ".join(f"{np.mean(epoch['means']):.3g}" for epoch in row["epochs"])
         told.append(f"{row['name']}: {' and '.join(map(as_share, lower))}, mean FOSC {means}")
@@ -477,7 +480,7 @@ def judge_stages(found: Numbers, s: Settings) -> Verdict:
 def judge_fgsm(found: Numbers, s: Settings) -> Verdict:
     plain, _, after = found["trainings"]
     gain = interval((robustness(after) - robustness(plain)).tolist())
-    lower = interval(after["lower_plain"])
+    lower = interval(after["lower_plain"], SHARE)
     near = [100 * float(np.mean(row["epochs"][-1]["near"])) for row in (plain, after)]
     said = (f"Robustness gains {points(gain)} percentage points, with 95 % interval over seeds (needed: above zero). "
             f"After epoch {s['look_at'][-1]} FOSC is lower than with PGD throughout for a share of {as_share(lower)} "

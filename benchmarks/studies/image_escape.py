@@ -98,8 +98,8 @@ def climbed(step: Step, start: Tensor, rule: str, walk: Walk) -> Tensor:
 
 
 def escapes(model: Classifier, examples: Examples, eps: float, walk: Walk) -> Iterator[Row]:
-    """For each rule: the median over examples of the share of the way up at `places`, the median step at which half of
-    it is done (steps + 1: not within them), and the share of examples for which it was."""
+    """For each rule: the median over examples of the share of the way up at `places`; the step by which half of the
+    examples, or more, have come half of the way (steps + 1: not within them); and the share of those that ever did."""
     device = next(model.module.parameters()).device
     step = step_for(model, examples.x.to(device), examples.y.to(device), 0, Threatened(eps, 2.0, None))
     start = bottoms(step, walk.search)

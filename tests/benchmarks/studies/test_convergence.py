@@ -12,8 +12,8 @@ from benchmarks.studies import convergence
 from benchmarks.studies.convergence import (
     LEVELS,
     density,
+    distances,
     distribution,
-    far_apart,
     grid,
     median,
     summary,
@@ -95,4 +95,5 @@ def test_a_summary_has_the_quantiles() -> None:
 
 def test_distances_of_samples() -> None:
     a, b = torch.linspace(0, 1, 50), torch.linspace(2, 3, 50)
-    assert far_apart([a, a]) == 0.0 and far_apart([a, b, a]) == 1.0 and far_apart([a]) == 0.0
+    assert distances([a, a]) == [0.0] and distances([a, b, a]) == [1.0, 0.0, 1.0]
+    assert distances([a, torch.cat([a[:25], b[25:]])]) == [0.5]

@@ -164,7 +164,7 @@ def test_counts_that_end_at_the_limit_do_not_say_that_nothing_rose() -> None:
     def full(of: int) -> Count:
         return lambda i, j, epoch: 101.0 if i and j < of else 2.0 ** (epoch * (1 + i))
     one, two = trained_verdicts(full(1)), trained_verdicts(full(2))
-    assert [v.outcome for v in one] == [SEEN] * 2 and "3 at scale 10 after 1 epochs" in one[0].why
+    assert [v.outcome for v in one] == [SEEN] * 2 and "3 at scale 10 after epoch 1" in one[0].why
     assert [v.outcome for v in two] == [PARTLY] * 2
     assert all(f"only 1 of 3 ratios can tell (above zero is asked for; {SILENT})" in v.why for v in two)
     # What the small scale rose is its least: the large one may have risen less, the numbers cannot tell.

@@ -7,6 +7,8 @@ import math
 import pytest
 
 from benchmarks.studies.fits import (
+    RANK,
+    SHARE,
     exponent,
     exponents,
     interval,
@@ -36,6 +38,13 @@ def test_students_interval() -> None:
     assert (str(found), str(one)) == ("+2 (-0.484 to +4.48, n = 3)", "+1 (no interval, n = 1)")
     with pytest.raises(ValueError, match="at least one value"):
         interval([])
+
+
+def test_a_mean_of_shares_is_none_beyond_all() -> None:
+    wide = interval([0.9, 1.0, 1.0])
+    assert wide.high > 1 and interval([0.9, 1.0, 1.0], SHARE) == wide._replace(high=1.0)
+    assert interval([-1.0, -0.5], RANK).low == -1 and interval([-1.0, -0.5], RANK).high == 1
+    assert math.isinf(interval([1.0], SHARE).high), "one value has no interval"
 
 
 def test_a_share_of_all_is_not_certain() -> None:

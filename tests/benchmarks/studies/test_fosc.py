@@ -51,7 +51,7 @@ def test_a_quick_run_leaves_figures_verdicts_and_a_small_record(record: dict[str
         "Figure 1a", "Figure 1b", "Figure 2a", "Figures 2a and 2c", "Figures 2c and 2e", "Figures 2b and 2d",
         "Figure 3a", "Figures 3b and 3c"]
     assert all("nan" not in v["why"] and "inf " not in v["why"] for v in record["verdicts"])
-    assert "FGSM 1 epochs, PGD-3, eps/4" in record["table"]
+    assert "FGSM to epoch 1, PGD-3, eps/4" in record["table"]
 
 
 def test_numbers_are_shares_and_distances(record: dict[str, Any]) -> None:
@@ -133,7 +133,16 @@ def test_a_training_is_tested_with_the_attacks_of_its_group() -> None:
             for k, t in enumerate((one, two))}
     found = swept([one, two], seen, s)
     assert [row["robust"] for row in found["trainings"]] == [[[0.1], [0.2]], [[0.6], [0.7]]]
-    assert found["apart"] == {"fosc": [0.0], "loss": [0.0]}
+    assert found["apart"] == {name: {"most": [0.0], "mean": [0.0]} for name in ("fosc", "loss")}
+
+
+def test_distributions_are_compared_pair_by_pair() -> None:
+    """The largest distance grows with the number of trainings; their mean does not."""
+    s = DEFAULT | {"seeds": [0], "step_sizes": [1.0, 0.5, 0.25]}
+    trainings = fosc.by_size(s)
+    seen = {(t, 0): fosc.Seen(0.9, {60: reached(torch.linspace(0, 1, 50) + 2 * (k == 2))},
+                              dict.fromkeys(trainings, 0.1), None) for k, t in enumerate(trainings)}
+    assert swept(trainings, seen, s)["apart"]["fosc"] == {"most": [1.0], "mean": [pytest.approx(2 / 3, abs=1e-4)]}
 
 
 # ---------------------------------------------------------------------- verdicts
@@ -212,7 +221,7 @@ def sizes(middle: float, *, apart: tuple[float, float] = (0.5, 0.1)) -> dict[str
                      "fosc": {"means": [(2, 1, 1.1, 3)[k] + v for v in shift]},
                      "loss": {"means": [1 + (k % 2) / 10 + v for v in shift]}})
     return {"attacks": ["a"] * 4, "trainings": rows,
-            "apart": {name: [value, value + 0.01, value - 0.01]
+            "apart": {name: {which: [value, value + 0.01, value - 0.01] for which in ("most", "mean")}
                       for name, value in zip(("fosc", "loss"), apart, strict=True)}}
 
 
@@ -271,7 +280,7 @@ def numbers_of_steps(robust: dict[int, float], apart: float, noise: float = 0.00
     """Networks of these numbers of steps and about this robustness, three seeds."""
     return {"trainings": [{"steps": n, "size": 1 / 6, "robust": [[share + noise * v * n / 40 for v in (0, 1, -1)]]}
                           for n, share in robust.items()],
-            "apart": {"fosc": [apart, apart + 0.01, apart - 0.005]}}
+            "apart": {"fosc": {"most": [1.0] * 3, "mean": [apart, apart + 0.01, apart - 0.005]}}}
 
 
 @pytest.mark.parametrize(("gain", "apart", "expected"), [
