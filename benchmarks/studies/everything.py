@@ -25,11 +25,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # measure the checkout that this file lies in, installed or not
 
-from benchmarks.machine import available_cores, environment  # noqa: E402
-from benchmarks.studies.study import HOME, MNIST, MODES, described, record_name  # noqa: E402
+from benchmarks.machine import available_cores, environment, markdown  # noqa: E402
+from benchmarks.studies.study import HOME, MNIST, MODES, NOT_SEEN, PARTLY, SEEN, described, record_name  # noqa: E402
 
 STUDIES = ("fosc", "dynamic", "ascent", "escape", "zeroth_order", "certified")
-ON_MNIST = ("escape", "certified")  # those that have a mode for it
+LENGTHS = {name: k for k, name in enumerate(("certified", "fosc", "dynamic", "escape", "ascent", "zeroth_order"))}
+"""By how long they take, in either mode: long ones that start last leave a core idle."""
+ON_MNIST = ("fosc", "dynamic", "escape", "certified")  # those that have a mode for it
 INTRODUCTION = """# Studies: what papers claim, seen with our own engine
 
 Each section is a script under `benchmarks/studies/`, rerun by `make studies` (on the bundled digits; with
@@ -55,10 +57,26 @@ def introduction(records: Sequence[dict[str, Any]]) -> str:
     return INTRODUCTION + "\n" + "\n".join(told) + "\n"
 
 
+def heading(record: dict[str, Any]) -> str:
+    return record["title"] + (", MNIST" if record["mode"] == MNIST else "")
+
+
+def overview(records: Sequence[dict[str, Any]]) -> str:
+    """How many claims of each study were seen."""
+    lines = [[f"[{heading(record)}](#{anchor(heading(record))})", f"`{record['study']}`", *(
+        str([verdict["outcome"] for verdict in record["verdicts"]].count(outcome))
+        for outcome in (SEEN, PARTLY, NOT_SEEN))] for record in records]
+    return markdown(["study", "script", f"claims {SEEN}", PARTLY, NOT_SEEN], lines, 2) + "\n" if lines else ""
+
+
+def anchor(title: str) -> str:
+    """What GitHub makes of a heading, for links to it."""
+    return "".join(c for c in title.lower().replace(" ", "-") if c.isalnum() or c in "-_")
+
+
 def section(record: dict[str, Any], pictures: str) -> str:
     """One study as Markdown. pictures: where its figures lie, as the page says it."""
-    on_mnist = ", MNIST" if record["mode"] == MNIST else ""
-    lines = [f"## {record['title']}{on_mnist}", "", f"Source: {record['source']}. Script: `{command(record)}`.", ""]
+    lines = [f"## {heading(record)}", "", f"Source: {record['source']}. Script: `{command(record)}`.", ""]
     for verdict in record["verdicts"]:
         lines += [f"- **{verdict['outcome'].capitalize()}**: {verdict['claim']} ({verdict['place']}). {verdict['why']}"]
     lines += ["", record["table"], ""]
@@ -89,7 +107,7 @@ def page(folder: Path = HOME, beside: Path | None = None) -> str:
     records = [json.loads(file.read_text(encoding="utf-8")) for name in STUDIES for mode in ("default", MNIST)
                if (file := folder / f"{record_name(name, mode)}.json").exists()]
     pictures = Path(os.path.relpath(folder, beside or folder.parent)).as_posix()
-    return "\n".join([introduction(records), *(section(record, pictures) for record in records)])
+    return "\n".join([introduction(records), overview(records), *(section(record, pictures) for record in records)])
 
 
 def runs(names: Sequence[str], arguments: argparse.Namespace) -> list[tuple[str, str]]:
@@ -99,7 +117,7 @@ def runs(names: Sequence[str], arguments: argparse.Namespace) -> list[tuple[str,
     if arguments.mode == "default":
         every += [(name, MNIST) for name in names if name in ON_MNIST and (
             (arguments.out / f"{record_name(name, MNIST)}.json").exists() if arguments.redraw else arguments.data_dir)]
-    return sorted(every, key=lambda run: run[1] != MNIST)
+    return sorted(every, key=lambda run: (run[1] != MNIST, LENGTHS.get(run[0], 0)))
 
 
 def script(name: str, mode: str, arguments: argparse.Namespace) -> tuple[str, int, float, str]:

@@ -45,6 +45,7 @@ from benchmarks.studies.convergence import (  # noqa: E402
 )
 from benchmarks.studies.fits import RANK, SHARE, Interval, interval, rank_correlation  # noqa: E402
 from benchmarks.studies.study import (  # noqa: E402
+    MNIST,
     Context,
     Drawing,
     Numbers,
@@ -668,6 +669,10 @@ QUICK = DIGITS | {
     "epochs": 3, "milestones": [2], "size_steps": 4, "steps": [2, 4], "stage_steps": 3, "look_at": [1, 2, 3],
     "fgsm_epochs": 1, "groups": 5,
 }
+ON_MNIST = DIGITS | {
+    "data": "mnist", "train_examples": 1500, "test_examples": 500, "model": "wk-small", "eps": 0.1, "seeds": [0, 1, 2],
+    "epochs": 15, "lr": 1e-3, "milestones": [10, 13], "look_at": [2, 8, 15], "fgsm_epochs": 4,
+}
 PAPER = DIGITS | {
     "data": "cifar10", "examples": 10_000, "model": "wang8", "eps": 8 / 255, "seeds": [0, 1, 2],
     "epochs": 120, "batch_size": 128, "optimiser": "sgd", "lr": 0.01, "milestones": [60, 100],
@@ -677,8 +682,8 @@ PAPER = DIGITS | {
 STUDY = Study(name="fosc", title="FOSC and adversarial strength",
               source="Wang et al., On the Convergence and Robustness of Adversarial Training, ICML 2019 "
                      "(arXiv:2112.08304), Figures 1 to 3",
-              modes={"quick": QUICK, "default": DIGITS, "paper": PAPER}, measure=measure, draw=draw, judge=judge,
-              table=table)
+              modes={"quick": QUICK, "default": DIGITS, MNIST: ON_MNIST, "paper": PAPER}, measure=measure, draw=draw,
+              judge=judge, table=table)
 
 if __name__ == "__main__":
     sys.exit(run(STUDY))

@@ -87,6 +87,8 @@ def test_the_page_is_computed_from_the_records(tmp_path: Path, monkeypatch: pyte
     one["verdicts"][0] |= {"outcome": "not seen", "why": "From 3 to 2."}
     (folder / "one.json").write_text(json.dumps(one))
     assert "- **Not seen**: Values grow (Figure 1). From 3 to 2." in page(folder)
+    row = next(line for line in page(folder).splitlines() if "[The first](#the-first)" in line)
+    assert [cell.strip() for cell in row.split("|")][2:-1] == ["`one`", "0", "0", "1"]
 
 
 def test_the_introduction_says_what_was_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,10 +119,12 @@ def test_the_page_says_what_measures_the_same_again(tmp_path: Path) -> None:
 
 def test_mnist_runs_beside_the_digits_where_its_files_are_named(tmp_path: Path) -> None:
     plain, there = parser().parse_args([]), parser().parse_args(["--data-dir", "D"])
-    assert runs(STUDIES, plain) == [(name, "default") for name in STUDIES]
+    assert sorted(runs(STUDIES, plain)) == sorted((name, "default") for name in STUDIES)
+    assert runs(["zeroth_order", "fosc", "certified"], plain)[0][0] == "certified", "the longest first"
+    assert [mode for _, mode in runs(STUDIES, there)] == ["mnist"] * len(ON_MNIST) + ["default"] * len(STUDIES)
     assert sorted(runs(STUDIES, there)) == sorted([(name, "default") for name in STUDIES]
                                                   + [(name, "mnist") for name in ON_MNIST])
-    assert runs(["fosc"], there) == [("fosc", "default")]
+    assert runs(["ascent"], there) == [("ascent", "default")]
     paper = parser().parse_args(["--mode", "paper", "--data-dir", "D"])
     assert runs(["escape"], paper) == [("escape", "paper")]
     redrawn = parser().parse_args(["--redraw", "--out", str(tmp_path)])
