@@ -19,6 +19,7 @@ CREATE TABLE IF NOT EXISTS results (
     onnx TEXT NOT NULL, vnnlib TEXT NOT NULL, verdict TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL,
     lower REAL, upper REAL, time_s REAL NOT NULL, timeout_s REAL NOT NULL, method TEXT NOT NULL,
     domains INTEGER NOT NULL, witness_x BLOB, witness_y BLOB, stages TEXT NOT NULL,
+    files TEXT NOT NULL,
     PRIMARY KEY (onnx, vnnlib)
 );
 """
@@ -28,7 +29,8 @@ CREATE TABLE IF NOT EXISTS results (
 class Row:
     """One finished instance. verdict: verified, falsified, unknown or error (then `detail` says why).
 
-    The witness is kept as little-endian float32 bytes, exactly as it was replayed.
+    The witness is kept as little-endian float32 bytes, exactly as it was replayed. files: digests of what was asked
+    about (`Digests`).
     """
 
     onnx: str
@@ -45,6 +47,7 @@ class Row:
     witness_x: bytes | None = None
     witness_y: bytes | None = None
     stages: str = "[]"
+    files: str = ""
 
     @property
     def key(self) -> Key:
@@ -52,16 +55,13 @@ class Row:
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
-CSV_COLUMNS = tuple(name for name in COLUMNS if name not in ("witness_x", "witness_y", "stages"))
+CSV_COLUMNS = tuple(name for name in COLUMNS if name not in ("witness_x", "witness_y", "stages", "files"))
 
 
 class Store(RunFolder):
     """The results of one sweep."""
 
     schema = SCHEMA
-
-    def finished(self) -> set[Key]:
-        return set(self._db.execute("SELECT onnx, vnnlib FROM results"))
 
     def record(self, row: Row) -> None:
         """Commit one instance: afterwards it survives a kill."""

@@ -1,26 +1,28 @@
 """A whole benchmark in one process: every row of an instances.csv gets an answer, whatever happens to one of them.
 
 Results are stored as they come (`verifier.store`), each instance has its own deadline, a network is read
-once for the rows that use it, and published verdicts beside the file are compared.
+once for the rows that use it, and published verdicts beside the file are compared. A resumed run asks again about
+files that have changed.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import logging
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from bounds.files import existing, trouble
 from verifier.deadline import Deadline
-from verifier.network import NetworkCache
+from verifier.network import NetworkCache, digest_of
 from verifier.out_of_memory import is_out_of_memory
 from verifier.store import Key, Row, Store
 from verifier.strategy import HARD_LIMIT_GRACE_S, Result, as_json, verify
@@ -32,6 +34,7 @@ from verifier.witness import ReplayError
 log = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT_S = 60.0
+FORMAT = 2  # of stored rows: 1 had no digests
 AGREES = {("verified", "unsat"), ("falsified", "sat")}
 CONTRADICTS = {("verified", "sat"), ("falsified", "unsat")}
 
@@ -139,6 +142,31 @@ class Tally:
         return f"{self.done}/{self.total}  {counts}  left {'?' if math.isnan(left) else f'{left:.0f} s'}"
 
 
+class Digests:
+    """What tells the files of instances from others that may lie there later; each file is read once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._known: dict[str, str] = {}
+
+    def of(self, instance: Instance) -> str:
+        """The digest of the network with its weights, and of the property; nothing stands for what cannot be read."""
+        return f"{self._digest(instance.onnx, digest_of)} {self._digest(instance.vnnlib, digest_of_file)}"
+
+    def _digest(self, name: str, of: Callable[[Path], str]) -> str:
+        if name not in self._known:
+            try:
+                self._known[name] = of(existing(self.folder / name))
+            except Exception:  # as in `answer`, which says what is wrong
+                self._known[name] = ""
+        return self._known[name]
+
+
+def digest_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @dataclass(frozen=True)
 class SweepResult:
     tally: Tally
@@ -161,17 +189,20 @@ def sweep(
     instances = read_instances(instances_csv, time_limit_s)
     expected = read_expected(instances_csv.parent / "expected.csv")
     settings = {"instances": str(instances_csv.resolve()), "time limit": time_limit_s, "method": method,
-                "device": device or "cpu", "seed": seed}
+                "device": device or "cpu", "seed": seed, "format": FORMAT}
     with Store(out, settings, resume=resume) as store:
-        finished = store.finished()
         tally = Tally(total=len(instances))
-        wanted = {i.key for i in instances}
-        for row in store.rows():
-            if row.key in wanted:
+        digests = Digests(instances_csv.parent)
+        stored = {row.key: row for row in store.rows()}
+        finished = {i.key for i in instances if i.key in stored and stored[i.key].files == digests.of(i)}
+        if changed := sum(i.key in stored for i in instances) - len(finished):
+            log.warning("the files of %d answers have changed since: these instances are asked again", changed)
+        for key, row in stored.items():
+            if key in finished:
                 tally.add(row, expected)
         waiting = (i for i in instances if i.key not in finished)
         try:
-            interrupted = _work(waiting, instances_csv.parent, store, tally, expected, method, device, seed, on_row)
+            interrupted = _work(waiting, digests, store, tally, expected, method, device, seed, on_row)
         except KeyboardInterrupt:
             interrupted = True
         finally:
@@ -179,12 +210,13 @@ def sweep(
     return SweepResult(tally, csv_path, interrupted)
 
 
-def _work(waiting: Iterable[Instance], folder: Path, store: Store, tally: Tally, expected: dict[Key, str],
+def _work(waiting: Iterable[Instance], digests: Digests, store: Store, tally: Tally, expected: dict[Key, str],
           method: str, device: str | None, seed: int, on_row: Callable[[Row, Tally], None]) -> bool:
     """Answer and store one instance after the other; true when the user interrupted one."""
     networks = NetworkCache()
     for instance in waiting:
-        row = answer(instance, folder, networks, method=method, device=device, seed=seed)
+        files = digests.of(instance)  # before they are read: files that change meanwhile are asked about again
+        row = replace(answer(instance, digests.folder, networks, method=method, device=device, seed=seed), files=files)
         if row.reason == Reason.INTERRUPTED.value:
             return True  # not finished: a resumed run asks it again
         store.record(row)

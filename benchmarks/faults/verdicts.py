@@ -11,6 +11,14 @@ ANSWERS = ("tests/verifier/test_verify.py", "tests/verifier/test_adversarial.py"
 CHECKED = ("tests/verifier/test_check.py", "tests/verifier/test_check_numbers.py", "tests/verifier/test_proof.py")
 
 FAULTS = (
+    Fault("answers-about-other-files", "verifier/sweep.py", "unsound",
+          "a resumed sweep keeps answers about files that have changed",
+          "if i.key in stored and stored[i.key].files == digests.of(i)}", "if i.key in stored}",
+          ("tests/verifier/test_sweep.py",)),
+    Fault("weights-beside-forgotten", "verifier/network.py", "unsound",
+          "a network is the same whatever the files hold that lie beside it",
+          'whole.update(hashlib.file_digest(file, "sha256").digest())', "pass",
+          ("tests/verifier/test_sweep.py", "tests/verifier/test_network.py")),
     Fault("witness-with-tolerance", "verifier/property.py", "witness", "rows may be missed by a millionth",
           "return v < 0 if self.strict else v <= 0", "return v < 0 if self.strict else v <= Fraction(1, 10**6)",
           WITNESSES),

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 from tests.verifier.models import absolute_value, spec
@@ -67,7 +69,6 @@ def test_every_instance_gets_a_row_and_a_bad_one_its_sentence(benchmark: Path, t
 
 
 def test_a_stored_witness_is_unsafe(benchmark: Path, tmp_path: Path) -> None:
-    import numpy as np
     sweep(benchmark, tmp_path / "run")
     row = next(r for r in read_results(tmp_path / "run") if r.verdict == "falsified")
     assert row.witness_x is not None
@@ -195,6 +196,55 @@ def test_an_interrupt_keeps_what_is_finished_and_a_resumed_run_does_the_rest(
     assert sweep(benchmark, tmp_path / "run", resume=True).tally.done == 5
     assert verdicts(tmp_path / "run") == EXPECTED
     assert len(asked) == 4  # nothing finished was asked again
+
+
+def scaled_up(net: Path, times: float, **saving: object) -> None:
+    """The same network with its first weights times a number."""
+    model = onnx.load(net)
+    weights = onnx.numpy_helper.to_array(model.graph.initializer[0])
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weights * np.float32(times),
+                                                                     model.graph.initializer[0].name))
+    net.with_name("net.data").unlink(missing_ok=True)  # or it would be written behind what is there
+    onnx.save(model, net, **saving)
+
+
+BESIDE = {"save_as_external_data": True, "location": "net.data", "size_threshold": 0}
+
+
+@pytest.mark.parametrize(("changed", "saving"), [("net.onnx", {}), ("net.data", BESIDE), ("safe.vnnlib", {}),
+                                                 ("far.vnnlib.gz", {})])
+def test_a_resumed_run_asks_again_about_files_that_have_changed(
+        benchmark: Path, tmp_path: Path, changed: str, saving: dict[str, object],
+        caplog: pytest.LogCaptureFixture) -> None:
+    """What was proved of a network that is no longer there would be a wrong answer."""
+    folder = benchmark.parent
+    scaled_up(folder / "net.onnx", 1, **saving)
+    sweep(benchmark, tmp_path / "run")
+    assert verdicts(tmp_path / "run") == EXPECTED
+    stored = (folder / "net.onnx").read_bytes()
+    if changed.startswith("net"):
+        scaled_up(folder / "net.onnx", 100, **saving)
+        now = {key: "falsified" if key[0] == "net.onnx" and verdict != "error" else verdict
+               for key, verdict in EXPECTED.items()}
+    else:
+        text = spec([(-1, 2)], 2, SPECS["unsafe"]).encode()
+        (folder / changed).write_bytes(gzip.compress(text) if changed.endswith("gz") else text)
+        now = EXPECTED | {("net.onnx", changed.removesuffix(".gz")): "falsified"}
+    if saving:
+        assert (folder / "net.onnx").read_bytes() == stored, "the weights alone are others"
+    again = sweep(benchmark, tmp_path / "run", resume=True)
+    assert verdicts(tmp_path / "run") == now and again.tally.done == 5
+    # A property is what the row of the broken network is about as well.
+    assert again.tally.done_here == {"safe.vnnlib": 2, "far.vnnlib.gz": 1}.get(changed, 4)
+    assert "asked again" in caplog.text
+    assert sweep(benchmark, tmp_path / "run", resume=True).tally.done_here == 0
+
+
+def test_a_file_that_was_not_there_is_asked_about_when_it_is(benchmark: Path, tmp_path: Path) -> None:
+    sweep(benchmark, tmp_path / "run")
+    (benchmark.parent / "absent.vnnlib").write_text(spec([(-1, 2)], 2, SPECS["unsafe"]))
+    assert sweep(benchmark, tmp_path / "run", resume=True).tally.done_here == 1
+    assert verdicts(tmp_path / "run") == EXPECTED | {("net.onnx", "absent.vnnlib"): "falsified"}
 
 
 SLOW_SWEEP = """
