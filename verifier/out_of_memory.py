@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-WORDS = ("can't allocate memory", "out of memory", "not enough memory")
+# The last is said of so many bytes that their number is none, before any are asked for.
+WORDS = ("can't allocate memory", "out of memory", "not enough memory", "storage size calculation overflowed")
 # oneDNN's for its scratch space. One that it does not offer is "could not create a primitive descriptor ..." instead.
 SCRATCH = "could not create a primitive"
 

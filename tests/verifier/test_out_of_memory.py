@@ -20,3 +20,9 @@ from verifier.out_of_memory import is_out_of_memory
 ])
 def test_a_lack_of_memory_is_told_from_other_failures(error: Exception, memory: bool) -> None:
     assert is_out_of_memory(error) == memory
+
+
+def test_more_bytes_than_can_be_counted_are_a_lack_of_memory() -> None:
+    with pytest.raises(RuntimeError) as found:
+        torch.empty(10**18, 64)
+    assert is_out_of_memory(found.value)
