@@ -45,12 +45,12 @@ class DataSet:
         state.update(np.ascontiguousarray(self.pool).tobytes())
         return state.hexdigest()
 
-    def within(self, clip: tuple[float, float] | None) -> DataSet:
-        """The same inside a range (see `into_range`). Raises ValueError for the first example that lies outside, by its
-        number."""
+    def within(self, clip: tuple[float, float] | None, free: NDArray[np.bool_] | None = None) -> DataSet:
+        """The same inside a range (see `into_range`), of which only free features know (free "*shape"; None: all are).
+        Raises ValueError for the first example that lies outside, by its number."""
         if clip is None:
             return self
-        x, outside = into_range(self.x, clip)
+        x, outside = into_range(self.x, clip, True if free is None else free.reshape(self.x.shape[1:]))
         for k in np.flatnonzero(outside)[:1]:
             raise ValueError(f"input {int(self.index[k])} has entries from {self.x[k].min()!s} to "
                              f"{self.x[k].max()!s}, outside the clip range [{clip[0]}, {clip[1]}]; are the inputs "
@@ -113,18 +113,24 @@ def checked_examples(arrays: dict[str, NDArray[Any]], inputs: str = "x", labels:
     return x, y.astype(np.int64)
 
 
-def into_range(x: NDArray[np.float32], clip: tuple[float, float]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """(inputs "N *shape" whose entries lie in the range, which of them "N" lay outside and mean nothing here).
+def nearest_ends(clip: tuple[float, float]) -> tuple[np.float32, np.float32]:
+    """The ends of a range as inputs are stored: each as the nearest float32, which may lie beyond it."""
+    with np.errstate(over="ignore"):  # of a range that is wider than float32
+        return np.float32(clip[0]), np.float32(clip[1])
+
+
+def into_range(x: NDArray[np.float32], clip: tuple[float, float], free: NDArray[np.bool_] | bool = True
+               ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """(inputs "N *shape" whose free entries lie in the range, which of them "N" lay outside and mean nothing here).
 
     An end may be no float32. What is stored as the nearest one stands for the end itself, and becomes the nearest
     inside: over the reals it would lie beyond. Between two neighbouring float32 nothing lies inside.
     """
-    with np.errstate(over="ignore"):  # of a range that is wider than float32
-        near_low, near_high = np.float32(clip[0]), np.float32(clip[1])
+    near_low, near_high = nearest_ends(clip)
     low = near_low if float(near_low) >= clip[0] else np.nextafter(near_low, np.float32(np.inf))
     high = near_high if float(near_high) <= clip[1] else np.nextafter(near_high, np.float32(-np.inf))
-    outside = np.asarray((x < near_low) | (x > near_high) | (low > high)).reshape(len(x), -1).any(1)
-    return np.asarray(x.clip(low, high), np.float32), np.asarray(outside)
+    outside = np.asarray(((x < near_low) | (x > near_high) | (low > high)) & free).reshape(len(x), -1).any(1)
+    return np.asarray(np.where(free, x.clip(low, high), x), np.float32), np.asarray(outside)
 
 
 def read_arrays(path: str | Path) -> dict[str, NDArray[Any]]:

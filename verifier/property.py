@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from verifier.data import nearest_ends
 from verifier.exact import Number, Rounded, fraction, near_float, round_down, round_up, rounded
 
 if TYPE_CHECKING:
@@ -381,9 +382,7 @@ def robustness(x: Points, label: int, eps: float | str | Fraction, *, classes: i
     low = high = None
     if clip is not None:
         low, high = fraction(float(clip[0])), fraction(float(clip[1]))
-        outside = free & ((flat < float(low)) | (flat > float(high)))
-        if outside.any():
-            i = int(np.flatnonzero(outside)[0])
+        for i in np.flatnonzero(free & _outside(flat, low, high, radius))[:1]:
             raise ValueError(f"input entry {i} is {flat[i]}, outside the clip range [{clip[0]}, {clip[1]}]")
     lower = _ends(flat, free, lambda c: c - radius if low is None else max(c - radius, low))
     upper = _ends(flat, free, lambda c: c + radius if high is None else min(c + radius, high))
@@ -414,6 +413,17 @@ def _check_classes(label: int, target: int | None, classes: int) -> None:
         raise ValueError(f"label out of range: expected 0 to {classes - 1}, got {label}")
     if target is not None and (not 0 <= target < classes or target == label):
         raise ValueError(f"target must be a class from 0 to {classes - 1} other than the label {label}, got {target}")
+
+
+def _outside(centre: NDArray[np.float64], low: Fraction, high: Fraction, radius: Fraction) -> NDArray[np.bool_]:
+    """Which entries lie outside of a range. What is stored as the float32 nearest to an end may lie beyond it, and
+    stands for that end, if only the radius reaches back."""
+    first, last = float(low), float(high)
+    near_first, near_last = map(float, nearest_ends((first, last)))  # else NumPy compares in float32
+    outside = (centre < min(first, near_first)) | (centre > max(last, near_last))
+    ends = np.flatnonzero(~outside & ((centre <= first) | (centre >= last)))
+    apart = {v for v in set(centre[ends].tolist()) if Fraction(v) + radius < low or Fraction(v) - radius > high}
+    return outside | np.isin(centre, list(apart))
 
 
 def _ends(centre: NDArray[np.float64], free: NDArray[np.bool_],

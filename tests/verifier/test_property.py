@@ -251,6 +251,29 @@ def test_bad_robustness_questions_are_refused(settings_: dict, message: str) -> 
         robustness(arguments.pop("x"), arguments.pop("label"), arguments.pop("eps"), **arguments)
 
 
+BESIDE = next(k / 1000 for k in range(1, 1000) if float(np.float32(k / 1000)) > k / 1000)  # its float32 lies above it
+
+
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_input_that_is_the_float32_of_an_end_lies_in_the_range(norm: float, sign: int) -> None:
+    """Over the reals it lies beyond; the region ends with the range all the same, exactly."""
+    x = np.array([sign * BESIDE, 0.0], dtype=np.float32)
+    clip = (-1.0, BESIDE) if sign > 0 else (-BESIDE, 1.0)
+    region = robustness(x, 0, 0.1, classes=2, norm=norm, clip=clip).regions[0]
+    ends = region.exact_upper if sign > 0 else region.exact_lower
+    assert ends[0] == sign * Fraction(repr(BESIDE))
+    assert not region.contains(x), "the point itself does not"
+    inside = np.array([np.nextafter(x[0], np.float32(0)), 0.0], dtype=np.float32)
+    assert region.contains(inside)
+    next_to_it = np.array([np.nextafter(x[0], np.float32(2 * sign)), 0.0], dtype=np.float32)
+    for wrong, eps in ((next_to_it, 0.1), (x, 0.0), (x, 1e-12)):  # too far, or eps does not reach the range
+        with pytest.raises(ValueError, match="outside the clip range"):
+            robustness(wrong, 0, eps, classes=2, norm=norm, clip=clip)
+    pinned = np.array([False, True])
+    assert robustness(next_to_it, 0, 0.1, classes=2, norm=norm, clip=clip, mask=pinned).regions
+
+
 def test_wrong_shapes_are_refused() -> None:
     prop = tiny(())
     with pytest.raises(ValueError, match="2 inputs, the network 3"):

@@ -20,7 +20,7 @@ from verifier.cli.data_run import (
     print_lines,
     write_csv,
 )
-from verifier.cli.errors import BadInput, writing
+from verifier.cli.errors import BadInput, reading, writing
 from verifier.cli.question import check_device, check_writable, read_mask, read_network
 from verifier.cli.startup import load_torch
 from verifier.cli.verify import SEED
@@ -129,6 +129,8 @@ def command(net: str, data: str, name: str, eps: float | None, norm: str | None,
     from verifier.attacks.threat import Threat
     free = None if mask is None else torch.from_numpy(read_mask(mask, network.graph.input_shape))
     threat = Threat(NORMS[norm], math.inf if eps is None else eps, clip, free)
+    with reading(data):
+        chosen = chosen.within(clip, None if free is None else free.numpy())
     work = _Work(network, chosen, attack, threat, target=target, seed=seed, queries=queries, fosc=fosc, device=device,
                  through_onnx=through_onnx, skip_proved=skip_proved)
     work.surrogate = None if surrogate is None else read_network(surrogate).digest

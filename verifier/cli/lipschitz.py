@@ -160,7 +160,8 @@ class _Work(DataWork):
         super().__init__(network.graph.input_shape, total)
 
     def check(self) -> None:
-        """Whatever lies outside the clip range is moved into the set around it."""
+        if self.data is not None:
+            self.data = self.data.within(self.asked.clip, self.asked.mask)
 
     def settings(self) -> dict[str, Any]:
         asked, mask = self.asked, self.asked.mask

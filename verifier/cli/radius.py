@@ -158,8 +158,7 @@ class _Work(DataWork):
                 "data": self.data.digest, "network": self.network.digest}
 
     def check(self) -> None:
-        from verifier.radius.data import check_inputs
-        check_inputs(self.data, self.asked)
+        self.data = self.data.within(self.asked.clip, self.asked.mask)
 
     def results(self) -> Iterator[Finished]:
         from verifier.radius.data import radius_data

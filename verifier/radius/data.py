@@ -77,7 +77,7 @@ def radius_data(network: Network, data: DataSet, asked: Asked, *, device: str | 
     The time of an input is its share of what is done for its piece together, and its own search. Raises ValueError
     before anything is done where an example does not fit the question.
     """
-    check_inputs(data, asked)
+    data = data.within(asked.clip, asked.mask)
     chosen = [k for k, i in enumerate(data.index.tolist()) if i not in skip]
     if asked.norm == 0:
         yield from _counted(network, data, chosen, asked, progress)
@@ -108,18 +108,6 @@ def radius_data(network: Network, data: DataSet, asked: Asked, *, device: str | 
                 except Contradiction as error:  # nothing that comes after could be believed
                     raise Contradiction(f"input {int(data.index[place])}: {error}") from error
             yield _finished(found, data, place, asked, share_s + time.monotonic() - begin, estimate)
-
-
-def check_inputs(data: DataSet, asked: Asked) -> None:
-    """Raise ValueError for the first example that lies outside the clip range, by its number."""
-    if asked.clip is None:
-        return
-    free = np.ones(data.x.shape[1:], bool) if asked.mask is None else asked.mask.reshape(data.x.shape[1:])
-    x = data.x.astype(np.float64)  # else the range would be rounded to float32
-    outside = free & ((x < asked.clip[0]) | (x > asked.clip[1]))
-    for k in np.flatnonzero(outside.reshape(len(data), -1).any(1))[:1]:
-        raise ValueError(f"input {int(data.index[k])} has entries from {data.x[k].min():.6g} to {data.x[k].max():.6g}, "
-                         f"outside the clip range [{asked.clip[0]}, {asked.clip[1]}]; are the inputs normalised?")
 
 
 def _teller(progress: Progress | None, index: int) -> Callable[..., None]:
