@@ -46,7 +46,7 @@ from benchmarks.studies.convergence import (  # noqa: E402
     short,
     summary,
 )
-from benchmarks.studies.fits import RANK, Interval, interval  # noqa: E402
+from benchmarks.studies.fits import RANK, Interval, interval, rank_grain  # noqa: E402
 from benchmarks.studies.study import (  # noqa: E402
     Context,
     Drawing,
@@ -472,8 +472,9 @@ def correlation(numbers: Numbers, which: str) -> Interval:
     "common"."""
     found = [n for n in numbers["networks"] if n["training"] in DEFENCES]
     seeds = [[n for n in found if n["seed"] == seed] for seed in sorted({n["seed"] for n in found})]
-    return interval([ranked_within([n["fosc"][which]["mean"] for n in mine], [n["white"]["pgd-20"] for n in mine],
-                                   [n["eps"] for n in mine]) for mine in seeds], RANK)
+    values = [ranked_within([n["fosc"][which]["mean"] for n in mine], [n["white"]["pgd-20"] for n in mine],
+                            [n["eps"] for n in mine]) for mine in seeds]
+    return interval(values, RANK, rank_grain(len(DEFENCES)) / len({n["eps"] for n in found}))
 
 
 # ---------------------------------------------------------------------- for people

@@ -130,18 +130,20 @@ def enough(ratios: Sequence[float], of: Sequence[float]) -> bool:
 
 def judge_untrained(rows: list[dict[str, Any]], settings: Settings) -> list[Verdict]:
     scales, ratios, limit = settings["scales"], settings["ratios"], settings["steps"]
+    one = 1 / settings["images"]
     verdicts = []
     for rule in RULES:
         mine = [r for r in rows if r["rule"] == rule]
         small, middle, large = ([r for r in mine if r["scale"] == s]
                                 for s in (scales[0], scales[len(scales) // 2], scales[-1]))
-        easy = interval([min(r["escaped"] for r in net) for net in per_network(small, settings)], SHARE)
+        easy = interval([min(r["escaped"] for r in net) for net in per_network(small, settings)], SHARE, one)
         apart = [ratio for ratio in ratios
                  if not image_escape.at_an_end([r["steps"] for r in mine if r["ratio"] == ratio], limit)]
         by_scale = {ratio: order((r for r in mine if r["ratio"] == ratio), "scale", settings) for ratio in apart}
         slower = together(*(said for said, _ in by_scale.values())) if enough(apart, ratios) else SILENT
         later, later_words = order(middle, "ratio", settings)
-        few, many = (interval([r["escaped"] for r in of if r["ratio"] == ratios[0]], SHARE) for of in (large, small))
+        few, many = (interval([r["escaped"] for r in of if r["ratio"] == ratios[0]], SHARE, one)
+                     for of in (large, small))
         # Hard at the largest scale alone: where nothing is left at any scale, the scale is not what makes it hard.
         hard = together(stands(few, below=EASY), stands(many, above=EASY))
         # Of steps of one eta the claim is that they lead away at the smallest scale; steps that are a share of eps
@@ -231,7 +233,8 @@ def judge_trained(rows: list[dict[str, Any]], settings: Settings) -> list[Verdic
         change = Change({(r["scale"], r["epoch"], r["seed"], r["ratio"]): r["steps"] for r in mine}, few, many, seeds,
                         limit)
         early = [r for r in mine if r["scale"] == small and r["epoch"] == few]
-        easy = interval([sum(r["escaped"] for r in net) / len(net) for net in per_network(early, settings)], SHARE)
+        easy = interval([sum(r["escaped"] for r in net) / len(net) for net in per_network(early, settings)], SHARE,
+                        1 / settings["images"] / len(ratios))
         harder, harder_words = judge_harder(change, small, ratios)
         more, more_words = judge_more(change, small, large, ratios)
         gate = HOLDS if rule == "relative" else stands(easy, above=EASY)

@@ -27,17 +27,22 @@ class Interval(NamedTuple):
         return f"{self.mean:+.3g} ({ends}, n = {self.n})"
 
 
-def interval(values: Sequence[float], within: tuple[float, float] = (-math.inf, math.inf)) -> Interval:
+def interval(values: Sequence[float], within: tuple[float, float] = (-math.inf, math.inf), grain: float = 0.0
+             ) -> Interval:
     """The mean of independent values with Student's interval of 95 %, as far as it lies `within` what the mean can be;
-    of one value there is no interval. Raises ValueError where there is no value."""
+    of one value there is no interval. Raises ValueError where there is no value.
+
+    grain: the distance between values that are possible. They spread by what rounding to them hides (a uniform error)
+    or more: three equal ranks of four places are no certain mean.
+    """
     from scipy.stats import t
     if not values:
         raise ValueError("a mean needs at least one value")
     mean, n = float(np.mean(values)), len(values)
-    half = (float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1
-            else math.inf)
-    if math.isinf(half):
+    if n == 1:
         return Interval(mean, -math.inf, math.inf, n)
+    spread = max(float(np.std(values, ddof=1)), grain / math.sqrt(12))
+    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * spread / math.sqrt(n)
     return Interval(mean, max(mean - half, within[0]), min(mean + half, within[1]), n)
 
 
@@ -65,7 +70,15 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
 def trend(runs: Iterable[tuple[Sequence[float], Sequence[float]]]) -> Interval:
     """Spearman's rho of each independent run (x, y), with Student's interval of their mean: values of one network or
     seed at several x depend on each other, and count once."""
-    return interval([rank_correlation(x, y) for x, y in runs], RANK)
+    runs = list(runs)
+    found = [rank_correlation(x, y) for x, y in runs]
+    varied = any(len(set(y)) > 1 for _, y in runs)  # what is the same everywhere has no trend, which is certain
+    return interval(found, RANK, max(rank_grain(len(x)) for x, _ in runs) if varied else 0.0)
+
+
+def rank_grain(places: int) -> float:
+    """The distance between values that Spearman's rho of so many pairs can have, where none are equal."""
+    return 12 / (places * (places**2 - 1)) if places > 2 else 0.0
 
 
 def share(hits: int, of: int) -> Interval:

@@ -43,7 +43,7 @@ from benchmarks.studies.convergence import (  # noqa: E402
     summary,
     trajectory,
 )
-from benchmarks.studies.fits import RANK, SHARE, Interval, interval, rank_correlation  # noqa: E402
+from benchmarks.studies.fits import RANK, SHARE, Interval, interval, rank_correlation, rank_grain  # noqa: E402
 from benchmarks.studies.study import (  # noqa: E402
     MNIST,
     Context,
@@ -408,8 +408,9 @@ def judge_indicator(found: Numbers) -> Verdict:
     robust = np.array([robustness(row) for row in rows])
     rho = {name: [rank_correlation([row[name]["means"][k] for row in rows], robust[:, k].tolist())
                   for k in range(robust.shape[1])] for name in ("fosc", "loss")}
-    by_fosc, by_loss = (interval(rho[name], RANK) for name in ("fosc", "loss"))
-    more = interval([-a - abs(b) for a, b in zip(rho["fosc"], rho["loss"], strict=True)])
+    grain = rank_grain(len(rows))
+    by_fosc, by_loss = (interval(rho[name], RANK, grain) for name in ("fosc", "loss"))
+    more = interval([-a - abs(b) for a, b in zip(rho["fosc"], rho["loss"], strict=True)], grain=grain)
     said = (f"Inside each seed, over the {len(rows)} step sizes, robustness has the rank correlation {by_fosc} with "
             "the mean FOSC of training examples in the last epoch (mean and 95 % interval over seeds; needed: below "
             f"zero) and {by_loss} with their mean loss, whose size is exceeded by {more} (needed: above zero). Here "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise, permutations
 
 import pytest
 
@@ -13,6 +14,7 @@ from benchmarks.studies.fits import (
     exponents,
     interval,
     rank_correlation,
+    rank_grain,
     share,
     told,
     trend,
@@ -47,6 +49,18 @@ def test_a_mean_of_shares_is_none_beyond_all() -> None:
     assert math.isinf(interval([1.0], SHARE).high), "one value has no interval"
 
 
+def test_equal_ranks_of_few_places_are_no_certain_mean() -> None:
+    x = [1.0, 2.0, 3.0]
+    found = trend([(x, x)] * 3)
+    half = 4.302652729911275 * 0.5 / 12**0.5 / 3**0.5  # rho of three places is -1, -0.5, 0.5 or 1
+    assert found.mean == found.high == 1 and found.low == pytest.approx(1 - half)
+    assert rank_grain(4) == pytest.approx(0.2) and rank_grain(2) == 0
+    possible = {round(rank_correlation(range(4), order), 9) for order in permutations(range(4))}
+    assert min(b - a for a, b in pairwise(sorted(possible))) == pytest.approx(rank_grain(4))
+    wide = interval([0.2, 0.8], RANK, 0.1)
+    assert wide == interval([0.2, 0.8], RANK), "what they spread by themselves is not counted twice"
+
+
 def test_a_share_of_all_is_not_certain() -> None:
     found = share(20, 20)
     assert found.mean == 1 and found.high == pytest.approx(1)
@@ -64,7 +78,8 @@ def test_ranks() -> None:
 def test_a_trend_counts_every_run_once() -> None:
     x = [1.0, 2.0, 3.0, 4.0]
     up, down = (x, x), (x, x[::-1])
-    assert trend([up, up, up]) == (1.0, 1.0, 1.0, 3) and trend([down, down]).high == -1
+    assert trend([up] * 100).mean == 1 and trend([up] * 100).low > 0.98 and trend([down] * 100).high < -0.98
+    assert trend([(x, [5.0] * 4)] * 2) == (0.0, 0.0, 0.0, 2), "no trend, for certain"
     mixed, one = trend([up, down, up]), trend([up])
     assert mixed.low < 0 < mixed.high and math.isinf(one.high)
 
