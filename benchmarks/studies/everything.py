@@ -78,8 +78,9 @@ def section(record: dict[str, Any], pictures: str) -> str:
     """One study as Markdown. pictures: where its figures lie, as the page says it."""
     lines = [f"## {heading(record)}", "", f"Source: {record['source']}. Script: `{command(record)}`.", ""]
     for verdict in record["verdicts"]:
-        lines += [f"- **{verdict['outcome'].capitalize()}**: {verdict['claim']} ({verdict['place']}). {verdict['why']}"]
-    lines += ["", record["table"], ""]
+        lines += [f"- **{verdict['outcome'].capitalize()}**: {verdict['claim']} ({verdict['place']}).", "",
+                  f"  {verdict['why']}", ""]
+    lines += [record["table"], ""]
     for file, caption in record["figures"].items():
         lines += [f"![{file}]({pictures}/{file})", "", f"*{caption}*", ""]
     machine = record["hardware"]

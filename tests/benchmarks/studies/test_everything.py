@@ -81,12 +81,12 @@ def test_the_page_is_computed_from_the_records(tmp_path: Path, monkeypatch: pyte
     assert text.index("## The first") < text.index("## The second"), "in the order of the list, not of the files"
     for record in (one, two):
         (verdict,), (caption,) = record["verdicts"], record["figures"].values()
-        assert f"- **Seen**: {verdict['claim']} ({verdict['place']}). {verdict['why']}" in text
+        assert f"- **Seen**: {verdict['claim']} ({verdict['place']}).\n\n  {verdict['why']}\n" in text
         assert record["table"] in text and f"*{caption}*" in text
         assert f"](studies/{record['study']}-line.png)" in text and f"commit {record['commit']}" in text
     one["verdicts"][0] |= {"outcome": "not seen", "why": "From 3 to 2."}
     (folder / "one.json").write_text(json.dumps(one))
-    assert "- **Not seen**: Values grow (Figure 1). From 3 to 2." in page(folder)
+    assert "- **Not seen**: Values grow (Figure 1).\n\n  From 3 to 2.\n" in page(folder)
     row = next(line for line in page(folder).splitlines() if "[The first](#the-first)" in line)
     assert [cell.strip() for cell in row.split("|")][2:-1] == ["`one`", "0", "0", "1"]
 
