@@ -48,6 +48,7 @@ from benchmarks.training import spread  # noqa: E402
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from certify.classifier import Classifier
     from certify.data.dataset import Examples, TrainingData
     from certify.settings import TrainSettings
     from certify.training import Trained
@@ -193,7 +194,7 @@ def by_stages(first: Trained, eps: float, test: Examples, data: TrainingData) ->
     stages = [first, *first.later]
     x, y = on_device(first, test)
     certifier = Certifier(eps, clip=data.clip, methods=(BOUNDS["dual"],))
-    points = [adversarial(stage, x, y, eps, data.clip) for stage in stages]
+    points = [adversarial(stage.model, x, y, eps, data.clip) for stage in stages]
     rows = []
     for count in range(1, len(stages) + 1):
         graphs = [stage.model.graph for stage in stages[:count]]
@@ -207,7 +208,7 @@ def by_stages(first: Trained, eps: float, test: Examples, data: TrainingData) ->
     return rows
 
 
-def adversarial(found: Trained, x: Tensor, y: Tensor, eps: float, clip: tuple[float, float] | None) -> Tensor:
+def adversarial(model: Classifier, x: Tensor, y: Tensor, eps: float, clip: tuple[float, float] | None) -> Tensor:
     """The ends of PGD-20 against one network."""
     import torch
 
@@ -216,7 +217,7 @@ def adversarial(found: Trained, x: Tensor, y: Tensor, eps: float, clip: tuple[fl
     parts = []
     for first in range(0, len(x), 250):
         part = slice(first, first + 250)
-        step = step_for(found.model, x[part], y[part], first, Threatened(eps, clip=clip))
+        step = step_for(model, x[part], y[part], first, Threatened(eps, clip=clip))
         parts.append(ascend(step, steps=20, step_size=0.1))
     return torch.cat(parts)
 
@@ -233,6 +234,7 @@ def tight(module: nn.Module, sample: Examples, eps: float, data: TrainingData, l
     from bounds.compute import compute_bounds
     from bounds.graph import Graph
     from bounds.sets import LpBall
+    from certify.classifier import Classifier
     from certify.margins import margin_rows
     graph = Graph.from_torch(module.double().cpu().requires_grad_(False), data.shape).simplify()
     x, y = sample.x.double(), sample.y
@@ -243,7 +245,10 @@ def tight(module: nn.Module, sample: Examples, eps: float, data: TrainingData, l
     undecided = sum(int(((z.lower < 0) & (z.upper > 0)).sum()) for z in relu)
     with torch.no_grad():
         at = margins_at(graph(x).flatten(1), y)
-    least = [exact(graph, sets, y, k, bounds["crown"], limit_s) for k in range(len(y))]
+    found = adversarial(Classifier(module, data.shape), x, y, eps, data.clip)
+    with torch.no_grad():
+        felled = torch.minimum(at, margins_at(graph(found).flatten(1), y)).tolist()
+    least = [exact(graph, sets, y, k, bounds["crown"], felled[k], limit_s) for k in range(len(y))]
     return {"margin": rounded(at.tolist()), "least_lower": rounded([low for low, _ in least]),
             "least_upper": rounded([high for _, high in least]),
             **{name: rounded(b.lower.view(len(y), -1).amin(1).tolist()) for name, b in bounds.items()},
@@ -256,9 +261,10 @@ def margins_at(logits: Tensor, y: Tensor) -> Tensor:
     return logits.gather(1, label).squeeze(1) - logits.scatter(1, label, -math.inf).amax(1)
 
 
-def exact(graph: Any, sets: Any, y: Tensor, k: int, bounded: Any, limit_s: float) -> tuple[float, float]:
+def exact(graph: Any, sets: Any, y: Tensor, k: int, bounded: Any, seen: float, limit_s: float) -> tuple[float, float]:
     """Two numbers between which the least margin of image k over its set lies, from mixed-integer programmes: a class
-    after the other, those with low bounds first, until no bound is below the least margin seen."""
+    after the other, those with low bounds first, until no bound is below the least margin seen (at first: by an
+    attack)."""
     import torch
 
     from bounds.sets import Box
@@ -271,7 +277,7 @@ def exact(graph: Any, sets: Any, y: Tensor, k: int, bounded: Any, limit_s: float
     intervals = {i: z.map(lambda t: t[k:k + 1]) for i, z in bounded.intervals.items()}
     others = [j for j in range(classes) if j != int(y[k])]
     below = bounded.lower.view(len(y), classes - 1)[k].tolist()
-    lower, seen = math.inf, math.inf
+    lower = math.inf
     eye = torch.eye(classes, dtype=torch.float64)
     for bound, j in sorted(zip(below, others, strict=True)):
         if bound >= seen:
@@ -283,9 +289,6 @@ def exact(graph: Any, sets: Any, y: Tensor, k: int, bounded: Any, limit_s: float
             with torch.no_grad():  # what the network says of the point counts, not what the solver says of its columns
                 seen = min(seen, float(margins_at(graph(found.x.unsqueeze(0)).flatten(1), y[k:k + 1])))
         lower = min(lower, max(bound, found.answer.bound))
-    if seen == math.inf:  # the time was up before there was a point
-        with torch.no_grad():
-            seen = float(margins_at(graph(own.centre_point).flatten(1), y[k:k + 1]))
     return min(lower, seen), seen
 
 
@@ -612,7 +615,7 @@ def draw_tightness(numbers: Numbers, s: Settings) -> Drawing:
 
 def curve(axis: Any, epochs: Sequence[int], values: Sequence[Sequence[float]], look: Mapping[str, Any]) -> None:
     """Means of values an epoch, with their standard deviations where there are several."""
-    drawn = [[x if math.isfinite(x) else math.nan for x in v] for v in values]
+    drawn = [v if all(map(math.isfinite, v)) else [math.nan] for v in values]  # which is a gap in the line
     axis.errorbar(epochs, [statistics.fmean(v) for v in drawn],
                   [statistics.stdev(v) if len(v) > 1 else 0.0 for v in drawn], **look)
 
