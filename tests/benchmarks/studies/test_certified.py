@@ -25,6 +25,7 @@ from benchmarks.studies.certified import (
 )
 from benchmarks.studies.study import NOT_SEEN, PARTLY, SEEN, Context, perform
 from certify.data.dataset import Examples, TrainingData
+from verifier.panels import save
 
 QUIET = Context(lambda text: None)
 ATOL = 2e-5  # of a solver's margins
@@ -156,6 +157,31 @@ def test_least_margins_are_those_of_a_fine_grid() -> None:
         assert high - low < 1e-3
         assert seen - 0.2 <= low <= seen + ATOL and max(bounds) <= low + ATOL
     assert looseness(row, "dual") > 1.01, "this network has undecided ReLUs"
+
+
+def test_without_time_the_least_margin_seen_is_what_an_attack_finds() -> None:
+    """Nothing above the margin at the image itself, which would say that bounds are infinitely loose."""
+    generator = torch.Generator().manual_seed(2)
+    module = nn.Sequential(nn.Linear(6, 30), nn.ReLU(), nn.Linear(30, 4))
+    for p in module.parameters():
+        p.data = torch.randn(p.shape, generator=generator)
+    x = torch.rand(5, 6, generator=generator)
+    y = module(x).argmax(1)
+    hasty, whole = (tight(module, Examples(x, y), 0.2, data_of(x, y, 4), limit_s) for limit_s in (1e-9, 30.0))
+    for at, low, high, crown, least in zip(hasty["margin"], hasty["least_lower"], hasty["least_upper"], hasty["crown"],
+                                           whole["least_upper"], strict=True):
+        assert crown - ATOL <= low <= least + ATOL and least - ATOL <= high < at
+    assert 1 < looseness(whole, "crown") - ATOL <= looseness(hasty, "crown") < math.inf
+
+
+def test_a_look_without_a_looseness_is_drawn_as_a_gap(tmp_path: Path) -> None:
+    numbers = given()
+    for row in numbers["tightness"]:
+        if row["epoch"] == 1:
+            row["least_upper"] = row["margin"]
+    assert math.isinf(looseness(numbers["tightness"][0], "dual"))
+    for drawing in STUDY.draw(numbers, SETTINGS).values():
+        save(drawing.figure, tmp_path / "drawn.png")
 
 
 # ---------------------------------------------------------------------- verdicts of given numbers
