@@ -24,7 +24,7 @@ class Interval(NamedTuple):
 
     def __str__(self) -> str:
         ends = "no interval" if math.isinf(self.low) else f"{self.low:+.3g} to {self.high:+.3g}"
-        return f"{self.mean:+.3g} ({ends}, n = {self.n})"
+        return f"{self.mean + 0.0:+.3g} ({ends}, n = {self.n})"  # the sum of -0.0 and 0.0 has no sign
 
 
 def interval(values: Sequence[float], within: tuple[float, float] = (-math.inf, math.inf), grain: float = 0.0

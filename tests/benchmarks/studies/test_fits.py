@@ -37,6 +37,7 @@ def test_students_interval() -> None:
     one = interval([1.0])
     assert (one.mean, one.low, one.high) == (1.0, -math.inf, math.inf)
     assert told(one) == "1.00 [of one value, no interval]"
+    assert str(interval([-0.0, -0.0])).startswith("+0 (")
     assert (str(found), str(one)) == ("+2 (-0.484 to +4.48, n = 3)", "+1 (no interval, n = 1)")
     with pytest.raises(ValueError, match="at least one value"):
         interval([])
