@@ -119,8 +119,8 @@ class Rows:
     def as_whole_window(self, shape: Shape) -> Rows:
         """Dense rows over a map as windows that cover it."""
         rows = self.as_full(shape)
-        count = rows.count
-        zeros = torch.zeros(count, dtype=torch.long, device=None if rows.A is None else rows.A.device)
+        assert rows.A is not None
+        zeros = torch.zeros(rows.count, dtype=torch.long, device=rows.A.device)
         positions = Positions.of(rows.owner, zeros, 1, 1)
         return replace(rows, positions=positions, extent=Extent((1, 1), (0, 0), (shape[1], shape[2])))
 

@@ -2,7 +2,7 @@
 
 Results are stored as they come (`verifier.store`), each instance has its own deadline, a network is read
 once for the rows that use it, and published verdicts beside the file are compared. A resumed run asks again about
-files that have changed.
+files that have changed, and where the time was up and there is more of it now.
 """
 
 from __future__ import annotations
@@ -194,9 +194,13 @@ def sweep(
         tally = Tally(total=len(instances))
         digests = Digests(instances_csv.parent)
         stored = {row.key: row for row in store.rows()}
-        finished = {i.key for i in instances if i.key in stored and stored[i.key].files == digests.of(i)}
-        if changed := sum(i.key in stored for i in instances) - len(finished):
+        answered = [i for i in instances if i.key in stored]
+        standing = [i for i in answered if stored[i.key].files == digests.of(i)]
+        finished = {i.key for i in standing if not _has_more_time(i, stored[i.key])}
+        if changed := len(answered) - len(standing):
             log.warning("the files of %d answers have changed since: these instances are asked again", changed)
+        if longer := len(standing) - len(finished):
+            log.warning("%d instances that ran out of time have more of it now: they are asked again", longer)
         for key, row in stored.items():
             if key in finished:
                 tally.add(row, expected)
@@ -208,6 +212,10 @@ def sweep(
         finally:
             csv_path = store.export_csv()
     return SweepResult(tally, csv_path, interrupted)
+
+
+def _has_more_time(instance: Instance, row: Row) -> bool:
+    return row.reason == Reason.TIME_LIMIT.value and instance.timeout_s > row.timeout_s
 
 
 def _work(waiting: Iterable[Instance], digests: Digests, store: Store, tally: Tally, expected: dict[Key, str],

@@ -6,6 +6,7 @@ import csv
 import gzip
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -245,6 +246,22 @@ def test_a_file_that_was_not_there_is_asked_about_when_it_is(benchmark: Path, tm
     (benchmark.parent / "absent.vnnlib").write_text(spec([(-1, 2)], 2, SPECS["unsafe"]))
     assert sweep(benchmark, tmp_path / "run", resume=True).tally.done_here == 1
     assert verdicts(tmp_path / "run") == EXPECTED | {("net.onnx", "absent.vnnlib"): "falsified"}
+
+
+@pytest.mark.parametrize(("reason", "seconds", "asked"), [("time limit", 90, 1), ("time limit", 60, 0),
+                                                          ("time limit", 30, 0), ("memory", 90, 0)])
+def test_what_ran_out_of_time_is_asked_again_when_it_has_more(
+        benchmark: Path, tmp_path: Path, reason: str, seconds: int, asked: int,
+        caplog: pytest.LogCaptureFixture) -> None:
+    benchmark.write_text("net.onnx,safe.vnnlib,60\nnet.onnx,unsafe.vnnlib,60\n")
+    sweep(benchmark, tmp_path / "run")
+    with sqlite3.connect(tmp_path / "run" / "results.sqlite") as db:
+        db.execute("UPDATE results SET verdict = 'unknown', reason = ? WHERE vnnlib = 'safe.vnnlib'", [reason])
+    db.close()
+    benchmark.write_text(f"net.onnx,safe.vnnlib,{seconds}\nnet.onnx,unsafe.vnnlib,{seconds}\n")
+    assert sweep(benchmark, tmp_path / "run", resume=True).tally.done_here == asked
+    assert verdicts(tmp_path / "run")["net.onnx", "safe.vnnlib"] == ("verified" if asked else "unknown")
+    assert ("have more of it now" in caplog.text) == bool(asked)
 
 
 SLOW_SWEEP = """

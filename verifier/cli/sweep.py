@@ -32,7 +32,8 @@ An expected.csv beside INSTANCES.csv is compared: contradictions are listed.""")
 @click.option("--time-limit", type=float, metavar="S", help="Seconds an instance; the smaller of this and the file's.")
 @click.option("--out", metavar="RUN", help="Folder of the results [out/NAME of the benchmark's folder].")
 @click.option("--resume", is_flag=True,
-              help="Go on with a run: skip what RUN has an answer for, unless the files have changed since.")
+              help="Go on with a run: skip what RUN has an answer for, unless the files have changed since "
+                   "(or their time in INSTANCES.csv has grown and was not enough).")
 @click.option("--method", type=click.Choice(METHODS), default="auto", show_default=True,
               help="As in `rmax verify`.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where to compute [cpu].")
