@@ -671,7 +671,7 @@ QUICK = DIGITS | {
     "fgsm_epochs": 1, "groups": 5,
 }
 ON_MNIST = DIGITS | {
-    "data": "mnist", "train_examples": 1500, "test_examples": 500, "model": "wk-small", "eps": 0.1, "seeds": [0, 1, 2],
+    "data": "mnist", "train_examples": 1500, "test_examples": 500, "model": "wk-small", "eps": 0.1,
     "epochs": 15, "lr": 1e-3, "milestones": [10, 13], "look_at": [2, 8, 15], "fgsm_epochs": 4,
 }
 PAPER = DIGITS | {
