@@ -34,6 +34,15 @@ def stands(found: Interval, *, above: float = -math.inf, below: float = math.inf
     return SILENT if high - low >= min(below, at_most) - max(above, at_least) else OPEN
 
 
+def between(least: Interval, most: Interval, *, above: float) -> str:
+    """What is said of a mean that is claimed to lie above a number, when values are known to lie between two ends: it
+    holds if it does at their least, and is contradicted if it is at their most."""
+    if stands(least, above=above) == HOLDS:
+        return HOLDS
+    state = stands(most, above=above)
+    return OPEN if state == HOLDS else state
+
+
 def plain(held: bool) -> str:
     """Of what has no interval."""
     return HOLDS if held else AGAINST

@@ -1,7 +1,7 @@
 """All studies in turn, and `docs/studies.md` from what they measured: what `make studies` runs.
 
     python benchmarks/studies/everything.py                          # a quarter of an hour on two cores
-    python benchmarks/studies/everything.py --data-dir D             # an hour: on MNIST too, whose files lie in D
+    python benchmarks/studies/everything.py --data-dir D             # 75 minutes: on MNIST too, whose files lie in D
     python benchmarks/studies/everything.py --only ascent,fosc       # some of them
     python benchmarks/studies/everything.py --redraw                 # figures, verdicts and the page alone
 

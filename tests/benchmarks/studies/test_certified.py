@@ -17,7 +17,9 @@ from benchmarks.studies.certified import (
     NAMES,
     STUDY,
     check,
+    in_order,
     judge,
+    loose_ends,
     looseness,
     measure,
     tight,
@@ -294,12 +296,37 @@ def test_bounds_must_end_tighter_than_those_of_networks_with_the_same_seed() -> 
     assert judge(numbers, SETTINGS)[2].outcome == NOT_SEEN
 
 
-def test_of_margins_not_known_the_end_against_the_claim_counts() -> None:
+def test_with_margins_not_known_only_what_holds_wherever_they_lie_is_said() -> None:
     numbers = given()
-    assert outcomes(numbers)[2] == SEEN and "All 36 least margins" in judge(numbers, SETTINGS)[2].why
+    verdict = judge(numbers, SETTINGS)[2]
+    assert verdict.outcome == SEEN and "All 36 least margins" in verdict.why and "show 4" in verdict.why
     change(numbers["tightness"], "least_upper", [1.6], training="exact", epoch=9)  # looseness between 1.1 and 2.75
     verdict = judge(numbers, SETTINGS)[2]
     assert verdict.outcome == PARTLY and "33 of 36 least margins" in verdict.why
+    assert "show 2, leave 2 open" in verdict.why, "others end looser than 2.75, but the fall is not known"
+    change(numbers["tightness"], "least_upper", [1.8], training="exact", epoch=9)  # between 1.1 and 5.5
+    verdict = judge(numbers, SETTINGS)[2]
+    assert verdict.outcome == NOT_SEEN and "show 0, leave 4 open" in verdict.why
+    assert "something between -2.40 [" in verdict.why and "the order is known of 0 of 3 seeds" in verdict.why
+
+
+def test_what_is_worse_wherever_margins_lie_is_contradicted() -> None:
+    numbers = courses(given(), [[2.0, 4.1, 4.2, 4.3]] * 3)
+    change(numbers["tightness"], "least_upper", [1.05], epoch=9)
+    assert "show 0, contradict 4" in judge(numbers, SETTINGS)[2].why
+
+
+def test_overlapping_looks_have_no_order() -> None:
+    def of(*ends: tuple[float, float]) -> list[dict[str, Any]]:
+        """Looks whose looseness lies between two ends."""
+        return [{"margin": [1.0], "least_upper": [1 - 1 / high], "least_lower": [1 - 1 / low], "dual": [0.0]}
+                for low, high in ends]
+    assert loose_ends(*of((2, 3)), "dual") == pytest.approx((2, 3))
+    assert in_order(of((2, 3), (4, 5), (1.5, 1.9)), "dual")
+    assert not in_order(of((2, 3), (4, 5), (1.5, 2.1)), "dual")
+    assert not in_order(of((2, 5), (3, 3)), "dual"), "one inside the other"
+    assert in_order(of((2, 2), (2, 2), (3, 3)), "dual"), "equal ones are known to be so"
+    assert not in_order(of((2, 3), (2, 3)), "dual")
 
 
 def test_a_drop_of_nothing_is_exact_or_without_end() -> None:

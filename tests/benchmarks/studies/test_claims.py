@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from benchmarks.studies.claims import AGAINST, HOLDS, OPEN, SILENT, plain, stands, together, verdict
+from benchmarks.studies.claims import AGAINST, HOLDS, OPEN, SILENT, between, plain, stands, together, verdict
 from benchmarks.studies.fits import Interval, interval
 from benchmarks.studies.study import NOT_SEEN, PARTLY, SEEN
 
@@ -22,6 +22,15 @@ from benchmarks.studies.study import NOT_SEEN, PARTLY, SEEN
     (math.nan, math.nan, {"above": 0}, SILENT)])
 def test_what_an_interval_says(low: float, high: float, limits: dict[str, float], state: str) -> None:
     assert stands(Interval(0.0, low, high, 3), **limits) == state
+
+
+@pytest.mark.parametrize(("least", "most", "state"), [
+    ((1, 2), (3, 4), HOLDS), ((-2, -1), (1, 2), OPEN), ((-1, 1), (1, 2), OPEN), ((-2, -1), (-1, 1), OPEN),
+    ((-4, -3), (-2, -1), AGAINST), ((1, 2), (-math.inf, math.inf), HOLDS),
+    ((-2, -1), (-math.inf, math.inf), SILENT), ((-math.inf, math.inf), (1, 2), OPEN)])
+def test_between_two_ends_only_what_both_say_is_said(least: tuple[float, float], most: tuple[float, float], state: str
+                                                     ) -> None:
+    assert between(Interval(0.0, *least, 3), Interval(0.0, *most, 3), above=0) == state
 
 
 @pytest.mark.parametrize("limits", [{"above": -2, "below": 2}, {"at_least": -2, "at_most": 2}])
