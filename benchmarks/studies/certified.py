@@ -628,8 +628,8 @@ def draw_tightness(numbers: Numbers, s: Settings) -> Drawing:
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     count = len(numbers["tightness"][0]["margin"])
     return Drawing(figure, f"Bounds of the margin of the first {count} test images at radius {s['tight_eps']:g}, "
-                   "against the least margin by mixed-integer programmes (the lowest one seen, where they were not done in "
-                   f"{s['exact_s']:g} s), on the same networks along training "
+                   "against the least margin by mixed-integer programmes (the lowest one seen, where they were not "
+                   f"done in {s['exact_s']:g} s), on the same networks along training "
                    f"({seeds_of(s)}; the radius of training reaches that of the test after a third of it). "
                    + about(numbers, s))
 
