@@ -13,7 +13,7 @@ CHECKED = ("tests/verifier/test_check.py", "tests/verifier/test_check_numbers.py
 FAULTS = (
     Fault("answers-about-other-files", "verifier/sweep.py", "unsound",
           "a resumed sweep keeps answers about files that have changed",
-          "if i.key in stored and stored[i.key].files == digests.of(i)}", "if i.key in stored}",
+          "[i for i in answered if stored[i.key].files == digests.of(i)]", "list(answered)",
           ("tests/verifier/test_sweep.py",)),
     Fault("weights-beside-forgotten", "verifier/network.py", "unsound",
           "a network is the same whatever the files hold that lie beside it",
