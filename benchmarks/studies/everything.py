@@ -121,6 +121,17 @@ def runs(names: Sequence[str], arguments: argparse.Namespace) -> list[tuple[str,
     return sorted(every, key=lambda run: (run[1] != MNIST, LENGTHS.get(run[0], 0)))
 
 
+def check_data(wanted: Sequence[tuple[str, str]], arguments: argparse.Namespace) -> None:
+    """Complain about --data-dir before the work: what is missing would be told of behind an hour of other studies."""
+    if arguments.redraw or all(mode != MNIST for _, mode in wanted):
+        return
+    from certify.data.registry import load
+    try:
+        load("mnist", arguments.data_dir)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f"--data-dir {arguments.data_dir}: {error}") from error
+
+
 def script(name: str, mode: str, arguments: argparse.Namespace) -> tuple[str, int, float, str]:
     """Run one study in a process of its own: (record, exit code, seconds, what it found). How it gets on, and what goes
     wrong, is told as it comes."""
@@ -155,9 +166,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.jobs < 1:
         raise SystemExit(f"--jobs must be at least 1, got {arguments.jobs}")
     written = arguments.page or arguments.out.resolve().parent / "studies.md"
+    wanted = runs(names, arguments)
+    check_data(wanted, arguments)
     failed = []
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        done = pool.map(lambda run: script(*run, arguments), runs(names, arguments))
+        done = pool.map(lambda run: script(*run, arguments), wanted)
         for name, code, seconds, said in done:
             print(f"=== {name}: {'done' if code == 0 else f'FAILED, exit code {code}'}, {seconds:.0f} s\n{said}",
                   flush=True)

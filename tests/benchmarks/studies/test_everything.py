@@ -57,6 +57,19 @@ def test_redrawing_all_measures_nothing(scripts: Path, capfd: pytest.CaptureFixt
     assert "=== bad: done" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_data_that_are_not_there_are_missed_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                            damaged: bool) -> None:
+    def measured(*_: Any) -> None:
+        raise AssertionError("a study was begun")
+    monkeypatch.setattr(everything, "script", measured)
+    if damaged:
+        for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+            (tmp_path / f"{part}-ubyte").write_bytes(b"no images")
+    with pytest.raises(SystemExit, match=f"--data-dir {tmp_path}: .*ubyte"):
+        main(["--data-dir", str(tmp_path), "--out", str(tmp_path / "docs" / "studies")])
+
+
 def test_another_folder_has_its_own_page(scripts: Path) -> None:
     (scripts.parent.parent / "there").mkdir()
     elsewhere = scripts.parent.parent / "there" / "page.md"
